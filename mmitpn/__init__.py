@@ -1,0 +1,32 @@
+"""Fast-iTPN, an integrally pre-trained transformer pyramid, for the OpenMMLab detectors and segmentors.
+
+Importing the package is light: each public name is imported when it is first used, so that a host library that is
+missing (mmdet, mmseg or mmpretrain) only breaks what needs it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from .version import __version__
+
+_PUBLIC = {
+    'DINO': 'mmitpn.models.detectors',
+    'FastITPN': 'mmitpn.models.backbones',
+    'ITPNPyramid': 'mmitpn.models.necks',
+    'LayerDecayOptimWrapperConstructor': 'mmitpn.engine',
+}
+
+__all__ = [*sorted(_PUBLIC), '__version__']
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name not in _PUBLIC:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}; public names: {", ".join(__all__)}')
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -1,0 +1,36 @@
+"""Global multi-head self-attention."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Self-attention with biases on queries and values only and no relative position.
+
+    The three projections of the released weights lie in one matrix here. ``scaled_dot_product_attention`` keeps the
+    N x N scores out of memory.
+
+    Args:
+        dim: Channels, a multiple of ``num_heads``.
+        num_heads: Attention heads; scores are scaled by ``1 / sqrt(dim / num_heads)``.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, N, C)`` to ``(B, N, C)``."""
+        batch, tokens, dim = x.shape
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        qkv = F.linear(x, self.qkv.weight, bias).view(batch, tokens, 3, self.num_heads, dim // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each B, heads, N, C / heads
+        x = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, dim))

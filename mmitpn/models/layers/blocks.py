@@ -1,0 +1,86 @@
+"""The two residual blocks that everything is stacked from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import StochasticDepth
+
+from .attention import Attention
+from .mlp import Mlp, SwiGLU
+from .norm import layer_norm
+
+
+class PointwiseBlock(nn.Module):
+    """Attention-free residual block: ``x + Mlp(norm(x))`` at every position for itself.
+
+    Args:
+        dim: Channels.
+        hidden: Hidden channels of the MLP.
+        sub_norm: LayerNorm on the hidden channels.
+        drop_path: Probability of skipping the branch for a sample while training.
+    """
+
+    def __init__(self, dim: int, hidden: int, *, sub_norm: bool, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm = layer_norm(dim)
+        self.mlp = Mlp(dim, hidden, sub_norm=sub_norm)
+        self.drop_path = StochasticDepth(drop_path, 'row')
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, ..., dim)`` to ``(B, ..., dim)``."""
+        return x + self.drop_path(self.mlp(self.norm(x)))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm transformer block of the main stage, with layer scale.
+
+    Args:
+        dim: Channels.
+        num_heads: Attention heads.
+        hidden: Hidden channels of the SwiGLU.
+        layer_scale: Initial value of ``gamma_1`` and ``gamma_2``; None leaves them out.
+        drop_path: Probability of skipping a branch for a sample while training.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, *, hidden: int, layer_scale: float | None = 0.1, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.norm1 = layer_norm(dim)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = layer_norm(dim)
+        self.mlp = SwiGLU(dim, hidden)
+        self.drop_path = StochasticDepth(drop_path, 'row')
+        if layer_scale is None:
+            self.gamma_1 = self.gamma_2 = None
+        else:
+            self.gamma_1 = nn.Parameter(torch.full((dim,), float(layer_scale)))
+            self.gamma_2 = nn.Parameter(torch.full((dim,), float(layer_scale)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, N, dim)`` to ``(B, N, dim)``."""
+        x = self._add(x, self.attn(self.norm1(x)), self.gamma_1)
+        return self._add(x, self.mlp(self.norm2(x)), self.gamma_2)
+
+    def _add(self, x: Tensor, branch: Tensor, gamma: Tensor | None) -> Tensor:
+        return x + self.drop_path(branch if gamma is None else gamma * branch)
+
+
+def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *, recompute: bool) -> Tensor:
+    """Run blocks one after the other.
+
+    Args:
+        blocks: Modules that keep the shape.
+        x: Their input.
+        recompute: Keep only the input of every block for the backward pass and compute the rest again there.
+
+    Returns:
+        The last block's output.
+    """
+    for block in blocks:
+        x = checkpoint(block, x, use_reentrant=False) if recompute and torch.is_grad_enabled() else block(x)
+    return x

@@ -1,0 +1,5 @@
+"""Necks: the pre-trained pyramid."""
+
+from .itpn_pyramid import ITPNPyramid
+
+__all__ = ['ITPNPyramid']

@@ -1,0 +1,152 @@
+"""The feature pyramid that is pre-trained together with the backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmitpn.checkpoint import PretrainedModule
+from mmitpn.registry import MODELS
+
+from ..layers import PatchSplit, PointwiseBlock, as_map, as_tokens, initialize_weights, run_blocks
+from ..layers.initialize import check_weight_init
+
+KINDS = ('fast',)
+EXTRA_POOLS = ('avg', 'max')
+
+
+@MODELS.register_module()
+class ITPNPyramid(PretrainedModule):
+    """Pyramid of Fast-iTPN: every operation is per position, none is attention.
+
+    From the main stage downwards: align, split, add the finer backbone map, attention-free blocks; then one block a
+    level for the output. Layout and sizes are read off the released code and weights.
+
+    Args:
+        in_channels: Channels of the backbone's maps at strides 4, 8, 16.
+        out_channels: Channels of every level, F.
+        num_outs: Levels: 3 (strides 4, 8, 16), 4 (also 32) or 5 (also 64).
+        kind: Layout of the weights; ``'fast'`` is Fast-iTPN's.
+        extra_pool: How strides 32 and 64 come from stride 16: ``'avg'`` as the authors do in detection, ``'max'`` as
+            they do in segmentation.
+        depth: Blocks after each merge of two levels.
+        hidden_channels: Hidden channels of the blocks; None means ``int(F * 8 / 3)``, the released 682 for 256.
+        with_cp: Recompute every block in the backward pass instead of keeping its activations.
+        weight_init: ``'trunc_normal'`` or ``'xavier'``, see :func:`initialize_weights`.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` loads the pyramid of any Fast-iTPN pre-training file.
+
+    Raises:
+        ValueError: If an argument is outside what is allowed; the message says what is.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        *,
+        out_channels: int = 256,
+        num_outs: int = 5,
+        kind: str = 'fast',
+        extra_pool: str = 'avg',
+        depth: int = 1,
+        hidden_channels: int | None = None,
+        with_cp: bool = False,
+        weight_init: str = 'trunc_normal',
+        init_cfg: Mapping | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        if len(in_channels) != 3:
+            raise ValueError(
+                f'in_channels are {tuple(in_channels)}; the pyramid takes three maps, strides 4, 8, 16: give the'
+                " backbone's out_channels, and the backbone out_indices=(0, 1, 2)"
+            )
+        if num_outs not in (3, 4, 5):
+            raise ValueError(f'num_outs is {num_outs!r}; allowed: 3 (strides 4 to 16), 4 (to 32), 5 (to 64)')
+        if kind not in KINDS:
+            raise ValueError(f'kind is {kind!r}; allowed: {", ".join(map(repr, KINDS))}')
+        if extra_pool not in EXTRA_POOLS:
+            raise ValueError(f'extra_pool is {extra_pool!r}; allowed: {", ".join(map(repr, EXTRA_POOLS))}')
+        for name, value in (('out_channels', out_channels), ('depth', depth), ('hidden_channels', hidden_channels)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f'{name} is {value!r}; give a whole number of at least 1')
+
+        self.in_channels = tuple(in_channels)
+        self.out_channels = out_channels
+        self.num_outs = num_outs
+        self.strides = (4, 8, 16, 32, 64)[:num_outs]
+        self.extra_pool = extra_pool
+        self.with_cp = with_cp
+        self.weight_init = check_weight_init(weight_init)
+        hidden = hidden_channels or int(out_channels * 8 / 3)
+        fine, middle, main = in_channels
+
+        def block() -> PointwiseBlock:
+            return PointwiseBlock(out_channels, hidden, sub_norm=False)
+
+        self.align16 = nn.Linear(main, out_channels)
+        self.align8 = nn.Linear(middle, out_channels)
+        self.align4 = nn.Linear(fine, out_channels)
+        self.split8 = PatchSplit(main, out_channels)
+        self.split4 = PatchSplit(out_channels, out_channels)
+        self.blocks8 = nn.ModuleList(block() for _ in range(depth))
+        self.blocks4 = nn.ModuleList(block() for _ in range(depth))
+        self.out16, self.out8, self.out4 = block(), block(), block()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Give every parameter its starting value."""
+        initialize_weights(self, weight_init=self.weight_init)
+
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Compute the levels.
+
+        Args:
+            inputs: Maps ``(B, C_i, H_i, W_i)`` at strides 4, 8, 16; sides as ceil(side / stride) of one picture.
+
+        Returns:
+            ``num_outs`` maps ``(B, out_channels, H, W)``, finest first: strides 4, 8, 16, then 32 and 64 by pooling
+            with the side rounded up.
+
+        Raises:
+            ValueError: If the number of maps, their channels or their sizes do not fit.
+        """
+        self._check(inputs)
+        fine, middle, main = (as_tokens(x) for x in inputs)
+        top8 = self._merge(self.split8(main), self.align8(middle), self.blocks8)
+        top4 = self._merge(self.split4(top8), self.align4(fine), self.blocks4)
+        levels = [
+            run_blocks([self.out4], top4, recompute=self.with_cp),
+            run_blocks([self.out8], top8, recompute=self.with_cp),
+            run_blocks([self.out16], self.align16(main), recompute=self.with_cp),
+        ]
+        # Heads view their inputs in every way, so they get plain (B, C, H, W) memory.
+        outs = [as_map(level).contiguous() for level in levels]
+        while len(outs) < self.num_outs:
+            outs.append(self._pool(outs[-1]))
+        return tuple(outs)
+
+    def _merge(self, coarse: Tensor, fine: Tensor, blocks: nn.ModuleList) -> Tensor:
+        """Add the split coarse map, cut to the finer one's odd sides, to the aligned finer map; then the blocks."""
+        x = coarse[:, : fine.shape[1], : fine.shape[2]] + fine
+        return run_blocks(blocks, x, recompute=self.with_cp)
+
+    def _pool(self, x: Tensor) -> Tensor:
+        # ceil_mode keeps a side of 1 at 1; the average counts only what is there.
+        if self.extra_pool == 'avg':
+            return F.avg_pool2d(x, 2, stride=2, ceil_mode=True, count_include_pad=False)
+        return F.max_pool2d(x, 2, stride=2, ceil_mode=True)
+
+    def _check(self, inputs: Sequence[Tensor]) -> None:
+        if len(inputs) != 3:
+            raise ValueError(f'the pyramid was given {len(inputs)} map(s); it takes three: out_indices=(0, 1, 2)')
+        channels = tuple(x.shape[1] for x in inputs)
+        if channels != self.in_channels:
+            raise ValueError(
+                f'the pyramid was given maps of {channels} channels, but in_channels are {self.in_channels}:'
+                f" set the neck's in_channels to {channels}"
+            )
+        sides = [tuple(x.shape[-2:]) for x in inputs]
+        for finer, coarser in zip(sides[:-1], sides[1:], strict=True):
+            if any(-(-a // 2) != b for a, b in zip(finer, coarser, strict=True)):
+                raise ValueError(f'the pyramid was given maps of sides {sides}; each must be half of the one before')
