@@ -8,7 +8,7 @@ from dataclasses import dataclass
 # depths: blocks at stride 4, 8 and 16. embed_dim: channels at stride 16; half and a quarter of them at 8 and 4.
 # nano is ours, for the quick start and tests; the others are the published ones.
 ARCHS: dict[str, dict] = {
-    'nano': {'depths': (1, 1, 5), 'embed_dim': 192, 'num_heads': 3},
+    'nano': {'depths': (1, 1, 4), 'embed_dim': 192, 'num_heads': 3},
     'tiny': {'depths': (1, 1, 12), 'embed_dim': 384, 'num_heads': 6},
     'small': {'depths': (2, 2, 20), 'embed_dim': 384, 'num_heads': 6},
     'base': {'depths': (3, 3, 24), 'embed_dim': 512, 'num_heads': 8},

@@ -93,7 +93,8 @@ class FastITPN(PretrainedModule):
         self.with_cp = with_cp
         self.weight_init = check_weight_init(weight_init)
 
-        rates = iter(torch.linspace(0, drop_path_rate, sum(sizes.depths)).tolist())
+        total = sum(sizes.depths)
+        rates = iter([drop_path_rate * index / max(total - 1, 1) for index in range(total)])
         fine, middle, main = sizes.channels
         self.patch_embed = PatchEmbed(3, fine, stride=STRIDES[0])
         self.stage1 = self._pointwise_stage(fine, sizes.depths[0], rates)

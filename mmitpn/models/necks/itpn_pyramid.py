@@ -27,7 +27,9 @@ class ITPNPyramid(PretrainedModule):
     Args:
         in_channels: Channels of the backbone's maps at strides 4, 8, 16.
         out_channels: Channels of every level, F.
-        num_outs: Levels: 3 (strides 4, 8, 16), 4 (also 32) or 5 (also 64).
+        num_outs: Levels to return, up to stride 64: with ``start_level=0`` 3 (strides 4, 8, 16), 4 (also 32) or 5.
+        start_level: First level to return: 0 starts at stride 4, 1 at stride 8, 2 at stride 16. Finer ones are not run
+            and not trained.
         kind: Layout of the weights; ``'fast'`` is Fast-iTPN's.
         extra_pool: How strides 32 and 64 come from stride 16: ``'avg'`` as the authors do in detection, ``'max'`` as
             they do in segmentation.
@@ -47,6 +49,7 @@ class ITPNPyramid(PretrainedModule):
         *,
         out_channels: int = 256,
         num_outs: int = 5,
+        start_level: int = 0,
         kind: str = 'fast',
         extra_pool: str = 'avg',
         depth: int = 1,
@@ -61,8 +64,13 @@ class ITPNPyramid(PretrainedModule):
                 f'in_channels are {tuple(in_channels)}; the pyramid takes three maps, strides 4, 8, 16: give the'
                 " backbone's out_channels, and the backbone out_indices=(0, 1, 2)"
             )
-        if num_outs not in (3, 4, 5):
-            raise ValueError(f'num_outs is {num_outs!r}; allowed: 3 (strides 4 to 16), 4 (to 32), 5 (to 64)')
+        if start_level not in (0, 1, 2):
+            raise ValueError(f'start_level is {start_level!r}; allowed: 0, 1, 2 (the first level at stride 4, 8, 16)')
+        if num_outs not in range(3 - start_level, 6 - start_level):
+            raise ValueError(
+                f'num_outs is {num_outs!r}; with start_level={start_level} allowed: {3 - start_level} (up to stride 16)'
+                f' to {5 - start_level} (up to stride 64)'
+            )
         if kind not in KINDS:
             raise ValueError(f'kind is {kind!r}; allowed: {", ".join(map(repr, KINDS))}')
         if extra_pool not in EXTRA_POOLS:
@@ -74,7 +82,8 @@ class ITPNPyramid(PretrainedModule):
         self.in_channels = tuple(in_channels)
         self.out_channels = out_channels
         self.num_outs = num_outs
-        self.strides = (4, 8, 16, 32, 64)[:num_outs]
+        self.start_level = start_level
+        self.strides = (4, 8, 16, 32, 64)[start_level : start_level + num_outs]
         self.extra_pool = extra_pool
         self.with_cp = with_cp
         self.weight_init = check_weight_init(weight_init)
@@ -93,6 +102,13 @@ class ITPNPyramid(PretrainedModule):
         self.blocks4 = nn.ModuleList(block() for _ in range(depth))
         self.out16, self.out8, self.out4 = block(), block(), block()
         self.reset_parameters()
+        self._freeze_unused()
+
+    def _freeze_unused(self) -> None:
+        unused = [self.align4, self.split4, self.blocks4, self.out4] if self.start_level > 0 else []
+        unused += [self.align8, self.split8, self.blocks8, self.out8] if self.start_level > 1 else []
+        for part in unused:
+            part.requires_grad_(False)
 
     def reset_parameters(self) -> None:
         """Give every parameter its starting value."""
@@ -105,23 +121,23 @@ class ITPNPyramid(PretrainedModule):
             inputs: Maps ``(B, C_i, H_i, W_i)`` at strides 4, 8, 16; sides as ceil(side / stride) of one picture.
 
         Returns:
-            ``num_outs`` maps ``(B, out_channels, H, W)``, finest first: strides 4, 8, 16, then 32 and 64 by pooling
-            with the side rounded up.
+            ``num_outs`` maps ``(B, out_channels, H, W)``, finest first: strides 4, 8, 16 (from ``start_level`` on), then
+            32 and 64 by pooling with the side rounded up.
 
         Raises:
             ValueError: If the number of maps, their channels or their sizes do not fit.
         """
         self._check(inputs)
         fine, middle, main = (as_tokens(x) for x in inputs)
-        top8 = self._merge(self.split8(main), self.align8(middle), self.blocks8)
-        top4 = self._merge(self.split4(top8), self.align4(fine), self.blocks4)
-        levels = [
-            run_blocks([self.out4], top4, recompute=self.with_cp),
-            run_blocks([self.out8], top8, recompute=self.with_cp),
-            run_blocks([self.out16], self.align16(main), recompute=self.with_cp),
-        ]
+        levels = [(self.out16, self.align16(main))]
+        if self.start_level < 2:
+            top = self._merge(self.split8(main), self.align8(middle), self.blocks8)
+            levels.insert(0, (self.out8, top))
+        if self.start_level < 1:
+            top = self._merge(self.split4(top), self.align4(fine), self.blocks4)
+            levels.insert(0, (self.out4, top))
         # Heads view their inputs in every way, so they get plain (B, C, H, W) memory.
-        outs = [as_map(level).contiguous() for level in levels]
+        outs = [as_map(run_blocks([block], x, recompute=self.with_cp)).contiguous() for block, x in levels]
         while len(outs) < self.num_outs:
             outs.append(self._pool(outs[-1]))
         return tuple(outs)

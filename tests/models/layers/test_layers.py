@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from mmitpn.models.layers import Attention, TransformerBlock, initialize_weights, resize_position_embedding
+
+
+@pytest.mark.parametrize('target', [(14, 14), (1, 1), (9, 30), (64, 64)])
+def test_position_embedding_is_resized_like_a_bicubic_image(target):
+    embedding = torch.randn(1, 196, 24)
+    image = embedding.view(1, 14, 14, 24).permute(0, 3, 1, 2)
+    expected = F.interpolate(image, size=target, mode='bicubic', align_corners=False)
+    actual = resize_position_embedding(embedding, (14, 14), target)
+    assert_close(actual, expected.permute(0, 2, 3, 1).reshape(1, -1, 24), atol=2e-6, rtol=1e-5)
+
+
+def test_position_embedding_is_resized_in_fp32_under_autocast():
+    embedding = torch.randn(1, 196, 8)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        low = resize_position_embedding(embedding, (14, 14), (20, 20))
+    assert low.dtype == torch.float32
+    assert torch.equal(low, resize_position_embedding(embedding, (14, 14), (20, 20)))
+
+
+def test_attention_equals_the_written_out_formula():
+    attention = Attention(24, 3)
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter)
+    x = torch.randn(2, 10, 24)
+    query, key, value = (x @ w.T for w in attention.qkv.weight.chunk(3))  # keys have no bias
+    query, value = query + attention.q_bias, value + attention.v_bias
+    heads = [t.view(2, 10, 3, 8).transpose(1, 2) for t in (query, key, value)]
+    weights = (heads[0] @ heads[1].transpose(-1, -2) / math.sqrt(8)).softmax(-1)
+    expected = attention.proj((weights @ heads[2]).transpose(1, 2).reshape(2, 10, 24))
+    assert_close(attention(x), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_xavier_scales_what_sub_ln_scales():
+    block = TransformerBlock(192, 3, hidden=576)
+    initialize_weights(block, weight_init='xavier', sub_ln_depth=5)
+    gain = math.sqrt(math.log(10))
+    plain = math.sqrt(2 / (192 + 192))
+    query, key, value = block.attn.qkv.weight.detach().chunk(3)
+    assert query.std().item() == pytest.approx(plain, rel=0.03)
+    assert key.std().item() == pytest.approx(plain, rel=0.03)
+    assert value.std().item() == pytest.approx(plain * gain, rel=0.03)
+    assert block.attn.proj.weight.std().item() == pytest.approx(plain * gain, rel=0.03)
+    assert block.mlp.w1.weight.std().item() == pytest.approx(math.sqrt(2 / (192 + 576)) * gain, rel=0.03)

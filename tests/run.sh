@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Sets the environment up and runs the tests: bash tests/run.sh [--stack onedl|openmmlab] [pytest's own arguments]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+stack=onedl
+case "${1:-}" in
+  --stack) stack=${2:?"--stack needs a name: onedl or openmmlab"}; shift 2 ;;
+  --stack=*) stack=${1#--stack=}; shift ;;
+esac
+bash tools/install.sh --stack "$stack"
+venv=$(bash tools/venv.sh "$stack")
+echo "[tests] $stack stack"
+exec "$venv/bin/python" -m pytest "$@"
