@@ -1,1 +1,12 @@
-"""Detectors."""
+"""Detectors. They are built on mmdet: nothing is here where it is not installed."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+__all__: list[str] = []
+
+if find_spec('mmdet') is not None:
+    from .dino import DINO
+
+    __all__ = ['DINO']

@@ -15,6 +15,7 @@ from ..layers.initialize import check_weight_init
 
 KINDS = ('fast',)
 EXTRA_POOLS = ('avg', 'max')
+MAX_LEVELS = 5
 
 
 @MODELS.register_module()
@@ -27,11 +28,11 @@ class ITPNPyramid(PretrainedModule):
     Args:
         in_channels: Channels of the backbone's maps at strides 4, 8, 16.
         out_channels: Channels of every level, F.
-        num_outs: Levels to return, up to stride 64: with ``start_level=0`` 3 (strides 4, 8, 16), 4 (also 32) or 5.
+        num_outs: Levels to return, at most 5; with ``start_level=0`` 3 (strides 4, 8, 16), 4 (also 32) or 5 (also 64).
         start_level: First level to return: 0 starts at stride 4, 1 at stride 8, 2 at stride 16. Finer ones are not run
             and not trained.
         kind: Layout of the weights; ``'fast'`` is Fast-iTPN's.
-        extra_pool: How strides 32 and 64 come from stride 16: ``'avg'`` as the authors do in detection, ``'max'`` as
+        extra_pool: How strides 32, 64, ... come from stride 16: ``'avg'`` as the authors do in detection, ``'max'`` as
             they do in segmentation.
         depth: Blocks after each merge of two levels.
         hidden_channels: Hidden channels of the blocks; None means ``int(F * 8 / 3)``, the released 682 for 256.
@@ -66,10 +67,10 @@ class ITPNPyramid(PretrainedModule):
             )
         if start_level not in (0, 1, 2):
             raise ValueError(f'start_level is {start_level!r}; allowed: 0, 1, 2 (the first level at stride 4, 8, 16)')
-        if num_outs not in range(3 - start_level, 6 - start_level):
+        if num_outs not in range(3 - start_level, MAX_LEVELS + 1):
             raise ValueError(
                 f'num_outs is {num_outs!r}; with start_level={start_level} allowed: {3 - start_level} (up to stride 16)'
-                f' to {5 - start_level} (up to stride 64)'
+                f' to {MAX_LEVELS}'
             )
         if kind not in KINDS:
             raise ValueError(f'kind is {kind!r}; allowed: {", ".join(map(repr, KINDS))}')
@@ -83,7 +84,7 @@ class ITPNPyramid(PretrainedModule):
         self.out_channels = out_channels
         self.num_outs = num_outs
         self.start_level = start_level
-        self.strides = (4, 8, 16, 32, 64)[start_level : start_level + num_outs]
+        self.strides = tuple(4 << level for level in range(start_level, start_level + num_outs))
         self.extra_pool = extra_pool
         self.with_cp = with_cp
         self.weight_init = check_weight_init(weight_init)
@@ -122,7 +123,7 @@ class ITPNPyramid(PretrainedModule):
 
         Returns:
             ``num_outs`` maps ``(B, out_channels, H, W)``, finest first: strides 4, 8, 16 (from ``start_level`` on), then
-            32 and 64 by pooling with the side rounded up.
+            32, 64, ... by pooling with the side rounded up.
 
         Raises:
             ValueError: If the number of maps, their channels or their sizes do not fit.

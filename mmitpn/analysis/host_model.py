@@ -1,0 +1,195 @@
+"""Models from a host's config, and made-up batches to run them on."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def _without_pretrained(node: Any) -> Any:
+    """A copy of a model config that asks for no checkpoint: a model that is only measured needs none."""
+    if isinstance(node, Mapping):
+        return {
+            key: _without_pretrained(value)
+            for key, value in node.items()
+            if not (key == 'init_cfg' and isinstance(value, Mapping) and value.get('type') == 'Pretrained')
+            and not (key == 'pretrained' and isinstance(value, str))
+        }
+    if isinstance(node, list | tuple):
+        return type(node)(_without_pretrained(item) for item in node)
+    return node
+
+
+def build_from_config(config: str | Path, *, overrides: Mapping[str, Any] | None = None) -> nn.Module:
+    """Build the model of a config with fresh weights.
+
+    Args:
+        config: A config file of mmdet, mmseg, mmpretrain or this project.
+        overrides: Dotted key -> value, as ``--cfg-options``.
+
+    Returns:
+        The model on the CPU, in training mode.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the config has no model.
+    """
+    from mmengine.config import Config
+    from mmengine.logging import MMLogger
+    from mmengine.registry import MODELS, init_default_scope
+
+    if not Path(config).is_file():
+        raise FileNotFoundError(
+            f'no config file at {config}; give the path of a .py config'
+        )
+    cfg = Config.fromfile(str(config))
+    if overrides:
+        cfg.merge_from_dict(dict(overrides))
+    if 'model' not in cfg:
+        raise ValueError(f'{config} has no `model`; its top-level names are {sorted(cfg.keys())}')
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    model = MODELS.build(_without_pretrained(cfg.model.to_dict()))
+    # Initialising says something about every single parameter.
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        model.init_weights()
+    finally:
+        logger.setLevel(level)
+    return model
+
+
+def model_kind(model: nn.Module) -> str:
+    """Which host's interface a model has.
+
+    Returns:
+        ``'detector'``, ``'segmentor'`` or ``'classifier'``.
+
+    Raises:
+        TypeError: If it has none of them.
+    """
+    # A host that was never imported cannot have made the model.
+    if 'mmdet' in sys.modules:
+        from mmdet.models import BaseDetector
+
+        if isinstance(model, BaseDetector):
+            return 'detector'
+    if 'mmseg' in sys.modules:
+        from mmseg.models import BaseSegmentor
+
+        if isinstance(model, BaseSegmentor):
+            return 'segmentor'
+    if 'mmpretrain' in sys.modules:
+        from mmpretrain.models import BaseClassifier
+
+        if isinstance(model, BaseClassifier):
+            return 'classifier'
+    raise TypeError(f'{type(model).__name__} is no detector of mmdet, segmentor of mmseg or classifier of mmpretrain')
+
+
+def _meta(size: tuple[int, int]) -> dict[str, Any]:
+    return {
+        'img_id': 0,
+        'img_path': '',
+        'ori_shape': size,
+        'img_shape': size,
+        'pad_shape': size,
+        'batch_input_shape': size,
+        'scale_factor': (1.0, 1.0),
+        'flip': False,
+        'flip_direction': None,
+    }
+
+
+def _boxes(size: tuple[int, int], number: int) -> Tensor:
+    """``(number, 4)`` boxes (x1, y1, x2, y2) in pixels, each 2 pixels or more a side."""
+    height, width = size
+    start = torch.rand(number, 2) * 0.6
+    extent = 0.1 + torch.rand(number, 2) * 0.3
+    scale = torch.tensor([width, height], dtype=torch.float32)
+    return torch.cat((start * scale, (start + extent) * scale + 2), dim=1)
+
+
+def _detection_sample(model: nn.Module, size: tuple[int, int], objects: int, device: torch.device) -> Any:
+    import numpy as np
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData
+
+    boxes = _boxes(size, objects)
+    found = InstanceData(bboxes=boxes.to(device), labels=torch.zeros(objects, dtype=torch.long, device=device))
+    if any('Mask' in type(module).__name__ for module in model.modules()):
+        masks = np.zeros((objects, *size), dtype=np.uint8)
+        for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
+            mask[y1:y2, x1:x2] = 1
+        found.masks = BitmapMasks(masks, *size)
+    sample = DetDataSample(metainfo=_meta(size), gt_instances=found)
+    sample.ignored_instances = InstanceData(
+        bboxes=torch.zeros(0, 4, device=device), labels=torch.zeros(0, dtype=torch.long, device=device)
+    )
+    return sample
+
+
+def _segmentation_sample(size: tuple[int, int], device: torch.device) -> Any:
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    truth = PixelData(data=torch.zeros(1, *size, dtype=torch.long, device=device))
+    return SegDataSample(metainfo=_meta(size), gt_sem_seg=truth)
+
+
+def _classification_sample(size: tuple[int, int], device: torch.device) -> Any:
+    from mmpretrain.structures import DataSample
+
+    return DataSample(metainfo=_meta(size)).set_gt_label(torch.zeros(1, dtype=torch.long, device=device))
+
+
+def make_samples(model: nn.Module, size: tuple[int, int], *, batch: int, objects: int, device: torch.device) -> list:
+    """Made-up truth for a batch: what the host's loss and prediction need.
+
+    Args:
+        model: A model of :func:`build_from_config`.
+        size: Height and width in pixels.
+        batch: Pictures.
+        objects: Objects in each picture, for detectors; all of class 0.
+        device: Where the truth lies.
+    """
+    kind = model_kind(model)
+    if kind == 'detector':
+        return [_detection_sample(model, size, objects, device) for _ in range(batch)]
+    if kind == 'segmentor':
+        return [_segmentation_sample(size, device) for _ in range(batch)]
+    return [_classification_sample(size, device) for _ in range(batch)]
+
+
+def inference_call(model: nn.Module, inputs: Tensor, samples: list) -> Callable[[], Any]:
+    """One run of a model as its host does it, from the normalised pictures on.
+
+    Detectors predict (post-processing included); segmentors and classifiers stop at their logits, because a sliding
+    window would run over the picture many times.
+
+    Args:
+        model: A model of :func:`build_from_config`.
+        inputs: ``(B, 3, H, W)``.
+        samples: One for each picture.
+    """
+    mode = 'predict' if model_kind(model) == 'detector' else 'tensor'
+    return lambda: model(inputs, samples, mode=mode)
+
+
+def loss_call(model: nn.Module, inputs: Tensor, samples: list) -> Callable[[], Tensor]:
+    """The sum of a model's losses as a function without arguments.
+
+    Args:
+        model: A model of :func:`build_from_config`, in training mode.
+        inputs: ``(B, 3, H, W)``.
+        samples: One for each picture.
+    """
+    return lambda: model.parse_losses(model(inputs, samples, mode='loss'))[0]

@@ -1,0 +1,125 @@
+"""Speed of a model against the fastest matrix product of the same machine at the same time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+
+# Sides of the square matrices; the fastest is the peak. Small ones fit a laptop's caches, large ones fill a GPU.
+CPU_SIDES = (1024, 2048)
+CUDA_SIDES = (4096, 8192)
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def timed(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one call, until the device has finished."""
+    _finish(device)
+    start = time.perf_counter()
+    call()
+    _finish(device)
+    return time.perf_counter() - start
+
+
+class GemmPeak:
+    """Measures square matrix products, a little at a time.
+
+    Args:
+        device: Where to run.
+        dtype: Of the matrices.
+        sides: Of the matrices; None takes those of this file.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, sides: Sequence[int] | None = None) -> None:
+        self.device = device
+        self.sides = tuple(sides or (CUDA_SIDES if device.type == 'cuda' else CPU_SIDES))
+        self._matrices = {n: [torch.randn(n, n, device=device).to(dtype) for _ in range(3)] for n in self.sides}
+        self.rates: dict[int, list[float]] = {n: [] for n in self.sides}
+        for n in self.sides:
+            self._run(n, 1)
+
+    def _run(self, side: int, times: int) -> float:
+        left, right, out = self._matrices[side]
+
+        def repeat() -> None:
+            for _ in range(times):
+                torch.mm(left, right, out=out)
+
+        with torch.no_grad():
+            return timed(repeat, self.device)
+
+    def measure(self, seconds: float) -> None:
+        """Add one figure for each side, sharing about ``seconds`` among them."""
+        share = seconds / len(self.sides)
+        for n in self.sides:
+            once = self._run(n, 1)
+            times = max(1, min(1000, round(share / once)))
+            self.rates[n].append(n**3 * times / self._run(n, times))
+
+    @property
+    def macs_per_second(self) -> float:
+        """The median of the fastest side."""
+        return max(median(rates) for rates in self.rates.values() if rates)
+
+    def by_round(self) -> list[float]:
+        """The fastest side of each round."""
+        return [max(rates) for rates in zip(*self.rates.values(), strict=True)]
+
+
+@dataclass
+class Timing:
+    """Times of one model.
+
+    Attributes:
+        seconds: Of each run.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """The middle one, in seconds."""
+        return median(self.seconds)
+
+
+def interleave(
+    calls: Sequence[Callable[[], Any]],
+    gemm: GemmPeak,
+    *,
+    seconds: float,
+    min_rounds: int = 5,
+    gemm_seconds: float = 0.4,
+) -> list[Timing]:
+    """Time several models and the matrix product in turns.
+
+    A shared machine is slow for seconds at a time; in turns, everything meets the same weather.
+
+    Args:
+        calls: One run of each model; each is run once before, untimed.
+        gemm: Measured at the start of every round and once at the end.
+        seconds: Go on until this time has passed...
+        min_rounds: ...and at least so many rounds are done.
+        gemm_seconds: Time for the matrix products of a round.
+
+    Returns:
+        The times of each model, one a round.
+    """
+    timings = [Timing() for _ in calls]
+    for call in calls:
+        call()
+    start, rounds = time.perf_counter(), 0
+    while rounds < min_rounds or time.perf_counter() - start < seconds:
+        gemm.measure(gemm_seconds)
+        for call, timing in zip(calls, timings, strict=True):
+            timing.seconds.append(timed(call, gemm.device))
+        rounds += 1
+    gemm.measure(gemm_seconds)
+    return timings

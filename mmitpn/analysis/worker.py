@@ -1,0 +1,104 @@
+"""The process that measures: ``python -m mmitpn.analysis.worker JOB.json RESULT.json``.
+
+A job is ``{"task": "memory" | "speed", "threads": N | null, "seconds": S, "cases": [...]}``. Memory takes one case and
+a fresh process, so that the peak is that case's own; speed takes any number, which are run in turns.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from .memory import process_peak_bytes
+
+
+def _load(job: dict[str, Any]) -> list:
+    import torch
+
+    from .cases import Case
+
+    if job.get('threads'):
+        torch.set_num_threads(job['threads'])
+    # fp32 means fp32, in the model and in the matrix product it is compared with.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.manual_seed(0)
+    return [Case(**{**case, 'size': tuple(case['size'])}) for case in job['cases']]
+
+
+def measure_memory(job: dict[str, Any]) -> dict[str, Any]:
+    """Peak memory of a process that imports, builds and runs one case once."""
+    (case,) = _load(job)
+    import torch
+
+    from .cases import build
+
+    imported = process_peak_bytes()
+    model, step = build(case)
+    built = process_peak_bytes()
+    step()
+    result = {
+        'imports_bytes': imported,
+        'built_bytes': built,
+        'peak_bytes': process_peak_bytes(),
+        'parameters': sum(p.numel() for p in model.parameters()),
+    }
+    if case.device == 'cuda':
+        result['cuda_peak_bytes'] = torch.cuda.max_memory_allocated()
+    return result
+
+
+def measure_speed(job: dict[str, Any]) -> dict[str, Any]:
+    """Times of several cases and of the matrix product, in turns."""
+    cases = _load(job)
+    import torch
+
+    from .cases import DTYPES, build
+    from .macs import count_macs
+    from .speed import GemmPeak, interleave
+
+    models, calls = zip(*(build(case) for case in cases), strict=True)
+    macs = [count_macs(model, call=call).total for model, call in zip(models, calls, strict=True)]
+    gemm = GemmPeak(torch.device(cases[0].device), DTYPES[cases[0].dtype])
+    timings = interleave(calls, gemm, seconds=job['seconds'], min_rounds=job.get('min_rounds', 5))
+    peak, rounds = gemm.macs_per_second, gemm.by_round()
+    results = []
+    for case, n, timing in zip(cases, macs, timings, strict=True):
+        # The matrix product was measured before and after each round: compare with the mean of the two.
+        shares = [
+            n / seconds / ((before + after) / 2)
+            for seconds, (before, after) in zip(timing.seconds, pairwise(rounds), strict=True)
+        ]
+        results.append(
+            {
+                'macs': n,
+                'seconds': timing.seconds,
+                'median_seconds': timing.median,
+                'images_per_second': case.batch / timing.median,
+                'gemm_share': n / timing.median / peak,
+                'gemm_share_by_round': shares,
+            }
+        )
+    return {
+        'gemm_macs_per_second': peak,
+        'gemm_by_side': {str(side): rates for side, rates in gemm.rates.items()},
+        'threads': torch.get_num_threads(),
+        'torch': torch.__version__,
+        'cases': results,
+    }
+
+
+def main(job_file: str, result_file: str) -> None:
+    """Run the job of one file and write the result to the other."""
+    job = json.loads(Path(job_file).read_text(encoding='utf-8'))
+    tasks = {'memory': measure_memory, 'speed': measure_speed}
+    if job.get('task') not in tasks:
+        raise ValueError(f'the job asks for {job.get("task")!r}; allowed: {", ".join(tasks)}')
+    Path(result_file).write_text(json.dumps(tasks[job['task']](job)), encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:])

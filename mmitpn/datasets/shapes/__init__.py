@@ -1,0 +1,13 @@
+"""The generated set of the quick start: shapes before textures, in COCO's and ADE20K's layout."""
+
+from .api import generate_images, generate_shapes
+from .classes import SHAPES_CLASSES, SHAPES_PALETTE, SHAPES_STUFF, SHAPES_STUFF_PALETTE
+
+__all__ = [
+    'SHAPES_CLASSES',
+    'SHAPES_PALETTE',
+    'SHAPES_STUFF',
+    'SHAPES_STUFF_PALETTE',
+    'generate_images',
+    'generate_shapes',
+]

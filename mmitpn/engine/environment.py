@@ -1,0 +1,79 @@
+"""What a process must have in place before mmengine's runner is built."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
+
+from mmitpn.checkpoint.safe_globals import register_safe_globals
+from mmitpn.engine.atomic import register_atomic_backend
+from mmitpn.engine.host_configs import register_host_configs
+
+
+def setup_environment() -> None:
+    """Prepare this process for any config, of this project or of a host; call it before a config is read.
+
+    Training checkpoints become readable under torch's ``weights_only``, checkpoints are written whole or not at all,
+    and ``mmdet::`` and ``mmseg::`` name configs on both stacks. Calling it again changes nothing.
+    """
+    register_safe_globals()
+    register_atomic_backend()
+    register_host_configs()
+
+
+def use_atomic_checkpoints(cfg: Config) -> None:
+    """Replace mmengine's checkpoint hook in a config by ours, which takes the same options.
+
+    Args:
+        cfg: Config of a training; changed in place. A hook that is switched off (``None``) stays off, and a hook of
+            another class stays.
+    """
+    hooks = cfg.setdefault('default_hooks', {})
+    if 'checkpoint' not in hooks:
+        hooks['checkpoint'] = {'type': 'CheckpointHook', 'interval': 1}  # mmengine's own default
+    for hook in [hooks['checkpoint'], *(cfg.get('custom_hooks') or [])]:
+        if isinstance(hook, dict) and hook.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
+            hook['type'] = 'mmitpn.AtomicCheckpointHook'
+
+
+def setup_distributed(cfg: Config, launcher: str) -> None:
+    """Start the process group with gloo where there is no accelerator; elsewhere the runner does it.
+
+    mmengine's own start selects a CUDA device, and wraps the model for one, whatever the backend.
+
+    Args:
+        cfg: Config; its ``launcher``, ``env_cfg.dist_cfg`` and ``model_wrapper_cfg`` are changed in place.
+        launcher: 'none', 'pytorch', 'slurm' or 'mpi'.
+
+    Raises:
+        ValueError: If the launcher needs GPUs that are not there, or its environment is missing.
+    """
+    cfg.launcher = launcher
+    if launcher == 'none' or get_device() != 'cpu':
+        return
+    if launcher != 'pytorch':
+        raise ValueError(
+            f'--launcher {launcher} needs GPUs and there is none here; on CPUs use tools/dist_train.sh (torchrun)'
+        )
+    missing = [
+        name for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') if name not in os.environ
+    ]
+    if missing:
+        raise ValueError(
+            f'--launcher pytorch without {", ".join(missing)} in the environment; start it by tools/dist_train.sh'
+        )
+    env: dict[str, Any] = cfg.setdefault('env_cfg', {})
+    env['dist_cfg'] = {**(env.get('dist_cfg') or {}), 'backend': 'gloo'}
+    wrapper = dict(cfg.get('model_wrapper_cfg') or {})
+    wrapper.setdefault('type', 'MMDistributedDataParallel')
+    wrapper.setdefault('find_unused_parameters', cfg.get('find_unused_parameters', False))
+    wrapper.setdefault('broadcast_buffers', False)
+    wrapper['device_ids'] = None
+    cfg.model_wrapper_cfg = wrapper
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')

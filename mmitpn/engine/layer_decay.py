@@ -1,0 +1,245 @@
+"""Layer-wise learning-rate decay that asks the backbone how deep each of its parameters lies."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmengine.logging import print_log
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
+from torch import nn
+
+from mmitpn.engine.depth import check_depths, find_backbones, layer_depth, named_parameters
+from mmitpn.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+# Parameters of more than one dimension that hold positions or tokens, by the last part of their name.
+POSITIONS = re.compile(r'(^|_)(pos(ition)?_embed(ding|s)?|(cls|mask)_token|relative_position_bias_table|rel_pos_[hw])$')
+
+DEFAULTS: dict[str, Any] = {
+    'decay_rate': None,
+    'neck_lr_mult': None,
+    'norm_decay_mult': 0.0,
+    'bias_decay_mult': 0.0,
+    'flat_decay_mult': 0.0,
+    'pos_decay_mult': 0.0,
+    'embedding_decay_mult': 1.0,
+    'custom_keys': {},
+}
+# Keys of the hosts' constructors that users bring along, and what they are to do about them.
+HINTS = {
+    'layer_decay_rate': "call it 'decay_rate'",
+    'num_layers': 'leave it out: the number of layers is asked from the backbone',
+    'decay_type': 'leave it out: the kind of decay is always by layer',
+}
+
+
+@dataclass
+class _Group:
+    """Parameters that share a scale and a weight decay."""
+
+    part: str
+    layer_id: int
+    scale: float
+    decay: float | None
+    names: list[str] = field(default_factory=list)
+    params: list[nn.Parameter] = field(default_factory=list)
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """Build the optimizer of any model whose backbone has ``get_layer_depth``, with a learning rate falling by layer.
+
+    The learning rate of a backbone parameter is ``lr * decay_rate ** (num_layers - 1 - layer_id)``, with both numbers
+    from ``backbone.get_layer_depth(name)``, so the last block is exactly one step below the head, whose scale is 1.
+
+    Args:
+        optim_wrapper_cfg: Config of the optimizer wrapper, with an ``optimizer`` that has an ``lr``.
+        paramwise_cfg: Settings:
+
+            - ``decay_rate`` (required): the step between two layers, in (0, 1]; 1 is no decay.
+            - ``neck_lr_mult``: scale of the neck; ``None`` is the backbone's top rate, which is 1.
+            - ``norm_decay_mult``, ``bias_decay_mult``, ``flat_decay_mult``: factors of the weight decay for
+              normalisation layers, for biases (``q_bias`` and ``v_bias`` included) and for the other one-dimensional
+              parameters (layer scale). Default 0, as in every ViT recipe.
+            - ``pos_decay_mult``: the same for position embeddings and class and mask tokens. Default 0.
+            - ``embedding_decay_mult``: the same for ``nn.Embedding`` weights (queries, level embeddings). Default 1,
+              as in DINO; Mask2Former uses 0.
+            - ``custom_keys``: a dict from a part of a parameter's name to ``dict(lr_mult=..., decay_mult=...)``; the
+              longest key that fits a name counts. ``lr_mult`` multiplies the layer's scale; ``decay_mult`` replaces
+              the rules above, which stay in force where it is not given.
+
+    Raises:
+        ValueError: On an unknown setting, a ``decay_rate`` outside (0, 1], a model without a backbone that has
+            ``get_layer_depth``, a ``get_layer_depth`` that does not know its backbone's names, or a trainable
+            parameter that is in no group or in two.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
+        if paramwise_cfg is not None and not isinstance(paramwise_cfg, Mapping):
+            raise TypeError(
+                f'paramwise_cfg is a {type(paramwise_cfg).__name__}; allowed: a dict with at least decay_rate'
+            )
+        given = dict(paramwise_cfg or {})
+        for name in given:
+            if name not in DEFAULTS:
+                todo = HINTS.get(name, 'correct or remove it')
+                raise ValueError(
+                    f'paramwise_cfg has an unknown setting {name!r}; allowed: {", ".join(DEFAULTS)}; {todo}'
+                )
+        super().__init__(optim_wrapper_cfg, {**DEFAULTS, **given})
+
+    def _validate_cfg(self) -> None:
+        """Check the settings when they are read, long before the model is built."""
+        rate = self.paramwise_cfg['decay_rate']
+        if not _is_number(rate) or not 0 < rate <= 1:
+            raise ValueError(
+                f'paramwise_cfg.decay_rate is {rate!r}; allowed: a number above 0 and up to 1, for example 0.9'
+            )
+        if not _is_number(self.base_lr):
+            raise ValueError(f'optimizer.lr is {self.base_lr!r}; layer decay scales it, so give the optimizer a number')
+        for name in DEFAULTS:
+            value = self.paramwise_cfg[name]
+            if (
+                name.endswith('_mult')
+                and not (_is_number(value) and value >= 0)
+                and (name, value) != ('neck_lr_mult', None)
+            ):
+                raise ValueError(f'paramwise_cfg.{name} is {value!r}; allowed: a number from 0 up')
+        keys = self.paramwise_cfg['custom_keys']
+        if not isinstance(keys, Mapping):
+            raise TypeError(f'paramwise_cfg.custom_keys is a {type(keys).__name__}; allowed: a dict of dicts')
+        for key, setting in keys.items():
+            unknown = set(setting) - {'lr_mult', 'decay_mult'} if isinstance(setting, Mapping) else {str(setting)}
+            if unknown:
+                raise ValueError(
+                    f'paramwise_cfg.custom_keys[{key!r}] has {sorted(unknown)};'
+                    ' allowed: dict(lr_mult=..., decay_mult=...)'
+                )
+
+    def add_params(self, params: list[dict], module: nn.Module, prefix: str = '') -> None:
+        """Append the parameter groups of a whole model to ``params``, and print them once.
+
+        Args:
+            params: The list to extend, as mmengine's constructor hands it in.
+            module: The model, unwrapped.
+            prefix: Part of mmengine's signature; the names given to ``custom_keys`` start with it.
+        """
+        groups = self._group(module, prefix)
+        for group in groups:
+            entry = {'params': group.params, 'lr': self.base_lr * group.scale}
+            if group.decay is not None:
+                entry['weight_decay'] = group.decay
+            params.append({**entry, 'lr_scale': group.scale, 'layer_id': group.layer_id, 'part': group.part})
+        print_log(self._table(groups), logger='current')
+
+    def _group(self, model: nn.Module, prefix: str) -> list[_Group]:
+        """Put every trainable parameter of ``model`` into exactly one group, the deepest layers first."""
+        backbones = find_backbones(model)
+        necks = tuple(f'{name.rpartition("backbone")[0]}neck.' for name in backbones)
+        groups: dict[tuple, _Group] = {}
+        owner: dict[nn.Parameter, tuple[tuple, str]] = {}
+        top = 0
+        used: set[str] = set()
+        depths = {name: set() for name in backbones}
+        for name, module, param in named_parameters(model):
+            if not param.requires_grad:
+                continue
+            custom = self._custom_key(f'{prefix}{name}')
+            used.add(custom)
+            backbone = next((b for b in backbones if name.startswith(f'{b}.')), None)
+            if backbone is not None:
+                layer_id, num_layers = layer_depth(backbones[backbone], name[len(backbone) + 1 :])
+                depths[backbone].add(layer_id)
+                top = max(top, num_layers - 1)
+                part, scale = 'backbone', self.paramwise_cfg['decay_rate'] ** (num_layers - 1 - layer_id)
+            elif name.startswith(necks):
+                neck_mult = self.paramwise_cfg['neck_lr_mult']
+                part, layer_id, scale = 'neck', -1, 1.0 if neck_mult is None else float(neck_mult)
+            else:
+                part, layer_id, scale = 'head', -1, 1.0
+            scale *= self.paramwise_cfg['custom_keys'].get(custom, {}).get('lr_mult', 1.0)
+            key = (part, layer_id, scale, self._weight_decay(name, module, param, custom))
+            if param in owner:  # a shared parameter has several names, which must agree
+                if owner[param][0] != key:
+                    raise ValueError(
+                        f'one parameter is known as {owner[param][1]!r} and {name!r}, which belong into two groups:'
+                        f' {owner[param][0]} and {key} (part, layer, scale, weight decay); make the two agree'
+                        ' by custom_keys, or do not share it'
+                    )
+                continue
+            owner[param] = (key, name)
+            group = groups.setdefault(key, _Group(*key))
+            group.names.append(name)
+            group.params.append(param)
+        for backbone, seen in depths.items():
+            check_depths(backbones[backbone], backbone, seen)
+        _check_partition(model, groups.values())
+        for unused in set(self.paramwise_cfg['custom_keys']) - used:
+            print_log(
+                f'custom_keys[{unused!r}] fits the name of no trainable parameter', 'current', level=logging.WARNING
+            )
+        order = {'backbone': 0, 'neck': 1, 'head': 2}
+        for group in groups.values():
+            group.layer_id = top if group.layer_id < 0 else group.layer_id
+        return sorted(groups.values(), key=lambda g: (order[g.part], g.layer_id, g.decay or 0.0, g.scale))
+
+    def _custom_key(self, name: str) -> str:
+        """Return the longest custom key in a parameter's name, the first by alphabet among equals, or ''."""
+        fitting = [key for key in self.paramwise_cfg['custom_keys'] if key in name]
+        return min(fitting, key=lambda key: (-len(key), key), default='')
+
+    def _weight_decay(self, name: str, module: nn.Module, param: nn.Parameter, custom: str) -> float | None:
+        """Return the weight decay of a parameter, or None where the optimizer has none."""
+        if self.base_wd is None:
+            return None
+        cfg = self.paramwise_cfg
+        leaf = name.rpartition('.')[2]
+        if 'decay_mult' in cfg['custom_keys'].get(custom, {}):
+            return self.base_wd * cfg['custom_keys'][custom]['decay_mult']
+        if isinstance(module, NORMS):
+            return self.base_wd * cfg['norm_decay_mult']
+        if leaf.endswith('bias'):
+            return self.base_wd * cfg['bias_decay_mult']
+        if POSITIONS.search(leaf):
+            return self.base_wd * cfg['pos_decay_mult']
+        if param.ndim <= 1:
+            return self.base_wd * cfg['flat_decay_mult']
+        if isinstance(module, nn.Embedding):
+            return self.base_wd * cfg['embedding_decay_mult']
+        return self.base_wd
+
+    def _table(self, groups: list[_Group]) -> str:
+        """Return the groups as a table: one line each."""
+        lines = [f'Layer decay {self.paramwise_cfg["decay_rate"]:g}: {len(groups)} parameter groups']
+        lines.append(f'{"part":<9}{"layer":>5}{"scale":>10}{"lr":>11}{"wd":>9}{"tensors":>9}{"parameters":>12}')
+        for group in groups:
+            layer = group.layer_id if group.part == 'backbone' else '-'
+            decay = '-' if group.decay is None else f'{group.decay:.3g}'
+            count = sum(param.numel() for param in group.params)
+            lines.append(
+                f'{group.part:<9}{layer:>5}{group.scale:>10.4g}{self.base_lr * group.scale:>11.3g}'
+                f'{decay:>9}{len(group.params):>9}{count:>12,}'
+            )
+        return '\n'.join(lines)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _check_partition(model: nn.Module, groups: Any) -> None:
+    """Refuse to train with a parameter that the optimizer does not have, or has twice."""
+    placed = [param for group in groups for param in group.params]
+    trainable = {param: name for name, param in model.named_parameters() if param.requires_grad}
+    distinct = set(placed)
+    missing = [name for param, name in trainable.items() if param not in distinct]
+    if missing or len(placed) != len(trainable):
+        raise ValueError(
+            f'{len(missing)} of {len(trainable)} trainable parameters are in no group ({", ".join(missing[:3])}),'
+            f' {len(placed) - len(distinct)} in two; this is a mistake of layer decay, please report it'
+        )

@@ -1,0 +1,149 @@
+"""Multi-scale deformable attention that samples in fp32 and runs with and without compiled operators."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any
+
+from mmcv.ops import MultiScaleDeformableAttention as HostAttention
+from mmcv.ops import get_compiling_cuda_version
+from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction, multi_scale_deformable_attn_pytorch
+from mmengine.logging import print_log
+from torch import Tensor
+
+from mmitpn.registry import MODELS
+
+from .running import full_precision
+
+
+@cache
+def compiled_for_cuda() -> bool:
+    """Whether mmcv was built with its CUDA operators. Says so once, at the first use on a GPU, where it was not."""
+    found = get_compiling_cuda_version() != 'not available'
+    if not found:
+        print_log(
+            'mmcv was built without CUDA operators: deformable attention samples with PyTorch on the GPU, with the same'
+            ' results but slower and with more memory. Build mmcv where nvcc is installed to get them.',
+            logger='current',
+            level=logging.WARNING,
+        )
+    return found
+
+
+def sampling_points(reference_points: Tensor, offsets: Tensor, spatial_shapes: Tensor) -> Tensor:
+    """Where each query looks, in fractions of each level's map.
+
+    Args:
+        reference_points: ``(B, Q, levels, 2)`` points (x, y), or ``(B, Q, levels, 4)`` boxes (cx, cy, w, h).
+        offsets: ``(B, Q, heads, levels, points, 2)``: in cells of the map for points, in fractions of half the box,
+            divided by ``points``, for boxes.
+        spatial_shapes: ``(levels, 2)`` height and width of the maps.
+
+    Returns:
+        ``(B, Q, heads, levels, points, 2)``, x and y.
+
+    Raises:
+        ValueError: If the reference points have neither 2 nor 4 coordinates.
+    """
+    centers = reference_points[:, :, None, :, None, :2]
+    if reference_points.shape[-1] == 2:
+        return centers + offsets / spatial_shapes.flip(-1)[:, None]
+    if reference_points.shape[-1] == 4:
+        return centers + offsets / offsets.shape[-2] * reference_points[:, :, None, :, None, 2:] * 0.5
+    raise ValueError(
+        f'reference points have {reference_points.shape[-1]} coordinates; allowed: 2 (points) or 4 (boxes)'
+    )
+
+
+@MODELS.register_module()
+class MultiScaleDeformableAttention(HostAttention):
+    """Deformable attention of Deformable DETR (arXiv 2010.04159), with mmcv's arguments and parameter names.
+
+    Unlike mmcv's it works out the sampling points and samples in fp32 under autocast, does not wait for the GPU, and
+    samples with PyTorch on a GPU where mmcv has no CUDA operators.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,  # noqa: ARG002 (mmdet's layers pass it)
+        value: Tensor | None = None,
+        identity: Tensor | None = None,
+        query_pos: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        reference_points: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
+        level_start_index: Tensor | None = None,
+        *,
+        level_shapes: list[list[int]] | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """Sample ``value`` where ``query`` looks, and add the result to ``identity``.
+
+        Args:
+            query: ``(B, Q, C)``, or ``(Q, B, C)`` unless ``batch_first``; so are the others.
+            key: Not used.
+            value: ``(B, N, C)``, the flattened maps, level by level; None takes ``query``.
+            identity: What the result is added to; None takes ``query``.
+            query_pos: Added to ``query`` first.
+            key_padding_mask: ``(B, N)``, True where ``value`` is padding.
+            reference_points: ``(B, Q, levels, 2)`` or ``(B, Q, levels, 4)``, in fractions of the padded picture.
+            spatial_shapes: ``(levels, 2)`` height and width of the maps.
+            level_start_index: ``(levels,)`` first position of each level in ``value``.
+            level_shapes: ``spatial_shapes`` as a list, which spares a GPU the wait.
+            **_: What mmdet's layers pass to all their attentions alike.
+
+        Returns:
+            The shape of ``query``.
+
+        Raises:
+            ValueError: If ``value`` does not have as many positions as the maps.
+        """
+        value = query if value is None else value
+        identity = query if identity is None else identity
+        if query_pos is not None:
+            query = query + query_pos
+        if not self.batch_first:
+            query, value = query.transpose(0, 1), value.transpose(0, 1)
+
+        level_shapes = spatial_shapes.tolist() if level_shapes is None else level_shapes
+        positions = sum(height * width for height, width in level_shapes)
+        if positions != value.shape[1]:
+            raise ValueError(f'the maps {level_shapes} have {positions} positions, but value has {value.shape[1]}')
+
+        value = self.value_proj(value)
+        if key_padding_mask is not None:
+            value = value.masked_fill(key_padding_mask[..., None], 0.0)
+        grid = (self.num_heads, self.num_levels, self.num_points)
+        offsets = self.sampling_offsets(query).unflatten(-1, (*grid, 2))
+        weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1))
+        with full_precision(query):
+            output = self._sample(
+                value.float().unflatten(-1, (self.num_heads, -1)),
+                sampling_points(reference_points.float(), offsets.float(), spatial_shapes),
+                weights.float().softmax(-1).unflatten(-1, grid[1:]),
+                spatial_shapes,
+                level_start_index,
+                level_shapes,
+            )
+        output = self.output_proj(output)
+        if not self.batch_first:
+            output = output.transpose(0, 1)
+        return self.dropout(output) + identity
+
+    def _sample(
+        self,
+        value: Tensor,
+        points: Tensor,
+        weights: Tensor,
+        spatial_shapes: Tensor,
+        level_start_index: Tensor,
+        level_shapes: list[list[int]],
+    ) -> Tensor:
+        """Weighted samples ``(B, Q, C)`` of ``value`` ``(B, N, heads, C / heads)``."""
+        if value.is_cuda and compiled_for_cuda():
+            return MultiScaleDeformableAttnFunction.apply(
+                value, spatial_shapes, level_start_index, points, weights, self.im2col_step
+            )
+        return multi_scale_deformable_attn_pytorch(value, level_shapes, points, weights)

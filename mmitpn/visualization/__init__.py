@@ -1,0 +1,6 @@
+"""Pictures of a training: its curve, and its predictions next to the truth."""
+
+from .curves import History, draw_curve, find_scalars, read_history
+from .sheet import draw_predictions
+
+__all__ = ['History', 'draw_curve', 'draw_predictions', 'find_scalars', 'read_history']

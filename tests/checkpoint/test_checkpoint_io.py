@@ -1,0 +1,255 @@
+"""Reading files: what is read, what is refused, and that nothing in a file is ever executed."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import os
+import pickle
+import threading
+import zipfile
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from mmengine.config import ConfigDict
+from mmengine.logging import HistoryBuffer
+
+from mmitpn.checkpoint import read_checkpoint
+
+WEIGHTS = {'a.weight': torch.arange(6.0).view(2, 3), 'b.bias': torch.ones(2, dtype=torch.float16)}
+
+
+class Unknown:
+    """A type that only this test knows."""
+
+    def __init__(self):
+        self.value = {'nested': [1, 2]}
+
+
+class Runs:
+    """A pickle of it calls what it is told to."""
+
+    def __init__(self, function, *args):
+        self.call = (function, args)
+
+    def __reduce__(self):
+        return self.call
+
+
+def _same(content, expected=WEIGHTS):
+    return content.keys() >= expected.keys() and all(torch.equal(content[k], v) for k, v in expected.items())
+
+
+def _saved(path, content, **kwargs):
+    torch.save(content, path, **kwargs)
+    return path
+
+
+@pytest.mark.parametrize('name', ['weights.pth', 'weights.pt', 'weights.bin', 'weights', 'weights.safetensors'])
+@pytest.mark.parametrize('how', ['zip', 'legacy', 'safetensors'])
+def test_contents_tell_the_format_whatever_the_name(tmp_path, name, how):
+    path = tmp_path / name
+    if how == 'safetensors':
+        safetensors.torch.save_file(WEIGHTS, path)
+    else:
+        _saved(path, WEIGHTS, _use_new_zipfile_serialization=how == 'zip')
+    assert _same(read_checkpoint(path))
+    assert _same(read_checkpoint(str(path)))
+
+
+@pytest.mark.parametrize('legacy', [False, True])
+def test_what_trainings_store_beside_the_weights_is_no_hindrance(tmp_path, legacy):
+    history = HistoryBuffer([1.0, 2.0], [1, 1])
+    content = {
+        'args': argparse.Namespace(lr=np.float64(0.1), out=Path('x')),
+        'meta': {'cfg': ConfigDict(a=1), 'score': np.float32(0.5), 'palette': np.arange(3), 'epoch': 3},
+        'message_hub': {'log_scalars': {'loss': history}},
+        'model': WEIGHTS,
+    }
+    read = read_checkpoint(_saved(tmp_path / 'f.pth', content, _use_new_zipfile_serialization=not legacy))
+    assert _same(read['model'])
+    assert read['meta']['epoch'] == 3
+
+
+def test_reading_leaves_what_others_registered_with_torch_alone(tmp_path):
+    with torch.serialization.safe_globals([Unknown]):
+        before = set(torch.serialization.get_safe_globals())
+        read_checkpoint(_saved(tmp_path / 'f.pth', {'meta': HistoryBuffer([1.0], [1]), **WEIGHTS}))
+        with pytest.raises(ValueError, match='not read by default'):
+            read_checkpoint(_saved(tmp_path / 'f.pth', {'extra': functools.partial(max, 1), **WEIGHTS}))
+        assert set(torch.serialization.get_safe_globals()) == before
+
+
+@pytest.mark.parametrize('legacy', [False, True])
+def test_unknown_objects_need_to_be_allowed(tmp_path, monkeypatch, legacy):
+    content = {'extra': Unknown(), 'partial': functools.partial(max, 1), **WEIGHTS}
+    path = _saved(tmp_path / 'f.pth', content, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ValueError, match=r'Unknown beside.*allow_objects=True.*MMITPN_ALLOW_OBJECTS=1') as error:
+        read_checkpoint(path)
+    assert str(path) in str(error.value)
+    read = read_checkpoint(path, allow_objects=True)
+    assert _same(read)
+    assert not isinstance(read['extra'], Unknown)
+    monkeypatch.setenv('MMITPN_ALLOW_OBJECTS', '1')
+    assert _same(read_checkpoint(path))
+    with pytest.raises(ValueError, match='not read by default'):
+        read_checkpoint(path, allow_objects=False)
+    monkeypatch.setenv('MMITPN_ALLOW_OBJECTS', 'perhaps')
+    with pytest.raises(ValueError, match="MMITPN_ALLOW_OBJECTS is 'perhaps'"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize('allow', [None, True])
+@pytest.mark.parametrize('legacy', [False, True])
+@pytest.mark.parametrize('kind', ['os', 'builtins', 'subprocess', 'pathlib'])
+def test_nothing_in_a_file_is_executed(tmp_path, allow, legacy, kind):
+    marker = tmp_path / 'marker'
+    calls = {
+        'os': lambda: Runs(os.system, f'touch {marker}'),
+        'builtins': lambda: Runs(eval, f'open({str(marker)!r}, "w")'),
+        'subprocess': lambda: Runs(__import__('subprocess').call, ['touch', str(marker)]),
+        'pathlib': lambda: Runs(Path.touch, marker),
+    }
+    path = _saved(tmp_path / 'f.pth', {'x': calls[kind](), **WEIGHTS}, _use_new_zipfile_serialization=not legacy)
+    assert not marker.exists()
+    if allow and kind != 'os':
+        assert _same(read_checkpoint(path, allow_objects=True))
+    elif kind == 'pathlib':  # its parts are types that trainings store: stand-ins, without being asked
+        assert _same(read_checkpoint(path))
+    else:
+        with pytest.raises(ValueError, match='which no checkpoint needs' if kind == 'os' else 'not read by default'):
+            read_checkpoint(path, allow_objects=allow)
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(calls[kind]()))  # noqa: S301 - shows that the call itself works
+    assert marker.exists()
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (b'', 'is empty'),
+        (b'<!DOCTYPE html><html>log in</html>', 'web page'),
+        (b'\n  <html lang="en">', 'web page'),
+        (b'version https://git-lfs.github.com/spec/v1\noid sha256:0', 'git lfs pull'),
+        (b'{"weights": 1}', 'not a checkpoint: it starts with'),
+        (b'just some text', 'not a checkpoint: it starts with'),
+        (np.random.default_rng(0).bytes(4096), 'not a checkpoint|cannot be read'),
+        (pickle.dumps({'a': 1}, protocol=2), 'cannot be read as a checkpoint'),
+        (pickle.dumps([1, 2], protocol=4), 'cannot be read as a checkpoint'),
+    ],
+)
+def test_files_that_are_no_checkpoint(tmp_path, content, message):
+    path = tmp_path / 'f.pth'
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_checkpoint(path)
+    assert str(path) in str(error.value)
+    assert '\n' not in str(error.value)
+    assert 'weights_only' not in str(error.value)
+
+
+@pytest.mark.parametrize('how', ['zip', 'legacy', 'safetensors'])
+@pytest.mark.parametrize('share', [0.05, 0.5, 0.95, 0.999])
+def test_files_that_are_cut_off(tmp_path, how, share):
+    path = tmp_path / 'f.pth'
+    weights = {f'layer{i}.weight': torch.randn(64, 64) for i in range(4)}
+    if how == 'safetensors':
+        safetensors.torch.save_file(weights, path)
+    else:
+        _saved(path, weights, _use_new_zipfile_serialization=how == 'zip')
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(ValueError, match='cut off, damaged or of another kind'):
+        read_checkpoint(path)
+
+
+def test_other_archives_programs_and_objects(tmp_path):
+    with zipfile.ZipFile(tmp_path / 'f.zip', 'w') as archive:
+        archive.writestr('weights.pth', 'x')
+    with pytest.raises(ValueError, match=r'archive \(of weights.pth'):
+        read_checkpoint(tmp_path / 'f.zip')
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / 'f.pt')
+    with pytest.raises(ValueError, match='TorchScript'):
+        read_checkpoint(tmp_path / 'f.pt')
+    with pytest.raises(ValueError, match=r'holds a Tensor, not weights by name'):
+        read_checkpoint(_saved(tmp_path / 't.pth', torch.ones(1)))
+    with pytest.raises(ValueError, match='allow_objects'):
+        read_checkpoint(_saved(tmp_path / 'm.pth', torch.nn.Linear(1, 1)))
+    with pytest.raises(ValueError, match=r'pickled object, not weights by name: save model.state_dict'):
+        read_checkpoint(_saved(tmp_path / 'm.pth', torch.nn.Linear(1, 1)), allow_objects=True)
+
+
+def test_paths_that_lead_nowhere(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'missing.pth does not exist'):
+        read_checkpoint(tmp_path / 'missing.pth')
+    (tmp_path / 'inner.pth').touch()
+    with pytest.raises(ValueError, match=r'is a folder \(holding inner.pth\)'):
+        read_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match='file://, http:// or https://'):
+        read_checkpoint('s3://bucket/file.pth')
+
+
+def test_a_file_address(tmp_path):
+    path = _saved(tmp_path / 'with space.pth', WEIGHTS)
+    assert _same(read_checkpoint(path.as_uri()))
+    with pytest.raises(FileNotFoundError):
+        read_checkpoint((tmp_path / 'missing.pth').as_uri())
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """The folder and address of a file server, and the paths that were asked of it."""
+    folder, asked = tmp_path / 'served', []
+    folder.mkdir()
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, directory=str(folder), **kwargs)
+
+        def log_message(self, *args):
+            asked.append(self.path)
+
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'hub'))
+    monkeypatch.setenv('NO_PROXY', '127.0.0.1')
+    monkeypatch.setenv('no_proxy', '127.0.0.1')
+    with ThreadingHTTPServer(('127.0.0.1', 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever, kwargs={'poll_interval': 0.01})
+        thread.start()
+        yield folder, f'http://127.0.0.1:{http.server_port}', asked
+        http.shutdown()
+        thread.join()
+
+
+def test_an_address_is_downloaded_once(server):
+    folder, address, asked = server
+    for name in ('one', 'two'):
+        (folder / name).mkdir()
+        _saved(folder / name / 'model.pth', {**WEIGHTS, 'a.weight': torch.full((1,), float(len(name)))})
+    _saved(folder / 'two' / 'model.pth', WEIGHTS)
+    for _ in range(2):
+        assert not _same(read_checkpoint(f'{address}/one/model.pth'))
+        assert _same(read_checkpoint(f'{address}/two/model.pth'))  # another file of that name
+    assert asked == ['/one/model.pth', '/two/model.pth']
+
+
+def test_a_broken_download_is_not_kept(server):
+    folder, address, _ = server
+    buffer = io.BytesIO()
+    torch.save(WEIGHTS, buffer)
+    (folder / 'f.pth').write_bytes(buffer.getvalue()[:-200])
+    with pytest.raises(ValueError, match='the broken download was removed'):
+        read_checkpoint(f'{address}/f.pth')
+    (folder / 'f.pth').write_bytes(buffer.getvalue())
+    assert _same(read_checkpoint(f'{address}/f.pth'))
+
+
+def test_an_address_that_leads_nowhere(server):
+    with pytest.raises(FileNotFoundError, match=r'cannot be downloaded \(HTTP Error 404'):
+        read_checkpoint(f'{server[1]}/missing.pth')
+    with pytest.raises(FileNotFoundError, match='check the address and the network'):
+        read_checkpoint('http://127.0.0.1:9/missing.pth')

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted(path for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts)
+DINO = [path for path in CONFIGS if path.parent.name == 'dino']
+
+BUILD = """
+import sys, torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+cfg = Config.fromfile(sys.argv[1])
+init_default_scope(cfg.default_scope)
+with torch.device('meta'):
+    print(type(MODELS.build(cfg.model)).__name__)
+"""
+
+
+def name(path: Path) -> str:
+    return path.stem
+
+
+def test_every_size_has_its_configs():
+    wanted = {
+        f'dino-{scales}scale_fast-itpn-{size}_8xb2-12e_coco' for scales in (4, 5) for size in 'tsbl'
+    }
+    assert {path.stem for path in DINO} >= wanted
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=name)
+def test_is_short(path):
+    limit = 30 if path.parent.name != 'quickstart' else 100
+    assert len(path.read_text().splitlines()) < limit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', CONFIGS, ids=name)
+def test_builds_in_a_clean_process(path):
+    done = subprocess.run([sys.executable, '-c', BUILD, str(path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip().splitlines()[-1] == 'DINO'
+
+
+@pytest.mark.parametrize('path', DINO, ids=name)
+def test_channels_and_levels_fit(path):
+    from mmitpn.models.backbones.archs import resolve_arch
+
+    model = Config.fromfile(path).model
+    assert tuple(model.neck.in_channels) == resolve_arch(model.backbone.arch).channels
+    levels = model.num_feature_levels
+    assert levels == int(path.stem.removeprefix('dino-')[0]) == model.neck.num_outs
+    assert model.encoder.layer_cfg.self_attn_cfg.num_levels == levels
+    assert model.decoder.layer_cfg.cross_attn_cfg.num_levels == levels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', DINO, ids=name)
+def test_trains_and_tests_one_iteration_on_photographs(path, photos, tmp_path):
+    cfg = Config.fromfile(path)
+    cfg.work_dir = str(tmp_path)
+    cfg.experiment_name = path.stem
+    small = [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations', 'with_bbox': True}]
+    small.append({'type': 'Resize', 'scale': (192, 128), 'keep_ratio': True})
+    small.append({'type': 'PackDetInputs'})
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.batch_size, loader.num_workers, loader.persistent_workers = 1, 0, False
+        loader.dataset.update(data_root=str(photos), indices=1, pipeline=small)
+    cfg.val_evaluator.ann_file = str(photos / 'annotations' / 'instances_val2017.json')
+    cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
+    cfg.train_cfg.max_epochs = 1
+    cfg.default_hooks.logger.interval = 1
+    cfg.default_hooks.checkpoint.interval = -1  # several GB for the large ones
+    cfg.default_hooks.checkpoint.save_last = False
+    cfg.default_scope = 'mmdet'
+    runner = Runner.from_cfg(cfg)
+    try:
+        runner.train()
+    finally:
+        DefaultScope._instance_dict.clear()
+    assert runner.iter == 1
+    history = runner.message_hub.log_scalars
+    assert history['train/loss'].current() > 0
+    assert 'val/coco/bbox_mAP' in history

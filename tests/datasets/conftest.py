@@ -1,0 +1,41 @@
+"""A small generated set that the tests of this folder share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmitpn.datasets import generate_shapes
+
+
+@pytest.fixture(scope='session')
+def shapes_root(tmp_path_factory) -> Path:
+    """A generated set of a few pictures. Read only."""
+    return generate_shapes(tmp_path_factory.mktemp('shapes'), 24, 9, seed=3, size=(96, 128))
+
+
+@pytest.fixture
+def tiny_coco(tmp_path) -> tuple[Path, Path, dict[str, Any]]:
+    """A COCO set of two pictures and two categories to spoil: annotation file, image folder, content."""
+    images = tmp_path / 'train2017'
+    images.mkdir()
+    for name in ('a.jpg', 'b.jpg'):
+        (images / name).touch()
+    content = {
+        'images': [
+            {'id': 1, 'file_name': 'a.jpg', 'width': 64, 'height': 48},
+            {'id': 2, 'file_name': 'b.jpg', 'width': 64, 'height': 48},
+        ],
+        'annotations': [
+            {'id': 1, 'image_id': 1, 'category_id': 10, 'bbox': [4, 4, 20, 30], 'area': 600, 'iscrowd': 0},
+            {'id': 2, 'image_id': 1, 'category_id': 20, 'bbox': [0, 0, 64, 48], 'area': 3072, 'iscrowd': 0},
+        ],
+        'categories': [{'id': 10, 'name': 'cat'}, {'id': 20, 'name': 'dog'}],
+    }
+    path = tmp_path / 'annotations' / 'instances_train2017.json'
+    path.parent.mkdir()
+    path.write_text(json.dumps(content))
+    return path, images, content

@@ -1,0 +1,101 @@
+"""The data set parts of the configs, built and read with mmdet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import METRICS, init_default_scope
+from mmengine.runner import Runner
+
+from mmitpn.datasets import SHAPES_CLASSES, SHAPES_PALETTE, check_config
+
+pytest.importorskip('mmdet', reason='mmdet is not installed')
+CONFIGS = Path(__file__).parents[2] / 'configs' / '_base_' / 'datasets'
+
+
+def load(name: str, root: Path) -> Config:
+    """A data set part of a config on other data, read in this process."""
+    cfg = Config.fromfile(CONFIGS / name)
+    cfg.default_scope = 'mmdet'
+    for split in ('train', 'val'):
+        loader = cfg[f'{split}_dataloader']
+        loader.update(num_workers=0, persistent_workers=False)
+        loader.dataset.data_root = str(root)
+    cfg.val_evaluator.ann_file = str(root / 'annotations/instances_val2017.json')
+    init_default_scope('mmdet')
+    return cfg
+
+
+@pytest.fixture
+def shapes(shapes_root) -> Config:
+    return load('shapes_detection.py', shapes_root / 'coco')
+
+
+def test_shapes_config_passes_the_checks(shapes):
+    assert [summary.images for summary in check_config(shapes)] == [24, 9]
+    metainfo = shapes.train_dataloader.dataset.metainfo
+    assert tuple(metainfo.classes) == SHAPES_CLASSES
+    assert tuple(map(tuple, metainfo.palette)) == SHAPES_PALETTE
+
+
+def test_shapes_training_batches(shapes):
+    loader = Runner.build_dataloader(shapes.train_dataloader, seed=0)
+    assert len(loader.dataset) == 24
+    batches = list(loader)
+    images = [image for batch in batches for image in batch['inputs']]
+    samples = [sample for batch in batches for sample in batch['data_samples']]
+    assert len(images) == 24
+    assert {tuple(image.shape) for image in images} == {(3, 128, 128)}
+    counts = [len(sample.gt_instances) for sample in samples]
+    assert min(counts) == 0
+    assert max(counts) > 1
+    for sample in samples:
+        boxes = sample.gt_instances.bboxes.tensor
+        assert torch.all((boxes >= 0) & (boxes <= 128))
+        assert torch.all(boxes[:, 2:] > boxes[:, :2])
+
+
+def test_shapes_evaluation_scores_the_truth_perfect(shapes):
+    loader = Runner.build_dataloader(shapes.val_dataloader, seed=0)
+    metric = METRICS.build(shapes.val_evaluator)
+    metric.dataset_meta = loader.dataset.metainfo
+    for batch in loader:
+        samples = []
+        for sample in batch['data_samples']:
+            truth = sample.gt_instances
+            assert sample.img_shape == (128, 128)
+            # Loaded after the resizing, so they are in pixels of the file, as the metric wants them.
+            boxes = truth.bboxes.tensor
+            pred = {'bboxes': boxes, 'labels': truth.labels, 'scores': torch.ones(len(boxes))}
+            samples.append({'img_id': sample.img_id, 'ori_shape': sample.ori_shape, 'pred_instances': pred})
+        metric.process({}, samples)
+    assert metric.evaluate(size=9)['coco/bbox_mAP'] == pytest.approx(1, abs=1e-3)
+
+
+def test_coco_config_on_photographs(photos):
+    cfg = load('coco_detection.py', photos)
+    assert len(check_config(cfg)) == 2
+    batch = next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
+    assert len(batch['inputs']) == 2
+    for image, sample in zip(batch['inputs'], batch['data_samples'], strict=True):
+        short, long = sorted(image.shape[1:])
+        assert short <= 800
+        assert long <= 1333
+        assert sample.img_shape == tuple(image.shape[1:])
+    batch = next(iter(Runner.build_dataloader(cfg.val_dataloader, seed=0)))
+    short, long = sorted(batch['inputs'][0].shape[1:])
+    assert short == 800 or long == 1333
+
+
+def test_coco_config_is_the_recipe():
+    cfg = Config.fromfile(CONFIGS / 'coco_detection.py')
+    assert cfg.train_dataloader.batch_size == 2
+    assert cfg.train_dataloader.dataset.filter_cfg.filter_empty_gt is False
+    resized, cropped = cfg.train_dataloader.dataset.pipeline[3].transforms
+    scales = [tuple(scale) for scale in resized[0].scales]
+    assert scales[0] == (480, 1333)
+    assert scales[-1] == (800, 1333)
+    assert [step.type for step in cropped] == ['RandomChoiceResize', 'RandomCrop', 'RandomChoiceResize']

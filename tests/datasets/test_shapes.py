@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from mmitpn.datasets import SHAPES_CLASSES, generate_images, generate_shapes
+from mmitpn.datasets.shapes.api import STAMP, STARTED, read_stamp
+from mmitpn.datasets.shapes.drawing import MIN_VISIBLE_PIXELS, draw_picture
+from mmitpn.datasets.shapes.layout import picture_of
+from mmitpn.datasets.shapes.outlines import Outline, coverage
+from mmitpn.datasets.shapes.polygons import segmentation_of, trace
+from mmitpn.datasets.sheet import decode
+
+
+def contents(root) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob('*') if path.is_file()}
+
+
+def test_a_seed_gives_the_same_files_and_another_seed_other_ones(tmp_path):
+    first, again, other = (
+        generate_shapes(tmp_path / name, 3, 1, seed=seed, size=(64, 80))
+        for name, seed in (('a', 5), ('b', 5), ('c', 6))
+    )
+    assert contents(first) == contents(again)
+    pictures = [contents(root)['coco/train2017/000000000001.jpg'] for root in (first, other)]
+    assert pictures[0] != pictures[1]
+
+
+def test_pictures_are_the_same_on_any_machine():
+    picture = picture_of(0, 'val', 2, (128, 192))
+    assert picture.image.shape == (185, 146, 3)
+    assert picture.objects == (2, 1, 1)
+    assert hashlib.sha256(picture.image.tobytes() + picture.instances.tobytes()).hexdigest()[:16] == 'c83a1170734517b0'
+
+
+def test_a_picture_does_not_depend_on_the_number_of_pictures(shapes_root, tmp_path):
+    fewer = generate_shapes(tmp_path / 'fewer', 2, 1, seed=3, size=(96, 128))
+    for name in (
+        'coco/train2017/000000000002.jpg',
+        'ade/ADEChallengeData2016/annotations/training/ADE_train_00000002.png',
+    ):
+        assert (fewer / name).read_bytes() == (shapes_root / name).read_bytes()
+
+
+def test_splits_share_no_picture():
+    images = [picture_of(0, split, 0, (64, 64)).image for split in ('train', 'val', 'unlabelled')]
+    assert not any(np.array_equal(images[i], images[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_every_object_is_seen_and_sizes_vary():
+    areas, sides = [], set()
+    for index in range(25):
+        picture = picture_of(1, 'train', index, (128, 192))
+        seen = np.bincount(picture.instances.ravel(), minlength=len(picture.objects) + 1)[1:]
+        assert len(seen) == len(picture.objects)
+        assert (seen >= MIN_VISIBLE_PIXELS).all()
+        areas += seen.tolist()
+        sides |= set(picture.image.shape[:2])
+    assert min(areas) < 16**2
+    assert max(areas) > 48**2
+    assert 128 <= min(sides) < max(sides) <= 192
+
+
+def test_objects_cover_one_another():
+    covered = 0
+    for index in range(12):
+        picture = picture_of(2, 'train', index, (128, 128))
+        for number in range(1, len(picture.objects)):
+            earlier, later = picture.instances == number, picture.instances == number + 1
+            beside = np.zeros_like(earlier)
+            beside[1:] |= earlier[:-1]
+            covered += bool((beside & later).any())
+    assert covered >= 3
+
+
+def test_empty_pictures_have_no_object():
+    assert draw_picture(np.random.default_rng(0), 64, 64, empty=True).objects == ()
+
+
+@pytest.mark.parametrize('kind', SHAPES_CLASSES)
+def test_coverage_is_the_area_of_the_shape(kind):
+    outline = Outline(kind=kind, x=40.3, y=40.6, radius=30, angle=0.4, squeeze=1.0, waist=0.5)
+    alpha, (rows, columns) = coverage(outline, 80, 80)
+    assert alpha.shape == (rows.stop - rows.start, columns.stop - columns.start)
+    unit = {
+        'circle': np.pi,
+        'square': 2,
+        'triangle': 3 * np.sqrt(3) / 4,
+        'star': 10 * 0.5 * 0.5 * np.sin(np.pi / 5),
+        'ring': np.pi * (1 - 0.5**2),
+    }[kind]
+    assert alpha.sum() == pytest.approx(unit * 30**2, rel=0.01)
+
+
+def test_masks_survive_as_polygons():
+    rng = np.random.default_rng(0)
+    ring = np.zeros((20, 30), dtype=bool)
+    ring[2:18, 3:25] = True
+    ring[6:12, 8:15] = False
+    corner = np.zeros((8, 8), dtype=bool)
+    corner[1:4, 1:4] = corner[4:7, 4:7] = True
+    for mask in (ring, corner, rng.random((16, 21)) < 0.5, np.ones((5, 7), dtype=bool)):
+        written = segmentation_of(mask)
+        np.testing.assert_array_equal(decode(written, *mask.shape), mask)
+    assert len(trace(ring)) == 2
+    assert isinstance(segmentation_of(ring), list)
+
+
+def test_a_whole_set_is_kept_and_a_half_written_one_is_made_again(tmp_path):
+    root = generate_shapes(tmp_path / 'set', 2, 1, size=(64, 64))
+    whole, stamp = contents(root), (root / STAMP).stat().st_mtime_ns
+    generate_shapes(root, 2, 1, size=(64, 64))
+    assert (root / STAMP).stat().st_mtime_ns == stamp
+
+    (root / STAMP).unlink()
+    (root / STARTED).touch()
+    (root / 'coco/train2017/000000000001.jpg').write_bytes(b'cut off')
+    generate_shapes(root, 2, 1, size=(64, 64))
+    assert contents(root) == whole
+
+    (root / 'coco/train2017/000000000002.jpg').unlink()
+    generate_shapes(root, 2, 1, size=(64, 64))
+    assert contents(root) == whole
+
+
+def test_another_set_is_replaced_only_on_demand(tmp_path):
+    root = generate_shapes(tmp_path / 'set', 2, 1, size=(64, 64))
+    with pytest.raises(ValueError, match=r"made with \{'seed': 0\}, but \{'seed': 1\} is wanted.*overwrite=True"):
+        generate_shapes(root, 2, 1, seed=1, size=(64, 64))
+    generate_shapes(root, 3, 1, seed=1, size=(64, 64), overwrite=True)
+    assert len(list((root / 'coco/train2017').iterdir())) == 3
+    assert read_stamp(root)['parameters']['seed'] == 1
+
+
+def test_foreign_files_are_left_alone(tmp_path):
+    (tmp_path / 'coco').mkdir()
+    (tmp_path / 'coco' / 'mine.jpg').touch()
+    with pytest.raises(ValueError, match='not a generated set'):
+        generate_shapes(tmp_path, 2, 1, overwrite=True)
+    assert (tmp_path / 'coco' / 'mine.jpg').exists()
+    with pytest.raises(ValueError, match='is a file'):
+        generate_shapes(tmp_path / 'coco' / 'mine.jpg', 2, 1)
+
+
+def test_unlabelled_pictures(tmp_path):
+    folder = generate_images(tmp_path / 'set', 3, size=(64, 64))
+    assert sorted(path.name for path in folder.iterdir()) == [f'00000000000{i}.jpg' for i in (1, 2, 3)]
+    assert generate_images(tmp_path / 'set', 3, size=(64, 64)) == folder
+    with pytest.raises(ValueError, match='holds a generated set made with'):
+        generate_shapes(tmp_path / 'set', 2, 1, size=(64, 64))
+
+
+@pytest.mark.parametrize(
+    ('settings', 'error', 'message'),
+    [
+        ({'num_train': 0}, ValueError, 'num_train must be from 1'),
+        ({'num_val': 1.5}, TypeError, 'num_val is a whole number'),
+        ({'seed': -1}, ValueError, 'seed must be 0 or more'),
+        ({'seed': '0'}, TypeError, 'seed is a whole number'),
+        ({'size': (16, 64)}, ValueError, '32 <= shortest'),
+        ({'size': (96, 64)}, ValueError, 'shortest <= longest'),
+        ({'size': (64.0, 64)}, TypeError, 'two whole numbers'),
+    ],
+)
+def test_bad_parameters(tmp_path, settings, error, message):
+    with pytest.raises(error, match=message):
+        generate_shapes(tmp_path / 'set', **settings)
+    assert not (tmp_path / 'set').exists()

@@ -1,0 +1,221 @@
+"""Checkpoint files: whole or not there, readable by torch's default, found again after a crash."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.fileio import get_file_backend
+from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.runner import save_checkpoint
+
+from mmitpn.checkpoint.safe_globals import register_safe_globals
+from mmitpn.engine import AtomicCheckpointHook, find_resumable, setup_environment
+from mmitpn.engine.atomic import SUFFIX, remove_leftovers, write_atomic
+
+
+def leftovers(folder: Path) -> list[Path]:
+    return list(folder.glob(f'.*{SUFFIX}'))
+
+
+def test_write_replaces_and_leaves_nothing_behind(tmp_path):
+    path = tmp_path / 'deep' / 'file'
+    write_atomic(path, b'old')
+    write_atomic(path, b'new')
+    assert path.read_bytes() == b'new'
+    assert [p.name for p in path.parent.iterdir()] == ['file']
+
+
+def test_write_follows_a_link(tmp_path):
+    (tmp_path / 'target').write_bytes(b'old')
+    (tmp_path / 'link').symlink_to(tmp_path / 'target')
+    write_atomic(tmp_path / 'link', b'new')
+    assert (tmp_path / 'link').is_symlink()
+    assert (tmp_path / 'target').read_bytes() == b'new'
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    setup_environment()
+    path = tmp_path / 'epoch_1.pth'
+    save_checkpoint({'state_dict': {'a': torch.ones(3)}}, str(path))
+
+    def full(_: int) -> None:
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match='No space'):
+        save_checkpoint({'state_dict': {'a': torch.zeros(3)}}, str(path))
+    assert torch.load(path)['state_dict']['a'].sum() == 3
+    assert not leftovers(tmp_path)
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys, torch
+from mmengine.runner import save_checkpoint
+from mmitpn.engine import setup_environment
+setup_environment()
+path = sys.argv[1]
+save_checkpoint({'state_dict': {'a': torch.ones(3)}}, path)
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # half-way: written, not yet renamed
+save_checkpoint({'state_dict': {'a': torch.zeros(3)}}, path)
+"""
+
+
+def test_a_kill_during_the_write_leaves_the_old_checkpoint(tmp_path):
+    path = tmp_path / 'epoch_1.pth'
+    done = subprocess.run([sys.executable, '-c', KILLED_WHILE_WRITING, path], check=False)
+    assert done.returncode == -9
+    assert torch.load(path)['state_dict']['a'].sum() == 3
+    assert len(leftovers(tmp_path)) == 1
+    assert remove_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ['epoch_1.pth']
+
+
+def make_hook(tmp_path: Path, save, **options) -> tuple[AtomicCheckpointHook, SimpleNamespace]:
+    hook = AtomicCheckpointHook(interval=1, **options)
+    runner = SimpleNamespace(
+        work_dir=str(tmp_path),
+        logger=logging.getLogger('test'),
+        message_hub=MessageHub.get_instance(f'test{tmp_path}'),
+        save_checkpoint=save,
+        epoch=0,
+        iter=0,
+    )
+    hook.before_train(runner)
+    return hook, runner
+
+
+def test_the_old_checkpoint_stays_until_the_new_one_is_there(tmp_path):
+    seen = []
+
+    def save(out_dir: str, filename: str, *_: object, **__: object) -> None:
+        seen.append(sorted(p.name for p in tmp_path.glob('*.pth')))
+        if filename == 'epoch_3.pth':
+            raise OSError('killed')
+        Path(out_dir, filename).write_bytes(b'x')
+
+    hook, runner = make_hook(tmp_path, save, max_keep_ckpts=1)
+    for runner.epoch in (0, 1):
+        hook._save_checkpoint(runner)
+    assert seen == [[], ['epoch_1.pth']]
+    assert sorted(p.name for p in tmp_path.glob('*.pth')) == ['epoch_2.pth']
+    runner.epoch = 2
+    with pytest.raises(OSError, match='killed'):
+        hook._save_checkpoint(runner)
+    assert sorted(p.name for p in tmp_path.glob('*.pth')) == ['epoch_2.pth']
+    assert Path((tmp_path / 'last_checkpoint').read_text()).name == 'epoch_2.pth'
+
+
+def test_the_old_best_stays_until_the_new_one_is_there(tmp_path):
+    seen = []
+
+    def save(out_dir: str, filename: str, *_: object, **__: object) -> None:
+        seen.append(sorted(p.name for p in tmp_path.glob('best*.pth')))
+        Path(out_dir, filename).write_bytes(b'x')
+
+    hook, runner = make_hook(tmp_path, save, save_best='mAP')
+    for runner.epoch, score in ((1, 0.1), (2, 0.2)):
+        hook.after_val_epoch(runner, {'mAP': score})
+    assert seen == [[], ['best_mAP_epoch_1.pth']]
+    assert sorted(p.name for p in tmp_path.glob('best*.pth')) == ['best_mAP_epoch_2.pth']
+
+
+def test_a_new_start_clears_what_a_kill_left(tmp_path):
+    (tmp_path / f'.epoch_1.pth.77{SUFFIX}').write_bytes(b'half')
+    make_hook(tmp_path, None)
+    assert not leftovers(tmp_path)
+
+
+def test_the_hook_makes_writing_atomic_without_our_tools(tmp_path):
+    make_hook(tmp_path, None)
+    assert type(get_file_backend(str(tmp_path))).__name__ == 'AtomicLocalBackend'
+
+
+def whole(path: Path) -> Path:
+    torch.save({'a': 1}, path)
+    return path
+
+
+def test_resumes_from_the_file_named_last(tmp_path):
+    whole(tmp_path / 'epoch_2.pth')
+    named = whole(tmp_path / 'epoch_1.pth')
+    (tmp_path / 'last_checkpoint').write_text(str(named))
+    assert find_resumable(tmp_path) == named
+
+
+def test_resumes_in_a_folder_that_was_moved(tmp_path):
+    named = whole(tmp_path / 'epoch_1.pth')
+    (tmp_path / 'last_checkpoint').write_text('/somewhere/else/epoch_1.pth')
+    assert find_resumable(tmp_path) == named
+
+
+@pytest.mark.parametrize('pointer', ['', 'gone.pth', None])
+def test_resumes_from_the_newest_whole_file_without_a_good_pointer(tmp_path, pointer):
+    good = whole(tmp_path / 'iter_10.pth')
+    os.utime(good, (1, 1))
+    (tmp_path / 'iter_20.pth').write_bytes(good.read_bytes()[:-100])
+    if pointer is not None:
+        (tmp_path / 'last_checkpoint').write_text(pointer)
+    assert find_resumable(tmp_path) == good
+
+
+def test_nothing_to_resume(tmp_path):
+    assert find_resumable(tmp_path) is None
+    assert find_resumable(tmp_path / 'missing') is None
+
+
+def test_training_state_is_read_under_weights_only(tmp_path):
+    register_safe_globals()
+    state = {
+        'log_scalars': HistoryBuffer([1.0, 2.0], [1, 1]),
+        'best_score': np.float64(0.5),
+        'palette': np.array([[1, 2, 3]], dtype=np.uint8),
+        'count': np.int32(3),
+        'names': np.array(['cat']),
+        'mean': HistoryBuffer.mean,  # what old versions of mmengine stored
+    }
+    torch.save(state, tmp_path / 'state.pth')
+    read = torch.load(tmp_path / 'state.pth', weights_only=True)
+    assert read['log_scalars'].current() == 2
+    assert read['best_score'] == 0.5
+    assert read['palette'].tolist() == [[1, 2, 3]]
+    assert read['mean'](read['log_scalars']) == 1.5
+
+
+@pytest.mark.parametrize('module', ['numpy.core.multiarray', 'numpy._core.multiarray'])
+def test_arrays_of_either_numpy_are_read(tmp_path, module):
+    register_safe_globals()
+    torch.save({'a': np.arange(3), 'b': np.float32(2)}, tmp_path / 'own.pth')
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / 'own.pth') as old, zipfile.ZipFile(tmp_path / 'other.pth', 'w') as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name.endswith('data.pkl'):
+                for spelling in (b'numpy._core.multiarray', b'numpy.core.multiarray'):
+                    content = content.replace(b'c' + spelling + b'\n', b'c' + module.encode() + b'\n')
+                assert module.encode() in content
+            new.writestr(name, content)
+    read = torch.load(tmp_path / 'other.pth', weights_only=True)
+    assert read['a'].tolist() == [0, 1, 2]
+    assert read['b'] == 2
+
+
+class Callback:
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, '__init__')
+
+
+@pytest.mark.parametrize('thing', [Callback(), os.system, print])
+def test_nothing_else_is_let_in(tmp_path, thing):
+    register_safe_globals()
+    torch.save({'a': thing}, tmp_path / 'evil.pth')
+    with pytest.raises(Exception, match=r'(?i)weights.only|allowed'):
+        torch.load(tmp_path / 'evil.pth', weights_only=True)

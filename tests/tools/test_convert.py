@@ -1,0 +1,144 @@
+"""The two command lines around checkpoints."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import safetensors.torch
+import torch
+
+from mmitpn import FastITPN, ITPNPyramid
+from mmitpn.checkpoint import load_pretrained, read_checkpoint, to_authors
+
+TOOLS = Path(__file__).parents[2] / 'tools' / 'convert'
+ARCH = {'depths': (1, 1, 2), 'embed_dim': 64, 'num_heads': 1}
+
+
+@pytest.fixture
+def run(capfd, monkeypatch):
+    """A function that runs a tool in this process, as the shell would (starting another takes seconds)."""
+
+    def call(tool, *args):
+        monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *map(str, args)])
+        with pytest.raises(SystemExit) as done:
+            runpy.run_path(str(TOOLS / f'{tool}.py'), run_name='__main__')
+        out, err = capfd.readouterr()
+        return SimpleNamespace(returncode=done.value.code, stdout=out, stderr=err)
+
+    return call
+
+
+@pytest.fixture
+def modules():
+    return FastITPN(ARCH), ITPNPyramid((16, 32, 64), out_channels=24)
+
+
+@pytest.fixture
+def authors(tmp_path, modules):
+    """A pre-training file of the authors, fp16, and its weights."""
+    state = to_authors({**modules[0].state_dict(), **modules[1].state_dict()})
+    state = {name: value.half() for name, value in state.items()}
+    torch.save({'module': {**state, 'mask_token': torch.zeros(1, 1, 256).half()}}, tmp_path / 'authors.pt')
+    return tmp_path / 'authors.pt', state
+
+
+def test_convert_there_and_back_is_bit_equal(run, tmp_path, authors):
+    path, state = authors
+    done = run('convert_checkpoint', path, tmp_path / 'ours.safetensors')
+    assert done.returncode == 0, done.stderr
+    assert 'left out: mask_token' in done.stdout
+    ours = safetensors.torch.load_file(tmp_path / 'ours.safetensors')
+    assert 'backbone.blocks.0.attn.qkv.weight' in ours
+    assert 'neck.align16.weight' in ours
+    done = run('convert_checkpoint', tmp_path / 'ours.safetensors', tmp_path / 'back.pth', '--to', 'authors')
+    assert done.returncode == 0, done.stderr
+    back = torch.load(tmp_path / 'back.pth', weights_only=True)['model']
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], value) for name, value in state.items())
+
+
+def test_convert_to_fp32_and_use_it(run, tmp_path, authors):
+    target = tmp_path / 'new' / 'ours.pth'
+    done = run('convert_checkpoint', authors[0], target, '--dtype', 'fp32')
+    assert done.returncode == 0, done.stderr
+    assert {value.dtype for value in read_checkpoint(target)['state_dict'].values()} == {torch.float32}
+    for module in (FastITPN(ARCH), ITPNPyramid((16, 32, 64), out_channels=24)):
+        assert load_pretrained(module, target).count('missing') == 0
+    assert [p.name for p in target.parent.iterdir()] == ['ours.pth']
+    again = run('convert_checkpoint', authors[0], target)
+    assert again.returncode == 1
+    assert 'exists: give another name, or --force' in again.stderr
+    assert run('convert_checkpoint', authors[0], target, '--force').returncode == 0
+
+
+def test_heads_of_our_own_detectors_are_kept(run, tmp_path, modules):
+    state = {f'backbone.{name}': value for name, value in modules[0].state_dict().items()}
+    state['bbox_head.weight'] = torch.ones(2)
+    torch.save({'state_dict': state, 'optimizer': {'state': {0: torch.zeros(9)}}}, tmp_path / 'epoch.pth')
+    assert run('convert_checkpoint', tmp_path / 'epoch.pth', tmp_path / 'small.pth').returncode == 0
+    small = read_checkpoint(tmp_path / 'small.pth')
+    assert list(small) == ['state_dict']
+    assert small['state_dict'].keys() == state.keys()
+
+
+def test_inspect_says_what_a_file_is_and_how_to_use_it(run, authors):
+    path, state = authors
+    done = run('inspect_checkpoint', path)
+    assert done.returncode == 0, done.stderr
+    for text in (
+        'fast_itpn_pretrain',
+        'float16',
+        'wrapped in module',
+        '1/1/2 blocks, 64 channels',
+        'with layer scale, 14x14 positions',
+        '24 channels, 1 block(s) a merge, 64 hidden',
+        'mask_token (1 weights)',
+    ):
+        assert text in done.stdout
+    built = {}
+    for name in ('backbone', 'neck'):
+        line = re.search(rf'^ *{name}=(dict.*)$', done.stdout, re.MULTILINE)[1]
+        config = eval(line)  # noqa: S307 - the line is what a user pastes into a config
+        module = {'mmitpn.FastITPN': FastITPN, 'mmitpn.ITPNPyramid': ITPNPyramid}[config.pop('type')](**config)
+        module.init_weights()
+        built.update(module.state_dict())
+    assert all(torch.equal(value, state[name].float()) for name, value in to_authors(built).items())
+
+
+def test_inspect_names_what_cannot_be_used(run, tmp_path):
+    torch.save({'layer1.0.conv1.weight': torch.zeros(1)}, tmp_path / 'resnet.pth')
+    done = run('inspect_checkpoint', tmp_path / 'resnet.pth')
+    assert done.returncode == 0
+    assert 'it looks like a ResNet' in done.stdout
+    assert 'No config of this library can use it.' in done.stdout
+    done = run('convert_checkpoint', tmp_path / 'resnet.pth', tmp_path / 'out.pth')
+    assert done.returncode == 1
+    assert 'not weights of a Fast-iTPN' in done.stderr
+    assert not (tmp_path / 'out.pth').exists()
+
+
+@pytest.mark.parametrize('tool', ['inspect_checkpoint', 'convert_checkpoint'])
+def test_errors_are_one_line_without_a_traceback(run, tmp_path, tool):
+    (tmp_path / 'page.pth').write_text('<!doctype html>')
+    out = [tmp_path / 'out.pth'] if tool == 'convert_checkpoint' else []
+    for name, message in (('page.pth', 'web page'), ('missing.pth', 'does not exist')):
+        done = run(tool, tmp_path / name, *out)
+        assert done.returncode == 1
+        assert done.stderr.startswith('error: ')
+        assert message in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize('tool', ['inspect_checkpoint', 'convert_checkpoint'])
+def test_tools_run_from_anywhere(tmp_path, authors, tool):
+    out = ['out.pth'] if tool == 'convert_checkpoint' else []
+    command = [sys.executable, str(TOOLS / f'{tool}.py'), authors[0].name, *out]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert '1/1/2 blocks, 64 channels' in done.stdout

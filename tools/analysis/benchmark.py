@@ -1,0 +1,192 @@
+"""Speed, memory and multiply-adds of the backbone, the pyramid and whole detectors, against this machine's own peak.
+
+    python tools/analysis/benchmark.py --arch base --size 224 1024 --part backbone pyramid
+    python tools/analysis/benchmark.py --part detector --config configs/dino/dino-4scale_fast-itpn-t_8xb2-12e_coco.py
+    python tools/analysis/benchmark.py --arch base --size 1024 --json now.json --compare before.json
+
+Peak memory is that of a fresh process for each row, with all it imports. Speed is measured in another process, where
+all parts of one size and the matrix product (GEMM) run in turns, so that a busy machine slows them alike; the share of
+the GEMM peak is the ratio of the medians. GMAC are multiply-adds, attention included; of a training step they include
+the backward pass and what checkpointing computes again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mmitpn.analysis.cases import DTYPES, PARTS, Case
+from mmitpn.analysis.subprocess_job import run_job
+from mmitpn.models.backbones.archs import ARCHS
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width from ``HxW``, or one number for a square."""
+    sides = text.lower().split('x')
+    if len(sides) > 2 or not all(side.isdigit() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f'size is {text!r}; give HxW or one number, in pixels')
+    return int(sides[0]), int(sides[-1])
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse and check the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--part', nargs='+', choices=PARTS, default=['backbone'], help='what to measure')
+    parser.add_argument('--arch', nargs='+', choices=list(ARCHS), default=['base'], help='of the backbone')
+    parser.add_argument('--config', nargs='+', default=[], help='configs of whole models, for --part detector')
+    parser.add_argument('--size', nargs='+', type=parse_size, default=[(224, 224)], metavar='HxW', help='of the pictures')
+    parser.add_argument('--batch', type=int, default=1, help='pictures at once')
+    parser.add_argument('--dtype', choices=list(DTYPES), default='fp32', help='bf16 means autocast')
+    parser.add_argument('--train', action='store_true', help='a training step: forward and backward')
+    parser.add_argument('--with-cp', action='store_true', help='checkpointing of every module that has with_cp')
+    parser.add_argument('--objects', type=int, default=8, help='objects a picture when a detector is trained')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
+    parser.add_argument('--threads', type=int, help="of the CPU; default: torch's own choice")
+    parser.add_argument('--seconds', type=float, default=20.0, help='time for each size of each arch, at least')
+    parser.add_argument('--rounds', type=int, default=5, help='runs of each row, at least')
+    parser.add_argument('--json', type=Path, metavar='OUT', help='write all figures, every single time included')
+    parser.add_argument('--compare', type=Path, metavar='OLD', help='an earlier --json to compare with')
+    args = parser.parse_args(argv)
+    if bool(args.config) != ('detector' in args.part):
+        parser.error('--part detector and --config go together')
+    if args.with_cp and not args.train:
+        parser.error('--with-cp changes a training step only; add --train')
+    if args.batch < 1 or args.rounds < 1 or args.seconds <= 0 or (args.threads is not None and args.threads < 1):
+        parser.error('--batch, --rounds, --seconds and --threads must be positive')
+    if args.compare is not None and not args.compare.is_file():
+        parser.error(f'no file {args.compare} to compare with')
+    return args
+
+
+def group_cases(args: argparse.Namespace) -> list[list[Case]]:
+    """The rows, in groups that are timed in turns."""
+    shared = {
+        'batch': args.batch,
+        'dtype': args.dtype,
+        'train': args.train,
+        'with_cp': args.with_cp,
+        'objects': args.objects,
+        'device': args.device,
+    }
+    parts = [part for part in args.part if part != 'detector']
+    groups = [
+        [Case(part, size, arch=arch, **shared) for part in parts] for arch in args.arch for size in args.size if parts
+    ]
+    groups += [[Case('detector', size, config=config, **shared)] for config in args.config for size in args.size]
+    return groups
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path('/proc/cpuinfo')
+    if cpuinfo.is_file():
+        names = [line.split(':', 1)[1].strip() for line in cpuinfo.read_text().splitlines() if 'model name' in line]
+        model = names[0] if names else model
+    return {
+        'processor': model,
+        'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
+        'load_average': list(os.getloadavg()),
+        'python': platform.python_version(),
+    }
+
+
+def measure(group: list[Case], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """All figures of a group, one dict a row."""
+    memory = [run_job('memory', [case], threads=args.threads) for case in group]
+    speed = run_job('speed', group, threads=args.threads, seconds=args.seconds, min_rounds=args.rounds)
+    machine = {key: value for key, value in speed.items() if key != 'cases'}
+    return [
+        {
+            'name': case.name,
+            'size': list(case.size),
+            'batch': case.batch,
+            'dtype': case.dtype,
+            'mode': ('training' + (' with_cp' if case.with_cp else '')) if case.train else 'inference',
+            **memory_row,
+            **speed_row,
+            'gemm': machine,
+        }
+        for case, memory_row, speed_row in zip(group, memory, speed['cases'], strict=True)
+    ]
+
+
+def _key(row: dict[str, Any]) -> tuple:
+    return row['name'], tuple(row['size']), row['batch'], row['dtype'], row['mode']
+
+
+def peak_bytes(row: dict[str, Any]) -> int:
+    """The memory that counts: the GPU's where there is one, else the process's."""
+    return row.get('cuda_peak_bytes', row['peak_bytes'])
+
+
+def make_table(rows: list[dict[str, Any]], old: list[dict[str, Any]] | None = None) -> Table:
+    """The table a person reads; with ``old``, the change in time and memory beside each figure."""
+    before = {_key(row): row for row in old or []}
+    table = Table(title=f'{rows[0]["mode"]}, {rows[0]["dtype"]}, batch {rows[0]["batch"]}')
+    table.add_column('what', overflow='fold')
+    for heading in ('size', 'M param', 'GMAC', 'images/s', 'ms', 'peak memory', 'of GEMM peak'):
+        table.add_column(heading, justify='right')
+    if old is not None:
+        table.add_column('time, memory to before', justify='right')
+    for row in rows:
+        shares = row['gemm_share_by_round']
+        cells = [
+            row['name'],
+            'x'.join(map(str, row['size'])),
+            f'{row["parameters"] / 1e6:.2f}',
+            f'{row["macs"] / 1e9:.2f}',
+            f'{row["images_per_second"]:.3g}',
+            f'{row["median_seconds"] * 1e3:.4g}',
+            f'{peak_bytes(row) / 1e9:.2f} GB',
+            f'{row["gemm_share"]:.0%} ({min(shares):.0%} to {max(shares):.0%})',
+        ]
+        if old is not None:
+            was = before.get(_key(row))
+            cells.append(
+                'not there'
+                if was is None
+                else f'{row["median_seconds"] / was["median_seconds"]:.2f}, {peak_bytes(row) / peak_bytes(was):.2f}'
+            )
+        table.add_row(*cells)
+    return table
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line."""
+    args = parse_args(argv)
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    rows: list[dict[str, Any]] = []
+    for group in group_cases(args):
+        with console.status(f'{", ".join(case.name for case in group)} at {"x".join(map(str, group[0].size))}'):
+            try:
+                rows += measure(group, args)
+            except RuntimeError as error:
+                console.print(str(error), style='red', markup=False)
+                return 1
+    old = json.loads(args.compare.read_text(encoding='utf-8'))['rows'] if args.compare else None
+    console.print(make_table(rows, old))
+    gemm = rows[-1]['gemm']
+    console.print(
+        f'GEMM peak {gemm["gemm_macs_per_second"] / 1e9:.1f} GMAC/s'
+        f' ({2 * gemm["gemm_macs_per_second"] / 1e9:.0f} GFLOP/s), {gemm["threads"]} threads, torch {gemm["torch"]}',
+        highlight=False,
+    )
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        report = {'command': sys.argv if argv is None else argv, 'machine': describe_machine(), 'rows': rows}
+        args.json.write_text(json.dumps(report, indent=1), encoding='utf-8')
+        console.print(f'written: {args.json}', markup=False, highlight=False)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

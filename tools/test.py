@@ -1,0 +1,158 @@
+"""Evaluate a checkpoint with the metrics of its config; the figures also go into WORK_DIR/test_metrics.json.
+
+CONFIG is a file, or HOST::NAME for a config of an installed host; CHECKPOINT a file or an address.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import mmengine
+from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
+from mmengine.evaluator import DumpResults
+from mmengine.logging import print_log
+
+from mmitpn.engine.atomic import write_atomic
+from mmitpn.engine.command_line import FirstStepHook, add_common_arguments, build_runner, read_config, run_command
+from mmitpn.engine.weights_hook import WholeWeightsHook
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', metavar='CONFIG', help='config file, or HOST::NAME')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file or address')
+    parser.add_argument('--out', metavar='FILE', help='save the predictions: .pkl (any model) or .json (detectors)')
+    parser.add_argument('--show', action='store_true', help='show each prediction in a window')
+    parser.add_argument('--show-dir', metavar='DIR', help='save pictures of the predictions into this folder')
+    parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show keeps a window (default: 2)')
+    parser.add_argument(
+        '--tta', action='store_true', help='test-time augmentation: tta_model and tta_pipeline of the config'
+    )
+    parser.add_argument(
+        '--allow-partial', action='store_true', help='evaluate although the checkpoint lacks some of the weights'
+    )
+    add_common_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.out is not None and Path(args.out).suffix not in ('.pkl', '.pickle', '.json'):
+        parser.error(f'--out {args.out}: allowed endings are .pkl, .pickle and .json')
+    return args
+
+
+def apply_visualization(cfg: Config, args: argparse.Namespace) -> None:
+    """Let the host's visualization hook draw; each host has its own names for the same options."""
+    scope = cfg.get('default_scope', 'mmengine')
+    kinds = {'mmdet': 'DetVisualizationHook', 'mmseg': 'SegVisualizationHook', 'mmpretrain': 'VisualizationHook'}
+    hook = cfg.setdefault('default_hooks', {}).setdefault('visualization', {'type': kinds.get(scope)})
+    kind = str(hook.get('type')).rpartition('.')[2]
+    if kind not in kinds.values():
+        raise ValueError(
+            f'--show and --show-dir need default_hooks.visualization of one of {", ".join(kinds.values())};'
+            f' the config (default_scope={scope!r}) has {hook.get("type")!r}'
+        )
+    hook['enable' if kind == 'VisualizationHook' else 'draw'] = True
+    hook['interval'] = 1
+    if args.show:
+        hook.update(show=True, wait_time=args.wait_time)
+    if args.show_dir is not None:
+        folder = str(Path(args.show_dir).resolve())  # a relative one would end up below the work dir's time stamp
+        if kind == 'SegVisualizationHook':
+            cfg.visualizer['save_dir'] = folder
+        else:
+            hook['test_out_dir' if kind == 'DetVisualizationHook' else 'out_dir'] = folder
+
+
+def apply_tta(cfg: Config) -> None:
+    """Wrap the model and replace the pipeline for test-time augmentation; detectors have a default: flip and NMS."""
+    detector = cfg.get('default_scope') == 'mmdet'
+    for name in ('tta_model', 'tta_pipeline'):
+        if not cfg.get(name) and not detector:
+            raise ValueError(
+                f'--tta needs {name} in the config, which has none; there is a default for mmdet models only'
+            )
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    if not cfg.get('tta_model'):
+        print_log('--tta: the config has no tta_model; merging by NMS at IoU 0.5, 100 boxes an image', 'current')
+        nms = {'type': 'nms', 'iou_threshold': 0.5}
+        cfg.tta_model = {'type': 'DetTTAModel', 'tta_cfg': {'nms': nms, 'max_per_img': 100}}
+    if not cfg.get('tta_pipeline'):
+        print_log('--tta: the config has no tta_pipeline; testing each image as it is and flipped', 'current')
+        flips = [{'type': 'RandomFlip', 'prob': 1.0}, {'type': 'RandomFlip', 'prob': 0.0}]
+        keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+        pack = {'type': 'PackDetInputs', 'meta_keys': keys}
+        pipeline = deepcopy(dataset.pipeline)
+        pipeline[-1] = {'type': 'TestTimeAug', 'transforms': [flips, [pack]]}
+        cfg.tta_pipeline = pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    dataset.pipeline = cfg.tta_pipeline
+
+
+def to_json(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Turn the predictions of a detector into plain numbers: boxes are x1, y1, x2, y2 in pixels of the image file."""
+    plain = []
+    for sample in predictions:
+        if 'pred_instances' not in sample:
+            raise ValueError(
+                '--out with .json takes boxes and masks of detectors; use a name ending in .pkl for others'
+            )
+        found = sample['pred_instances']
+        entry = {key: sample[key] for key in ('img_id', 'img_path', 'ori_shape') if key in sample}
+        entry.update({key: found[key].tolist() for key in ('labels', 'scores', 'bboxes') if key in found})
+        if 'masks' in found:  # COCO's run lengths, whose counts are bytes
+            entry['masks'] = [{**mask, 'counts': mask['counts'].decode()} for mask in found['masks']]
+        plain.append(entry)
+    return plain
+
+
+def test(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
+    cfg = read_config(args)
+    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
+        raise FileNotFoundError(f'no checkpoint {args.checkpoint!r}; give the path of one that tools/train.py wrote')
+    if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
+        raise ValueError('the config has no test_dataloader or no test_evaluator; add both (and test_cfg) to evaluate')
+    cfg.load_from, cfg.resume = args.checkpoint, False
+    if args.show or args.show_dir is not None:
+        apply_visualization(cfg, args)
+    if args.tta:
+        apply_tta(cfg)
+
+    from mmitpn.datasets.check import check_config
+
+    check_config(cfg)
+    runner, first_step = build_runner(cfg)
+    steps.append(first_step)
+    if not args.allow_partial:
+        runner.register_hook(WholeWeightsHook(), priority='LOWEST')
+    with tempfile.TemporaryDirectory() as folder:
+        if args.out is not None:
+            dump = str(Path(folder, 'predictions.pkl')) if args.out.endswith('.json') else args.out
+            if cfg.get('default_scope') == 'mmdet':
+                from mmdet.evaluation import DumpDetResults
+
+                runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=dump))
+            else:
+                runner.test_evaluator.metrics.append(DumpResults(out_file_path=dump))
+        metrics = runner.test()
+        if args.out is not None and args.out.endswith('.json') and is_main_process():
+            write_atomic(args.out, json.dumps(to_json(mmengine.load(dump))).encode())
+    if is_main_process():
+        report = {'config': args.config, 'checkpoint': args.checkpoint, 'tta': args.tta, 'metrics': metrics}
+        path = Path(cfg.work_dir, 'test_metrics.json')
+        write_atomic(path, json.dumps(report, indent=2, default=float).encode())
+        print_log(f'metrics: {path}', 'current')
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_command(test, parse_args(argv))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

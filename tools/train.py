@@ -1,0 +1,111 @@
+"""Train a model from a config.
+
+CONFIG is a file, or HOST::NAME for a config of an installed host: mmdet::dino/dino-4scale_r50_8xb2-12e_coco.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.logging import print_log
+
+from mmitpn.engine.checkpoint_hook import find_resumable
+from mmitpn.engine.command_line import FirstStepHook, add_common_arguments, build_runner, read_config, run_command
+from mmitpn.engine.environment import use_atomic_checkpoints
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', metavar='CONFIG', help='config file, or HOST::NAME')
+    parser.add_argument(
+        '--amp', action='store_true', help='mixed precision: fp16 with loss scaling on GPUs, bf16 on CPUs'
+    )
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help="scale the learning rate by the config's auto_scale_lr"
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='FILE',
+        help="go on from a checkpoint; without FILE (or with 'auto') from the newest in the work dir, if there is one",
+    )
+    add_common_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def apply_amp(cfg: Config) -> None:
+    """Switch mixed precision on in a config."""
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind in ('AmpOptimWrapper', 'mmitpn.BFloat16OptimWrapper'):
+        print_log(f'--amp: the config has it already ({kind})', 'current')
+    elif kind != 'OptimWrapper':
+        raise ValueError(
+            f'--amp cannot change optim_wrapper.type={kind!r}; allowed: OptimWrapper; set the precision there'
+        )
+    elif get_device() == 'cpu':
+        cfg.optim_wrapper.type = 'mmitpn.BFloat16OptimWrapper'
+    else:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def apply_auto_scale_lr(cfg: Config) -> None:
+    """Switch the scaling of the learning rate on in a config."""
+    setting = cfg.get('auto_scale_lr')
+    if not setting or 'base_batch_size' not in setting:
+        raise ValueError(
+            f'--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config, which has {setting};'
+            ' add the batch size that its learning rate was made for'
+        )
+    setting.enable = True
+
+
+def apply_resume(cfg: Config, resume: str) -> None:
+    """Set the checkpoint to go on from; with 'auto' and none there, the training starts as the config says."""
+    if resume == 'auto':
+        found = find_resumable(cfg.work_dir)
+        if found is None:
+            print_log(
+                f'--resume: no checkpoint in {cfg.work_dir}, so the training starts from the beginning', 'current'
+            )
+            cfg.resume = False
+            return
+        resume = str(found)
+    elif '://' not in resume and not Path(resume).is_file():
+        raise FileNotFoundError(
+            f"--resume: no file {resume!r}; give a checkpoint, or 'auto' for the newest in {cfg.work_dir}"
+        )
+    cfg.resume, cfg.load_from = True, resume
+
+
+def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
+    cfg = read_config(args)
+    if args.amp:
+        apply_amp(cfg)
+    if args.auto_scale_lr:
+        apply_auto_scale_lr(cfg)
+    if args.resume is not None:
+        apply_resume(cfg, args.resume)
+    elif cfg.get('resume') and cfg.get('load_from') is None:
+        apply_resume(cfg, 'auto')
+    use_atomic_checkpoints(cfg)
+
+    from mmitpn.datasets.check import check_config
+
+    check_config(cfg)
+    runner, first_step = build_runner(cfg)
+    steps.append(first_step)
+    runner.train()
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_command(train, parse_args(argv))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
