@@ -76,8 +76,11 @@ def prepare_run(cfg: Config, args: argparse.Namespace) -> None:
     found = find_resumable(cfg.work_dir)
     if args.resume and found is not None:
         cfg.resume, cfg.load_from = True, str(found)
-    elif found is not None:
-        print(f'[quickstart] {cfg.work_dir} holds an earlier run, which is written over; --resume would go on with it')
+        return
+    # What an earlier run left must not be taken for this one's, should this one be killed before its first checkpoint.
+    for path in Path(cfg.work_dir).glob('iter_*.pth'):
+        print(f'[quickstart] removing {path} of an earlier run (--resume goes on with one)')
+        path.unlink()
 
 
 def save_checkpoint(work_dir: Path, name: str) -> Path:

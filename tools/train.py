@@ -16,6 +16,7 @@ from mmengine.logging import print_log
 from mmitpn.engine.checkpoint_hook import find_resumable
 from mmitpn.engine.command_line import FirstStepHook, add_common_arguments, build_runner, read_config, run_command
 from mmitpn.engine.environment import use_atomic_checkpoints
+from mmitpn.engine.pretrained import use_pretrained, warn_if_random
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -26,6 +27,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help="scale the learning rate by the config's auto_scale_lr"
+    )
+    parser.add_argument(
+        '--pretrained', metavar='FILE', help='weights that backbone and neck start from: any released Fast-iTPN file, or URL'
     )
     parser.add_argument(
         '--resume',
@@ -89,6 +93,8 @@ def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
         apply_amp(cfg)
     if args.auto_scale_lr:
         apply_auto_scale_lr(cfg)
+    if args.pretrained is not None:
+        use_pretrained(cfg, args.pretrained)
     if args.resume is not None:
         apply_resume(cfg, args.resume)
     elif cfg.get('resume') and cfg.get('load_from') is None:
@@ -98,6 +104,7 @@ def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     from mmitpn.datasets.check import check_config
 
     check_config(cfg)
+    warn_if_random(cfg)
     runner, first_step = build_runner(cfg)
     steps.append(first_step)
     runner.train()

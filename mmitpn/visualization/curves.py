@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Metrics worth a line, in the order of the legend, by the end of the name mmengine gives them.
 METRICS = (
@@ -219,6 +220,7 @@ def draw_curve(history: History, out_file: str | Path, *, title: str = '') -> Pa
     bottom.set_ylim(bottom=0)
     bottom.ticklabel_format(axis='y', style='sci', scilimits=(0, 0))
     bottom.set_xlabel('iteration')
+    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     bottom.set_xlim(left=0)
     figure.align_ylabels()
     path = Path(out_file)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import METRICS, init_default_scope
+from mmengine.registry import METRICS, DefaultScope
 from mmengine.runner import Runner
 
 from mmitpn.datasets import SHAPES_CLASSES, SHAPES_PALETTE, check_config
@@ -25,8 +26,13 @@ def load(name: str, root: Path) -> Config:
         loader.update(num_workers=0, persistent_workers=False)
         loader.dataset.data_root = str(root)
     cfg.val_evaluator.ann_file = str(root / 'annotations/instances_val2017.json')
-    init_default_scope('mmdet')
     return cfg
+
+
+@pytest.fixture(autouse=True)
+def _in_mmdet() -> Iterator[None]:
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        yield
 
 
 @pytest.fixture

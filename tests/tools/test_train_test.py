@@ -87,6 +87,40 @@ class RecordLosses(Hook):
 """
 
 
+SEGMENTATION = """
+default_scope = 'mmseg'
+data_root = {root!r}
+train_pipeline = [
+    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+test_pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+dataset = dict(
+    type='BaseSegDataset', data_root=data_root, img_suffix='.png', seg_map_suffix='.png',
+    data_prefix=dict(img_path='images', seg_map_path='maps'),
+    metainfo=dict(classes=('ground', 'thing'), palette=[[0, 0, 0], [255, 0, 0]]))
+train_dataloader = dict(
+    batch_size=2, num_workers=0, sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(pipeline=train_pipeline, **dataset))
+test_dataloader = dict(
+    batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(pipeline=test_pipeline, **dataset))
+test_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
+model = dict(
+    type='EncoderDecoder',
+    data_preprocessor=dict(type='SegDataPreProcessor', size=(64, 64), pad_val=0, seg_pad_val=255),
+    backbone=dict(type='ResNet', depth=18, base_channels=8, norm_cfg=dict(type='BN')),
+    decode_head=dict(
+        type='FCNHead', in_channels=64, in_index=3, channels=8, num_convs=1, num_classes=2, norm_cfg=dict(type='BN'),
+        loss_decode=dict(type='CrossEntropyLoss')),
+    test_cfg=dict(mode='whole'))
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=2)
+test_cfg = dict(type='TestLoop')
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.001))
+default_hooks = dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1))
+log_processor = dict(by_epoch=False)
+visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
+"""
+
+
 @pytest.fixture(scope='module')
 def toy(tmp_path_factory) -> Path:
     """A folder with a config, four images of squares and bars, and their annotations."""
@@ -103,10 +137,12 @@ def toy(tmp_path_factory) -> Path:
             boxes.append({'id': len(boxes) + 1, 'image_id': index, 'category_id': kind + 1, 'bbox': box})
             boxes[-1] |= {'area': width * height, 'iscrowd': 0}
         imwrite(picture, str(folder / 'images' / f'{index}.png'))
+        imwrite((picture[..., 0] > 100).astype(np.uint8), str(folder / 'maps' / f'{index}.png'))
         images.append({'id': index, 'file_name': f'{index}.png', 'width': 64, 'height': 64})
     categories = [{'id': 1, 'name': 'square'}, {'id': 2, 'name': 'bar'}]
     (folder / 'train.json').write_text(json.dumps({'images': images, 'annotations': boxes, 'categories': categories}))
     (folder / 'toy.py').write_text(TOY.format(root=f'{folder}/'))
+    (folder / 'segmentation.py').write_text(SEGMENTATION.format(root=str(folder)))
     (folder / 'toy_hooks.py').write_text(HOOKS)
     return folder
 
@@ -194,6 +230,7 @@ def test_evaluation_prints_and_writes_the_metrics(toy, trained, tmp_path):
     assert len(list((tmp_path / 'pictures').rglob('*.png'))) == IMAGES
 
 
+@pytest.mark.slow
 def test_evaluation_with_augmentation(toy, trained, tmp_path):
     out = tmp_path / 'out.pkl'
     evaluate(toy, 'toy.py', trained / 'epoch_2.pth', '--work-dir', tmp_path, '--tta', '--out', out)
@@ -201,12 +238,19 @@ def test_evaluation_with_augmentation(toy, trained, tmp_path):
     assert len(load(out)) == IMAGES
 
 
-def test_a_checkpoint_of_another_model_is_refused(toy, trained, tmp_path, mistake):
-    options = ['toy.py', trained / 'epoch_2.pth', '--cfg-options', 'model.bbox_head.stacked_convs=2']
-    said = mistake('test', *options)
+OTHER_MODEL = ['--cfg-options', 'model.bbox_head.stacked_convs=2']
+
+
+def test_a_checkpoint_of_another_model_is_refused(trained, mistake):
+    said = mistake('test', 'toy.py', trained / 'epoch_2.pth', *OTHER_MODEL)
     assert 'does not fit the config' in said
     assert 'bbox_head.cls_convs.1' in said
-    evaluate(toy, *options, '--work-dir', tmp_path, '--allow-partial')
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_model_is_taken_on_request(toy, trained, tmp_path):
+    evaluate(toy, 'toy.py', trained / 'epoch_2.pth', '--work-dir', tmp_path, '--allow-partial', *OTHER_MODEL)
+    assert (tmp_path / 'test_metrics.json').is_file()
 
 
 def test_a_killed_training_goes_on_where_it_stopped(toy, trained, tmp_path):
@@ -236,6 +280,7 @@ def test_a_killed_training_goes_on_where_it_stopped(toy, trained, tmp_path):
     assert [p.name for p in tmp_path.glob('*.pth')] == ['epoch_2.pth']
 
 
+@pytest.mark.slow
 def test_resume_without_a_checkpoint_starts_as_the_config_says(toy, trained, tmp_path):
     options = ['train_cfg.max_epochs=1', f'load_from={trained / "epoch_2.pth"}']
     printed = train(toy, 'toy.py', '--work-dir', tmp_path, '--resume', '--cfg-options', *options)
@@ -244,6 +289,7 @@ def test_resume_without_a_checkpoint_starts_as_the_config_says(toy, trained, tmp
     assert min(losses(tmp_path)) == 0
 
 
+@pytest.mark.slow
 def test_mixed_precision_and_the_scaled_learning_rate(toy, tmp_path):
     options = ['--amp', '--auto-scale-lr', '--cfg-options', 'train_cfg.max_epochs=1']
     printed = train(toy, 'toy.py', '--work-dir', tmp_path, *options)
@@ -251,6 +297,16 @@ def test_mixed_precision_and_the_scaled_learning_rate(toy, tmp_path):
     assert 'lr: 5.0000e-04' in printed  # half of the batch size that the learning rate is for
     kind = 'AmpOptimWrapper' if torch.cuda.is_available() else 'mmitpn.BFloat16OptimWrapper'
     assert f"type='{kind}'" in (tmp_path / 'toy.py').read_text()
+
+
+@pytest.mark.slow
+def test_a_segmentor_trains_and_is_evaluated(toy, tmp_path):
+    train(toy, 'segmentation.py', '--work-dir', tmp_path)
+    checkpoint, pictures = tmp_path / 'iter_2.pth', tmp_path / 'pictures'
+    out = ['--out', tmp_path / 'out.pkl', '--show-dir', pictures]
+    print(evaluate(toy, 'segmentation.py', checkpoint, '--work-dir', tmp_path, *out)); import subprocess as sp; print(sp.getoutput(f'find {tmp_path}'))
+    assert 0 <= json.loads((tmp_path / 'test_metrics.json').read_text())['metrics']['mIoU'] <= 100
+    assert len(load(tmp_path / 'out.pkl')) == len(list(pictures.rglob('*.png'))) == IMAGES
 
 
 def test_two_processes_take_the_same_first_step_as_one(toy, trained, tmp_path):
@@ -263,11 +319,13 @@ def test_two_processes_take_the_same_first_step_as_one(toy, trained, tmp_path):
     assert together == pytest.approx({step: losses(trained)[step] for step in (0, 1)}, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_as_one(toy, trained, tmp_path):
     call(toy, 'bash', ROOT / 'tools' / 'dist_test.sh', 'toy.py', trained / 'epoch_2.pth', 2, '--work-dir', tmp_path)
     assert 'coco/bbox_mAP' in json.loads((tmp_path / 'test_metrics.json').read_text())['metrics']
 
 
+@pytest.mark.slow
 def test_a_failing_process_fails_the_launcher(toy, tmp_path):
     script = ROOT / 'tools' / 'dist_train.sh'
     printed = call(toy, 'bash', script, 'missing.py', 2, '--work-dir', tmp_path, status=1)

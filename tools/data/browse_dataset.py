@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from mmengine.config import Config, DictAction
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import set_random_seed
 
 from mmitpn.datasets.sheet import Labelled, coco_pictures, colour_of, draw_sheet
@@ -41,9 +41,9 @@ def pipeline_pictures(args: argparse.Namespace) -> list[Labelled]:
     cfg = Config.fromfile(resolve_config(args.target))
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
     set_random_seed(args.seed)
-    dataset = DATASETS.build(cfg[f'{args.split}_dataloader'].dataset)
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):
+        dataset = DATASETS.build(cfg[f'{args.split}_dataloader'].dataset)
     names = dataset.metainfo['classes']
     number = min(args.number, len(dataset))
     return [labelled(dataset[i * len(dataset) // number], names) for i in range(number)]

@@ -250,10 +250,10 @@ def test_autocast_keeps_sampling_boxes_and_losses_in_fp32(model, monkeypatch):
 
     monkeypatch.setattr(deformable_attention, 'multi_scale_deformable_attn_pytorch', record)
     model.encoder.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.update((kwargs['query'].dtype, kwargs['valid_ratios'].dtype)), with_kwargs=True
+        lambda _, __, kwargs: seen.update((kwargs['query'].dtype, kwargs['valid_ratios'].dtype)), with_kwargs=True
     )
     for branch in model.bbox_head.reg_branches:
-        branch.register_forward_hook(lambda _, args, output: seen.add(output.dtype))
+        branch.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
     images, samples = batch([2, 0])
     with torch.autocast('cpu', dtype=torch.bfloat16):
         features = model.extract_feat(images)

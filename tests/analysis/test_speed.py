@@ -1,0 +1,61 @@
+"""Timing in turns, and what a case is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmitpn.analysis.cases import Case, build
+from mmitpn.analysis.speed import GemmPeak, interleave
+
+CPU = torch.device('cpu')
+
+
+def test_models_and_matrix_product_take_turns() -> None:
+    order: list[str] = []
+    gemm = GemmPeak(CPU, torch.float32, sides=(16, 32))
+    measure = gemm.measure
+    gemm.measure = lambda seconds: (order.append('gemm'), measure(seconds))[1]
+    timings = interleave(
+        [lambda: order.append('a'), lambda: order.append('b')], gemm, seconds=0, min_rounds=2, gemm_seconds=0.01
+    )
+    assert order == ['a', 'b', 'gemm', 'a', 'b', 'gemm', 'a', 'b', 'gemm']
+    assert [len(timing.seconds) for timing in timings] == [2, 2]
+    assert len(gemm.by_round()) == 3
+    assert gemm.macs_per_second > 1e6
+
+
+def test_the_peak_is_the_fastest_side() -> None:
+    gemm = GemmPeak(CPU, torch.float32, sides=(8, 16))
+    gemm.rates = {8: [1.0, 3.0, 2.0], 16: [5.0, 4.0, 60.0]}
+    assert gemm.macs_per_second == 5.0
+    assert gemm.by_round() == [5.0, 4.0, 60.0]
+
+
+@pytest.mark.parametrize('part', ['backbone', 'pyramid', 'backbone+pyramid'])
+@pytest.mark.parametrize('train', [False, True])
+def test_every_part_runs(part: str, train: bool) -> None:
+    model, step = build(Case(part, (40, 64), arch='nano', train=train, with_cp=train))
+    step()
+    assert model.training is train
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_autocast_runs() -> None:
+    _, step = build(Case('backbone+pyramid', (32, 32), arch='nano', dtype='bf16', train=True))
+    step()
+
+
+@pytest.mark.parametrize(
+    ('settings', 'words'),
+    [
+        ({'part': 'neck'}, r"part is 'neck'; allowed: 'backbone'"),
+        ({'part': 'backbone', 'dtype': 'fp8'}, r"dtype is 'fp8'; allowed: 'fp32', 'bf16'"),
+        ({'part': 'backbone', 'config': 'x.py'}, 'config goes with'),
+        ({'part': 'detector'}, 'config goes with'),
+        ({'part': 'backbone', 'batch': 0}, 'at least 1'),
+    ],
+)
+def test_a_wrong_case_is_refused(settings: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Case(**{'size': (32, 32), **settings})
