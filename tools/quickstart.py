@@ -87,7 +87,9 @@ def save_checkpoint(work_dir: Path, name: str) -> Path:
     """Copy the last checkpoint to a name that does not change with the number of iterations."""
     last = find_resumable(work_dir)
     if last is None:
-        raise FileNotFoundError(f'the training left no checkpoint in {work_dir}; is default_hooks.checkpoint switched off?')
+        raise FileNotFoundError(
+            f'the training left no checkpoint in {work_dir}; is default_hooks.checkpoint switched off?'
+        )
     target, unfinished = work_dir / name, work_dir / f'{name}.unfinished'
     shutil.copyfile(last, unfinished)
     unfinished.replace(target)
@@ -150,7 +152,9 @@ def quickstart(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     )
     score = next(value for name, value in metrics.items() if name.endswith('bbox_mAP'))
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f'\n[bold]COCO box AP on the held-out images: {score:.3f}[/bold]  (training: {seconds / 60:.1f} minutes)')
+    console.print(
+        f'\n[bold]COCO box AP on the held-out images: {score:.3f}[/bold]  (training: {seconds / 60:.1f} minutes)'
+    )
     for path in (checkpoint, work_dir / 'metrics.json', curve, sheet):
         console.print(f'  {path}', markup=False)
     shown = Path(args.config).resolve()

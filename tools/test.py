@@ -49,7 +49,9 @@ def apply_visualization(cfg: Config, args: argparse.Namespace) -> None:
     """Let the host's visualization hook draw; each host has its own names for the same options."""
     scope = cfg.get('default_scope', 'mmengine')
     kinds = {'mmdet': 'DetVisualizationHook', 'mmseg': 'SegVisualizationHook', 'mmpretrain': 'VisualizationHook'}
-    hook = cfg.setdefault('default_hooks', {}).setdefault('visualization', {'type': kinds.get(scope)})
+    cfg.setdefault('default_hooks', {})
+    cfg.default_hooks.setdefault('visualization', {'type': kinds.get(scope)})
+    hook = cfg.default_hooks.visualization  # what setdefault returns is not what the config holds
     kind = str(hook.get('type')).rpartition('.')[2]
     if kind not in kinds.values():
         raise ValueError(

@@ -45,9 +45,7 @@ def build_from_config(config: str | Path, *, overrides: Mapping[str, Any] | None
     from mmengine.registry import MODELS, init_default_scope
 
     if not Path(config).is_file():
-        raise FileNotFoundError(
-            f'no config file at {config}; give the path of a .py config'
-        )
+        raise FileNotFoundError(f'no config file at {config}; give the path of a .py config')
     cfg = Config.fromfile(str(config))
     if overrides:
         cfg.merge_from_dict(dict(overrides))

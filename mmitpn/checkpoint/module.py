@@ -21,8 +21,8 @@ class PretrainedModule(BaseModule):
     entry goes through :func:`mmitpn.checkpoint.load_pretrained`, which converts every known layout and raises when the
     module was not really loaded. Entries of other types go to mmengine unchanged.
 
-    Subclasses put their own initialisation into :meth:`reset_parameters`; :meth:`init_weights` calls it once, before
-    any ``init_cfg``.
+    Subclasses initialise themselves when they are built, so that they are ready without a runner too;
+    :meth:`init_weights`, which hosts call afterwards, only applies ``init_cfg``.
 
     Args:
         init_cfg: A mmengine initialisation config or a list of them. An entry of type 'Pretrained' takes
@@ -41,11 +41,8 @@ class PretrainedModule(BaseModule):
             if _is_pretrained(cfg):
                 _check_pretrained(cfg)
 
-    def reset_parameters(self) -> None:
-        """Set the module's own initial values. Does nothing here: for subclasses."""
-
     def init_weights(self) -> None:
-        """Initialise: :meth:`reset_parameters`, then ``init_cfg`` by mmengine, then the pre-trained weights.
+        """Apply ``init_cfg``: what mmengine knows by mmengine, then the pre-trained weights.
 
         A second call does nothing but mmengine's warning.
 
@@ -56,7 +53,6 @@ class PretrainedModule(BaseModule):
         if self.is_init:
             super().init_weights()
             return
-        self.reset_parameters()
         cfgs, init_cfg = self._init_cfgs(), self.init_cfg
         # mmengine must not see the pre-trained entries, which it would load its own way.
         self.init_cfg = [cfg for cfg in cfgs if not _is_pretrained(cfg)]

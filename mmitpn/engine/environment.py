@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from datetime import timedelta
 
 import torch
 from mmengine.config import Config
@@ -33,7 +33,8 @@ def use_atomic_checkpoints(cfg: Config) -> None:
         cfg: Config of a training; changed in place. A hook that is switched off (``None``) stays off, and a hook of
             another class stays.
     """
-    hooks = cfg.setdefault('default_hooks', {})
+    cfg.setdefault('default_hooks', {})
+    hooks = cfg.default_hooks  # what setdefault returns is not what the config holds
     if 'checkpoint' not in hooks:
         hooks['checkpoint'] = {'type': 'CheckpointHook', 'interval': 1}  # mmengine's own default
     for hook in [hooks['checkpoint'], *(cfg.get('custom_hooks') or [])]:
@@ -67,8 +68,9 @@ def setup_distributed(cfg: Config, launcher: str) -> None:
         raise ValueError(
             f'--launcher pytorch without {", ".join(missing)} in the environment; start it by tools/dist_train.sh'
         )
-    env: dict[str, Any] = cfg.setdefault('env_cfg', {})
+    env = dict(cfg.get('env_cfg') or {})
     env['dist_cfg'] = {**(env.get('dist_cfg') or {}), 'backend': 'gloo'}
+    cfg.env_cfg = env
     wrapper = dict(cfg.get('model_wrapper_cfg') or {})
     wrapper.setdefault('type', 'MMDistributedDataParallel')
     wrapper.setdefault('find_unused_parameters', cfg.get('find_unused_parameters', False))
@@ -76,4 +78,6 @@ def setup_distributed(cfg: Config, launcher: str) -> None:
     wrapper['device_ids'] = None
     cfg.model_wrapper_cfg = wrapper
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group('gloo')
+        seconds = env['dist_cfg'].get('timeout')
+        timeout = None if seconds is None else timedelta(seconds=seconds)
+        torch.distributed.init_process_group('gloo', timeout=timeout)

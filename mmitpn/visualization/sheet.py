@@ -48,9 +48,7 @@ def _place_label(
         for start in (left, right):
             if top < 0 or top + _LINE > limits[1]:
                 continue
-            if all(
-                start + width <= a or start >= a + c or top + _LINE <= b or top >= b + d for a, b, c, d in taken
-            ):
+            if all(start + width <= a or start >= a + c or top + _LINE <= b or top >= b + d for a, b, c, d in taken):
                 taken.append((start, top, width, _LINE))
                 return start, top
     return None

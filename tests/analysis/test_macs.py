@@ -11,8 +11,9 @@ from mmitpn import FastITPN
 from mmitpn.analysis.macs import count_macs
 
 
-def test_nano_equals_the_formula() -> None:
-    backbone = FastITPN('nano', img_size=64).eval()
+def test_equals_the_formula() -> None:
+    arch = {'depths': (1, 1, 5), 'embed_dim': 192, 'num_heads': 3}
+    backbone = FastITPN(arch, img_size=64).eval()
     fine, middle, main, depth = 48, 96, 192, 5
     at4, at8, at16 = 16 * 16, 8 * 8, 4 * 4
     stem = at4 * (3 * 4 * 4) * fine

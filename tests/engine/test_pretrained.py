@@ -41,4 +41,8 @@ def test_random_weights_are_told(loaded, monkeypatch):
     if loaded:
         use_pretrained(cfg, 'weights.pt')
     warn_if_random(cfg)
-    assert said == [] if loaded else ('backbone and neck start from random' in said[0][0] and said[0][1] == logging.WARNING)
+    assert (
+        said == []
+        if loaded
+        else ('backbone and neck start from random' in said[0][0] and said[0][1] == logging.WARNING)
+    )

@@ -304,7 +304,7 @@ def test_a_segmentor_trains_and_is_evaluated(toy, tmp_path):
     train(toy, 'segmentation.py', '--work-dir', tmp_path)
     checkpoint, pictures = tmp_path / 'iter_2.pth', tmp_path / 'pictures'
     out = ['--out', tmp_path / 'out.pkl', '--show-dir', pictures]
-    print(evaluate(toy, 'segmentation.py', checkpoint, '--work-dir', tmp_path, *out)); import subprocess as sp; print(sp.getoutput(f'find {tmp_path}'))
+    evaluate(toy, 'segmentation.py', checkpoint, '--work-dir', tmp_path, *out)
     assert 0 <= json.loads((tmp_path / 'test_metrics.json').read_text())['metrics']['mIoU'] <= 100
     assert len(load(tmp_path / 'out.pkl')) == len(list(pictures.rglob('*.png'))) == IMAGES
 

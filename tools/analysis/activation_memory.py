@@ -58,9 +58,7 @@ def compare(args: argparse.Namespace) -> tuple[StepReport, StepReport, list[str]
     torch.manual_seed(args.seed)
     model = build_from_config(resolve_config(args.config), overrides=args.cfg_options).to(args.device).train()
     inputs = torch.randn(args.batch, 3, *args.size, device=args.device)
-    samples = make_samples(
-        model, args.size, batch=args.batch, objects=args.objects, device=torch.device(args.device)
-    )
+    samples = make_samples(model, args.size, batch=args.batch, objects=args.objects, device=torch.device(args.device))
     # Buffers (BatchNorm's statistics, say) must not differ between the two steps.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     reports = []

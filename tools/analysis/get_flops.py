@@ -33,7 +33,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='a config file, or one of a host as mmdet::folder/name.py')
-    parser.add_argument('--shape', nargs='+', type=int, default=[800, 1333], metavar='N', help='height and width, or one')
+    parser.add_argument(
+        '--shape', nargs='+', type=int, default=[800, 1333], metavar='N', help='height and width, or one'
+    )
     parser.add_argument('--depth', type=int, default=1, help='how deep to list parts: 1 is backbone, neck, ...')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings')
     parser.add_argument('--json', type=Path, metavar='OUT', help='write the figures')
