@@ -25,7 +25,10 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use."""
     if name not in _PUBLIC:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}; public names: {", ".join(__all__)}')
-    return getattr(import_module(_PUBLIC[name]), name)
+    module = import_module(_PUBLIC[name])
+    if not hasattr(module, name):  # its folder leaves out what the installed hosts do not allow
+        raise ImportError(f'mmitpn.{name} needs a host that is not installed; python -m mmitpn.doctor says which')
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -1,5 +1,1 @@
-"""Networks of mmitpn. Importing this package registers all that the installed hosts allow."""
-
-from . import backbones, detectors, necks
-
-__all__ = ['backbones', 'detectors', 'necks']
+"""Networks of mmitpn. Each folder is imported by itself, so that a backbone does not wait for a detector's host."""

@@ -92,8 +92,8 @@ def test_activation_memory_compares(retinanet: Path, tmp_path: Path) -> None:
 
 def test_benchmark_groups_the_parts_of_one_size() -> None:
     tool = load('benchmark')
-    arguments = '--part backbone pyramid detector --arch nano tiny --size 64 32x48 --config a.py --train'.split()
-    groups = tool.group_cases(tool.parse_args(arguments))
+    line = '--part backbone pyramid detector --arch nano tiny --size 64 32x48 --config a.py --train'
+    groups = tool.group_cases(tool.parse_args(line.split()))
     assert [[case.part for case in group] for group in groups] == [['backbone', 'pyramid']] * 4 + [['detector']] * 2
     assert [(group[0].arch, group[0].size) for group in groups[:4]] == [
         ('nano', (64, 64)),

@@ -26,8 +26,8 @@ def data(tmp_path: Path) -> dict:
             annotations.append(
                 {'id': i, 'image_id': 10 + i, 'category_id': 7, 'bbox': [5, 5, 40, 30], 'iscrowd': int(i == 2)}
             )
-        for score in (0.2, 0.6, 0.9):
-            results.append({'image_id': 10 + i, 'category_id': 9, 'bbox': [8, 6, 40, 30], 'score': score})
+        found = {'image_id': 10 + i, 'category_id': 9, 'bbox': [8, 6, 40, 30]}
+        results += [{**found, 'score': score} for score in (0.2, 0.6, 0.9)]
     categories = [{'id': 7, 'name': 'cat'}, {'id': 9, 'name': 'dog'}]
     ann_file = tmp_path / 'instances.json'
     ann_file.write_text(json.dumps({'images': images, 'annotations': annotations, 'categories': categories}))

@@ -39,6 +39,7 @@ def work(rank: int, folder: str) -> None:
         'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
     )
     model = make_model()
+    model.load_state_dict(torch.load(Path(folder) / 'start.pth', weights_only=True))
     result = {'equal': values(model(*part(EQUAL, rank), mode='loss'))}
     result['unequal'] = values(model(*part(UNEQUAL, rank), mode='loss'))
     # No find_unused_parameters: a parameter without a gradient on one process ends in an error in the second step.

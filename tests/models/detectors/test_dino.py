@@ -102,7 +102,7 @@ def test_a_pretrained_detector_stays_loaded(model, tmp_path):
 
 
 def test_predictions_do_not_depend_on_the_stack(fill):
-    # All 85 positions are queries, so no near tie decides which are chosen.
+    # All 85 positions are queries, so no near tie decides which take part.
     cfg = tiny_config(queries=85)
     cfg.test_cfg.max_per_img = 5
     model = build(cfg).eval()

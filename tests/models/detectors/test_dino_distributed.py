@@ -18,6 +18,7 @@ SECONDS = 180
 def results(tmp_path_factory):
     """What two processes (gloo, CPU) found, in order of rank."""
     folder = tmp_path_factory.mktemp('ranks')
+    torch.save(make_model().state_dict(), folder / 'start.pth')
     context = mp.spawn(work, args=(str(folder),), nprocs=WORLD, join=False)
     deadline = time.monotonic() + SECONDS
     while not context.join(timeout=1):

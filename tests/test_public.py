@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import mmitpn
+
+
+@pytest.mark.parametrize('name', ['DINO', 'FastITPN', 'ITPNPyramid', 'LayerDecayOptimWrapperConstructor'])
+def test_public_names(name):
+    assert name in mmitpn.__all__
+    assert name in dir(mmitpn)
+    assert getattr(mmitpn, name).__name__ == name
+
+
+def test_unknown_names_are_told():
+    with pytest.raises(AttributeError, match="no attribute 'FastITPNN'; public names: DINO"):
+        _ = mmitpn.FastITPNN
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_importing_is_light():
+    code = 'import sys, mmitpn; print([m for m in ("torch", "mmengine", "mmcv", "mmdet") if m in sys.modules])'
+    assert run(code) == '[]'
+
+
+def test_the_backbone_does_not_need_a_detector():
+    code = 'import sys; from mmitpn import FastITPN, ITPNPyramid; print([m for m in ("mmdet", "mmseg") if m in sys.modules])'
+    assert run(code) == '[]'
+
+
+HIDE = """
+import importlib.util, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == 'mmdet' else find(name, *rest)
+sys.modules['mmdet'] = None
+"""
+
+
+def test_a_missing_host_breaks_only_what_needs_it():
+    code = HIDE + (
+        'import mmitpn\n'
+        'from mmitpn.registry import MODELS\n'
+        "print(type(MODELS.build(dict(type='mmitpn.FastITPN', arch='nano'))).__name__)\n"
+    )
+    assert run(code) == 'FastITPN'
+    code = HIDE + 'import mmitpn\ntry:\n    mmitpn.DINO\nexcept ImportError as error:\n    print(error)\n'
+    assert 'mmitpn.DINO needs a host that is not installed' in run(code)
