@@ -18,7 +18,7 @@ _PUBLIC = {
     'LayerDecayOptimWrapperConstructor': 'mmitpn.engine',
 }
 
-__all__ = [*sorted(_PUBLIC), '__version__']
+__all__ = ['DINO', 'FastITPN', 'ITPNPyramid', 'LayerDecayOptimWrapperConstructor', '__version__']
 
 
 def __getattr__(name: str) -> Any:

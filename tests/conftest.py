@@ -30,7 +30,7 @@ def fill() -> ModuleType:
 
 @pytest.fixture(scope='session')
 def reference_case(fill) -> Callable[[str], SimpleNamespace]:
-    """A case of the authors' reference outputs by name: ``weights`` in their layout, ``image``, and the raw ``case``."""
+    """A case of the authors' reference outputs by name: ``weights`` in their layout, ``image``, the raw ``case``."""
     cases = json.loads((REFERENCE / 'reference.json').read_text())
 
     def get(name: str) -> SimpleNamespace:

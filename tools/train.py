@@ -29,7 +29,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--auto-scale-lr', action='store_true', help="scale the learning rate by the config's auto_scale_lr"
     )
     parser.add_argument(
-        '--pretrained', metavar='FILE', help='weights that backbone and neck start from: any released Fast-iTPN file, or URL'
+        '--pretrained',
+        metavar='FILE',
+        help='weights that backbone and neck start from: any released Fast-iTPN file, or URL',
     )
     parser.add_argument(
         '--resume',

@@ -61,7 +61,14 @@ warmup = int(0.03 * max_iters)
 flat_until = int(0.6 * max_iters)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup),
-    dict(type='CosineAnnealingLR', eta_min=0, by_epoch=False, begin=flat_until, end=max_iters, T_max=max_iters - flat_until),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min=0,
+        by_epoch=False,
+        begin=flat_until,
+        end=max_iters,
+        T_max=max_iters - flat_until,
+    ),
 ]
 
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=max_iters // 4, max_keep_ckpts=1))

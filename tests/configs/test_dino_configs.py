@@ -29,9 +29,7 @@ def name(path: Path) -> str:
 
 
 def test_every_size_has_its_configs():
-    wanted = {
-        f'dino-{scales}scale_fast-itpn-{size}_8xb2-12e_coco' for scales in (4, 5) for size in 'tsbl'
-    }
+    wanted = {f'dino-{scales}scale_fast-itpn-{size}_8xb2-12e_coco' for scales in (4, 5) for size in 'tsbl'}
     assert {path.stem for path in DINO} >= wanted
 
 
@@ -44,7 +42,9 @@ def test_is_short(path):
 @pytest.mark.slow
 @pytest.mark.parametrize('path', CONFIGS, ids=name)
 def test_builds_in_a_clean_process(path):
-    done = subprocess.run([sys.executable, '-c', BUILD, str(path)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, '-c', BUILD, str(path)], capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip().splitlines()[-1] == 'DINO'
 

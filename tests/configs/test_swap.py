@@ -55,7 +55,9 @@ def sample(model, with_masks: bool):
     """One made-up picture with two boxes."""
     from mmdet.testing import demo_mm_inputs
 
-    data = demo_mm_inputs(1, [[3, 130, 162]], num_items=[2], num_classes=5, with_mask=with_masks, with_semantic=with_masks)
+    data = demo_mm_inputs(
+        1, [[3, 130, 162]], num_items=[2], num_classes=5, with_mask=with_masks, with_semantic=with_masks
+    )
     return model.data_preprocessor(data, True)
 
 

@@ -46,7 +46,9 @@ def resolve_arch(arch: str | Mapping) -> Arch:
             raise ValueError(f'unknown arch {arch!r}; allowed: {", ".join(map(repr, ARCHS))}, or a dict of {_FIELDS}')
         arch = ARCHS[arch]
     if not isinstance(arch, Mapping):
-        raise TypeError(f'arch is {arch!r} ({type(arch).__name__}); give a name ({", ".join(ARCHS)}) or a dict of {_FIELDS}')
+        raise TypeError(
+            f'arch is {arch!r} ({type(arch).__name__}); give a name ({", ".join(ARCHS)}) or a dict of {_FIELDS}'
+        )
     if set(arch) != set(_FIELDS):
         raise ValueError(f'arch has the fields {sorted(arch)}; it needs exactly {sorted(_FIELDS)}')
     depths, embed_dim, num_heads = arch['depths'], arch['embed_dim'], arch['num_heads']
@@ -56,7 +58,9 @@ def resolve_arch(arch: str | Mapping) -> Arch:
         or not all(isinstance(depth, int) and depth >= 0 for depth in depths)
         or depths[2] < 1
     ):
-        raise ValueError(f'arch depths are {depths!r}; give three numbers of blocks (stride 4, 8, 16), the last at least 1')
+        raise ValueError(
+            f'arch depths are {depths!r}; give three numbers of blocks (stride 4, 8, 16), the last at least 1'
+        )
     if not isinstance(num_heads, int) or num_heads < 1:
         raise ValueError(f'arch num_heads is {num_heads!r}; give a whole number of at least 1')
     if not isinstance(embed_dim, int) or embed_dim < 4 or embed_dim % 4 or embed_dim % num_heads:

@@ -51,7 +51,8 @@ class FastITPN(PretrainedModule):
         with_cp: Recompute every block in the backward pass instead of keeping its activations.
         frozen_stages: -1 trains everything, 0 freezes the patch and position embeddings, 1 and 2 also the stages at
             stride 4 and 8 with the merges after them, 3 the whole backbone.
-        weight_init: ``'trunc_normal'`` or ``'xavier'``, see :func:`initialize_weights`; the latter to learn from nothing.
+        weight_init: ``'trunc_normal'`` or ``'xavier'``, see :func:`initialize_weights`; the latter is to learn from
+            nothing.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` loads any Fast-iTPN file as it is.
 
     Raises:
@@ -74,7 +75,9 @@ class FastITPN(PretrainedModule):
         super().__init__(init_cfg=init_cfg)
         sizes = resolve_arch(arch)
         if not isinstance(img_size, int) or img_size < 16 or img_size % 16:
-            raise ValueError(f'img_size is {img_size!r}; give the side of the square picture in pixels, a multiple of 16')
+            raise ValueError(
+                f'img_size is {img_size!r}; give the side of the square picture in pixels, a multiple of 16'
+            )
         if not out_indices or any(index not in (0, 1, 2) for index in out_indices):
             raise ValueError(f'out_indices are {tuple(out_indices)}; allowed: some of 0, 1, 2 (strides 4, 8, 16)')
         if list(out_indices) != sorted(set(out_indices)):

@@ -26,7 +26,8 @@ def initialize_weights(root: nn.Module, *, weight_init: str, sub_ln_depth: int |
         weight_init: ``'trunc_normal'``: standard deviation 0.02. ``'xavier'``: Xavier-normal, the authors' choice for
             pre-training, with the value and output projections and the MLPs scaled by ``sqrt(ln(2 * sub_ln_depth))``
             as sub-LN asks (read off the released code).
-        sub_ln_depth: Transformer blocks of the main stage, for that scale; None scales nothing (no sub-LN: the pyramid).
+        sub_ln_depth: Transformer blocks of the main stage, for that scale; None (the pyramid, no sub-LN) scales
+            nothing.
     """
     check_weight_init(weight_init)
     gain = 1.0 if sub_ln_depth is None else math.sqrt(math.log(2 * sub_ln_depth))

@@ -19,7 +19,7 @@ def as_map(x: Tensor) -> Tensor:
 
 
 def as_tokens(x: Tensor) -> Tensor:
-    """View a host's ``(B, C, H, W)`` as channels-last ``(B, H, W, C)``; copies only if the memory is not in that order."""
+    """View a host's ``(B, C, H, W)`` as channels-last ``(B, H, W, C)``; copies only memory in another order."""
     return x.permute(0, 2, 3, 1).contiguous()
 
 
@@ -85,7 +85,9 @@ class PatchSplit(nn.Module):
         """``(B, H, W, C)`` to ``(B, 2 H, 2 W, out_channels)``."""
         batch, height, width, dim = x.shape
         out = self.reduction.out_channels
-        weight = self.reduction.weight.permute(2, 3, 1, 0).reshape(4 * out, dim)  # rows: place (row, column), then channel
+        weight = self.reduction.weight.permute(2, 3, 1, 0).reshape(
+            4 * out, dim
+        )  # rows: place (row, column), then channel
         x = F.linear(self.norm(x), weight, self.reduction.bias.repeat(4))
         x = x.view(batch, height, width, 2, 2, out).permute(0, 1, 3, 2, 4, 5)  # B, H, 2, W, 2, out
         return x.reshape(batch, 2 * height, 2 * width, out)

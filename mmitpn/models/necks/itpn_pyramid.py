@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -122,8 +123,8 @@ class ITPNPyramid(PretrainedModule):
             inputs: Maps ``(B, C_i, H_i, W_i)`` at strides 4, 8, 16; sides as ceil(side / stride) of one picture.
 
         Returns:
-            ``num_outs`` maps ``(B, out_channels, H, W)``, finest first: strides 4, 8, 16 (from ``start_level`` on), then
-            32, 64, ... by pooling with the side rounded up.
+            ``num_outs`` maps ``(B, out_channels, H, W)``, finest first: strides 4, 8, 16 (from ``start_level`` on),
+            then 32, 64, ... by pooling with the side rounded up.
 
         Raises:
             ValueError: If the number of maps, their channels or their sizes do not fit.
@@ -164,6 +165,6 @@ class ITPNPyramid(PretrainedModule):
                 f" set the neck's in_channels to {channels}"
             )
         sides = [tuple(x.shape[-2:]) for x in inputs]
-        for finer, coarser in zip(sides[:-1], sides[1:], strict=True):
+        for finer, coarser in pairwise(sides):
             if any(-(-a // 2) != b for a, b in zip(finer, coarser, strict=True)):
                 raise ValueError(f'the pyramid was given maps of sides {sides}; each must be half of the one before')

@@ -32,9 +32,7 @@ def test_equals_the_authors_outputs(case, arch, reference_case, assert_matches_r
         assert_matches_reference(out, expected)
 
 
-@pytest.mark.parametrize(
-    ('arch', 'millions'), [('tiny', 23.83), ('small', 39.52), ('base', 84.31), ('large', 311.25)]
-)
+@pytest.mark.parametrize(('arch', 'millions'), [('tiny', 23.83), ('small', 39.52), ('base', 84.31), ('large', 311.25)])
 def test_has_the_published_number_of_parameters(arch, millions):
     with torch.device('meta'):
         model = FastITPN(arch)
@@ -184,7 +182,9 @@ def test_layer_depth_partitions_the_parameters():
     model = nano()  # 1 + merge + 2 + merge + 2 blocks
     depths = {name: model.get_layer_depth(f'backbone.{name}', 'backbone.') for name, _ in model.named_parameters()}
     assert {count for _, count in depths.values()} == {9}
-    first = {name.split('.')[0]: layer for name, (layer, _) in depths.items() if not name.startswith(('stage2', 'blocks'))}
+    first = {
+        name.split('.')[0]: layer for name, (layer, _) in depths.items() if not name.startswith(('stage2', 'blocks'))
+    }
     assert first == {'pos_embed': 0, 'patch_embed': 0, 'stage1': 1, 'merge1': 2, 'merge2': 5, 'norm': 8}
     assert depths['stage2.1.mlp.fc1.weight'][0] == 4
     assert depths['blocks.0.gamma_1'][0] == 6
