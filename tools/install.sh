@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Makes the virtual environment of this project, with exact versions, for one of the two OpenMMLab stacks.
-#   bash tools/install.sh [--stack onedl|openmmlab]
+#   bash tools/install.sh [--stack onedl|openmmlab] [--only-dependencies]
 # The environment is $MMITPN_VENV or .venv; the openmmlab stack gets its own beside it, with "-openmmlab" appended.
-# PYTHON names the interpreter (3.10 to 3.12), MAX_JOBS the number of compilers at once.
+# --only-dependencies leaves this project itself out (the layer of a container image that seldom changes).
+# PYTHON names the interpreter (3.10 to 3.12), MAX_JOBS the number of compilers at once; FORCE_CUDA=1 builds mmcv's CUDA
+# operators where no GPU is visible, as when an image is built.
 # Run it again at any time: what is whole is left alone, what was interrupted is finished.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,12 +13,14 @@ say() { printf '[install] %s\n' "$*"; }
 die() { printf '[install] error: %s\n' "$*" >&2; exit 1; }
 
 stack=onedl
+only_dependencies=
 while [ $# -gt 0 ]; do
   case "$1" in
     --stack) [ $# -ge 2 ] || die "--stack needs a name: onedl or openmmlab"; stack=$2; shift 2 ;;
     --stack=*) stack=${1#--stack=}; shift ;;
-    -h|--help) sed -n '2,6p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    *) die "unknown option '$1'; allowed: --stack onedl|openmmlab" ;;
+    --only-dependencies) only_dependencies=1; shift ;;
+    -h|--help) sed -n '2,9p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    *) die "unknown option '$1'; allowed: --stack onedl|openmmlab, --only-dependencies" ;;
   esac
 done
 case "$stack" in onedl|openmmlab) ;; *) die "unknown stack '$stack'; allowed: onedl, openmmlab" ;; esac
@@ -68,22 +72,23 @@ py=$venv/bin/python
 pip() { "$py" -m pip --disable-pip-version-check "$@"; }
 
 say "2/5 torch and the build tools (about 3 minutes, 7 GB with the CUDA libraries on x86-64)"
-pip install -q -r requirements/build.txt
-pip install -q -r requirements/torch.txt -c requirements/common.txt -c "requirements/$stack.txt"
+pip install -qq -r requirements/build.txt
+pip install -qq -r requirements/torch.txt -c requirements/common.txt -c "requirements/$stack.txt"
 
 say "3/5 the $stack packages and what they need (about 1 minute)"
 # --no-deps: the lists are complete, and opencv's headless build stands for the one that needs a display's libraries.
-pip install -q --no-deps --no-build-isolation -r requirements/common.txt -r "requirements/$stack.txt" -r requirements/tests.txt
+pip install -qq --no-deps --no-build-isolation -r requirements/common.txt -r "requirements/$stack.txt" -r requirements/tests.txt
 
 # --- mmcv's operators: CUDA ones only where a GPU and a fitting nvcc are both there --------------------------------
 cuda=0
-if "$py" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+if [ "${FORCE_CUDA:-0}" = 1 ] || "$py" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
   torch_cuda=$("$py" -c 'import torch; print(torch.version.cuda)')
   nvcc=${CUDA_HOME:+$CUDA_HOME/bin/}nvcc
   nvcc_cuda=$("$nvcc" --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\).*/\1/p') || nvcc_cuda=
   if [ "${nvcc_cuda%%.*}" = "${torch_cuda%%.*}" ]; then
     cuda=1
   else
+    [ "${FORCE_CUDA:-0}" != 1 ] || die "FORCE_CUDA=1, but nvcc ${nvcc_cuda:-is missing} does not fit torch's CUDA $torch_cuda; install that toolkit"
     say "a GPU is here, but nvcc ${nvcc_cuda:-is missing} does not fit torch's CUDA $torch_cuda: mmcv's CUDA operators are not built."
     say "lost: their speed. Deformable attention runs on the GPU in pure PyTorch (slower, more memory); RoIAlign, NMS and"
     say "other compiled operators fall back to torchvision or are missing there. To get them: install CUDA toolkit $torch_cuda and run this again."
@@ -112,8 +117,12 @@ if ! ls "$wheels"/$pattern-*.whl >/dev/null 2>&1; then
 else
   say "4/5 $mmcv was compiled before; using the kept wheel"
 fi
-pip install -q --no-deps --force-reinstall "$wheels"/$pattern-*.whl
-pip install -q --no-deps --no-build-isolation -e .
+pip install -qq --no-deps --force-reinstall "$wheels"/$pattern-*.whl
+if [ -n "$only_dependencies" ]; then
+  say "the dependencies are there; run this again without --only-dependencies to finish"
+  exit 0
+fi
+pip install -qq --no-deps --no-build-isolation -e .
 
 say "5/5 checking that everything imports"
 "$py" -m mmitpn.doctor || die "the environment at $venv does not work; the lines above say what is wrong"

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from mmengine import registry as root
 from mmengine.optim import OptimWrapper
 from mmengine.runner import autocast
 from torch import nn
 
-OPTIM_WRAPPERS = root.Registry('optim_wrapper', parent=root.OPTIM_WRAPPERS, scope='mmitpn', locations=['mmitpn.engine'])
+from mmitpn.registry import OPTIM_WRAPPERS
 
 
 @OPTIM_WRAPPERS.register_module()
