@@ -85,6 +85,9 @@ def test_heads_of_our_own_detectors_are_kept(run, tmp_path, modules):
     small = read_checkpoint(tmp_path / 'small.pth')
     assert list(small) == ['state_dict']
     assert small['state_dict'].keys() == state.keys()
+    again = run('convert_checkpoint', tmp_path / 'epoch.pth', tmp_path / 'bare.pth', '--drop-heads')
+    assert again.returncode == 0
+    assert read_checkpoint(tmp_path / 'bare.pth')['state_dict'].keys() == state.keys() - {'bbox_head.weight'}
 
 
 def test_inspect_says_what_a_file_is_and_how_to_use_it(run, authors):

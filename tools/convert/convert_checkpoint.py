@@ -30,6 +30,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--to', choices=('ours', 'authors'), default='ours', help='layout of OUT (default: ours)')
     parser.add_argument('--dtype', choices=tuple(DTYPES), help='type of the floating-point weights (default: as in IN)')
     parser.add_argument('--prefix', help="take only the weights below this prefix, such as 'teacher.'")
+    parser.add_argument('--drop-heads', action='store_true', help='keep nothing but backbone and pyramid')
     parser.add_argument('--force', action='store_true', help='overwrite OUT')
     parser.add_argument(
         '--allow-objects',
@@ -39,10 +40,10 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def convert(info: FileInfo, to: str) -> tuple[dict[str, Tensor], list[str]]:
+def convert(info: FileInfo, to: str, *, drop_heads: bool = False) -> tuple[dict[str, Tensor], list[str]]:
     """The weights in the layout asked for, and the names in the file that are left out.
 
-    Ours is named as a detector names it (``backbone.``, ``neck.``), heads of our own detectors included.
+    Ours is named as a detector names it (``backbone.``, ``neck.``), heads of our own detectors included unless ``drop_heads``.
     """
     if info.layout not in (OURS, *AUTHORS_FAST):
         raise ValueError(explain_layout(info))
@@ -50,7 +51,7 @@ def convert(info: FileInfo, to: str) -> tuple[dict[str, Tensor], list[str]]:
     if to == 'authors':
         return to_authors(weights.state), weights.ignored + weights.unexpected + list(info.rest)
     named = {('neck.' if part_of(name) == 'pyramid' else 'backbone.') + name: v for name, v in weights.state.items()}
-    rest = info.rest if info.layout == OURS else {}
+    rest = info.rest if info.layout == OURS and not drop_heads else {}
     left_out = weights.ignored + weights.unexpected + ([] if rest else list(info.rest))
     return {**named, **rest}, left_out
 
@@ -78,7 +79,7 @@ def main() -> int:
         if args.target.exists() and not args.force:
             raise ValueError(f'{args.target} exists: give another name, or --force to overwrite it')
         info = identify(read_checkpoint(args.source, allow_objects=args.allow_objects or None), prefix=args.prefix)
-        state, left_out = convert(info, args.to)
+        state, left_out = convert(info, args.to, drop_heads=args.drop_heads)
         if args.dtype:
             state = {n: v.to(DTYPES[args.dtype]) if v.is_floating_point() else v for n, v in state.items()}
         write(state, args.target, to=args.to)
