@@ -44,7 +44,7 @@ train_dataloader = dict(sampler=dict(type='InfiniteSampler'), batch_sampler=None
 # 0.1, the usual one of DINO, would hold the first thousand steps back.
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=6e-4, betas=(0.9, 0.999), weight_decay=0.05),
+    optimizer=dict(type='AdamW', lr=6e-4, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
     clip_grad=dict(max_norm=5.0, norm_type=2),
     constructor='mmitpn.LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(
