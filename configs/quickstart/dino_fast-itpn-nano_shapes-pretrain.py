@@ -1,16 +1,16 @@
 # How the nano checkpoint of the quick start was made: the same detector from nothing, with more time and other images.
 #   python tools/data/make_shapes.py --out data/shapes-pretrain --num-train 2000 --num-val 20 --seed 1000
 #   python tools/train.py configs/quickstart/dino_fast-itpn-nano_shapes-pretrain.py
-#   python tools/convert/convert_checkpoint.py work_dirs/dino_fast-itpn-nano_shapes-pretrain/iter_3000.pth \
+#   python tools/convert/convert_checkpoint.py work_dirs/dino_fast-itpn-nano_shapes-pretrain/iter_2600.pth \
 #     configs/quickstart/fast-itpn-nano_shapes.pth --drop-heads --dtype fp16
 _base_ = './dino_fast-itpn-nano_shapes.py'
 
-max_iters = 3000
-warmup = 90
-flat_until = 1800
+max_iters = 2600
+warmup = 78
+flat_until = 1560
 
 train_dataloader = dict(dataset=dict(data_root='data/shapes-pretrain/coco/'))
-train_cfg = dict(max_iters=max_iters, val_interval=1000)
+train_cfg = dict(max_iters=max_iters, val_interval=650)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup),
     dict(
@@ -22,4 +22,4 @@ param_scheduler = [
         T_max=max_iters - flat_until,
     ),
 ]
-default_hooks = dict(checkpoint=dict(interval=500))
+default_hooks = dict(checkpoint=dict(interval=650))
