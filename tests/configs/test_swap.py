@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 
@@ -88,3 +91,20 @@ def test_trains_and_predicts(case):
     with torch.no_grad():
         results = model.predict(data['inputs'], data['data_samples'])
     assert len(results) == 1
+
+
+def test_the_lines_in_the_readme(tmp_path):
+    pytest.importorskip('mmdet')
+    from mmdet.registry import MODELS
+
+    readme = (Path(__file__).parents[2] / 'README.md').read_text()
+    swap, decay = re.findall(r'```python\n(.*?)```', readme, re.DOTALL)[:2]
+    (tmp_path / 'swapped.py').write_text(swap + decay)
+    cfg = Config.fromfile(tmp_path / 'swapped.py')
+    init_default_scope('mmdet')
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    assert type(model.backbone).__name__ == 'FastITPN'
+    assert model.neck.strides == (4, 8, 16, 32, 64)
+    assert model.backbone.init_cfg == model.neck.init_cfg == cfg.weights
+    assert (cfg.optim_wrapper.optimizer.type, cfg.optim_wrapper.paramwise_cfg) == ('AdamW', {'decay_rate': 0.9})

@@ -43,7 +43,8 @@ def parse_args() -> argparse.Namespace:
 def convert(info: FileInfo, to: str, *, drop_heads: bool = False) -> tuple[dict[str, Tensor], list[str]]:
     """The weights in the layout asked for, and the names in the file that are left out.
 
-    Ours is named as a detector names it (``backbone.``, ``neck.``), heads of our own detectors included unless ``drop_heads``.
+    Ours is named as a detector names it (``backbone.``, ``neck.``); heads of our own detectors are included unless
+    ``drop_heads``.
     """
     if info.layout not in (OURS, *AUTHORS_FAST):
         raise ValueError(explain_layout(info))

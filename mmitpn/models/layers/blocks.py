@@ -67,7 +67,8 @@ class TransformerBlock(nn.Module):
         return self._add(x, self.mlp(self.norm2(x)), self.gamma_2)
 
     def _add(self, x: Tensor, branch: Tensor, gamma: Tensor | None) -> Tensor:
-        return x + self.drop_path(branch if gamma is None else gamma * branch)
+        branch = self.drop_path(branch)
+        return x + branch if gamma is None else torch.addcmul(x, gamma, branch)
 
 
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *, recompute: bool) -> Tensor:
