@@ -155,9 +155,9 @@ class FastITPN(PretrainedModule):
             maps.append(run_blocks(self.stage2, self.merge1(maps[0]), recompute=self.with_cp))
         if last >= 2:
             maps.append(self._main_stage(self.merge2(maps[1])))
-        return tuple(
-            as_map(maps[i][:, : -(-height // STRIDES[i]), : -(-width // STRIDES[i])]) for i in self.out_indices
-        )
+        sides = {i: (-(-height // STRIDES[i]), -(-width // STRIDES[i])) for i in self.out_indices}
+        # What was padded is cut; the copy that this takes then keeps the maps dense, as hosts that view them expect.
+        return tuple(as_map(maps[i][:, : sides[i][0], : sides[i][1]].contiguous()) for i in self.out_indices)
 
     def _main_stage(self, x: Tensor) -> Tensor:
         """The transformer on ``(B, H / 16, W / 16, C)``, position embedding and final norm included."""

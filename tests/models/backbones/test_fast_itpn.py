@@ -46,6 +46,7 @@ def test_any_input_size(size):
     for x, stride, channels in zip(maps, (4, 8, 16), model.out_channels, strict=True):
         assert x.shape == (2, channels, -(-size[0] // stride), -(-size[1] // stride))
         assert x.isfinite().all()
+        assert x.is_contiguous(memory_format=torch.channels_last)  # dense: hosts view it as (B, C, H * W)
 
 
 def test_padding_is_zeros_at_the_right_and_bottom():
