@@ -9,6 +9,7 @@ max_iters = 2600
 warmup = 78
 flat_until = 1560
 
+model = dict(backbone=dict(init_cfg=None), neck=dict(init_cfg=None))
 train_dataloader = dict(dataset=dict(data_root='data/shapes-pretrain/coco/'))
 train_cfg = dict(max_iters=max_iters, val_interval=650)
 param_scheduler = [
