@@ -3,7 +3,7 @@
     bash tools/quickstart.sh      # sets the environment up first
     python tools/quickstart.py --seed 1 --work-dir work_dirs/quickstart_1
 
-Everything happens on two CPU cores in about ten minutes, progress and remaining time are logged every 50 iterations,
+Everything happens on the CPU; progress and remaining time are logged every 50 iterations,
 and an interrupted run goes on with --resume. In the work dir afterwards: the checkpoint, metrics.json,
 training_curve.png and predictions.png (predictions next to the truth on held-out images).
 """
