@@ -29,10 +29,10 @@ def test_a_seed_gives_the_same_files_and_another_seed_other_ones(tmp_path):
 
 
 def test_pictures_are_the_same_on_any_machine():
-    picture = picture_of(0, 'val', 2, (128, 192))
-    assert picture.image.shape == (185, 146, 3)
-    assert picture.objects == (2, 1, 1)
-    assert hashlib.sha256(picture.image.tobytes() + picture.instances.tobytes()).hexdigest()[:16] == 'c83a1170734517b0'
+    picture = picture_of(0, 'val', 3, (128, 192))
+    assert picture.image.shape == (185, 171, 3)
+    assert picture.objects == (4, 4, 1)
+    assert hashlib.sha256(picture.image.tobytes() + picture.instances.tobytes()).hexdigest()[:16] == '1895e18912b68fa3'
 
 
 def test_a_picture_does_not_depend_on_the_number_of_pictures(shapes_root, tmp_path):

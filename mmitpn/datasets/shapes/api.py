@@ -9,7 +9,7 @@ from typing import Any
 
 from .layout import FIRST_ID, folders_of, jpeg_of, picture_of, write_split
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a seed gives other pictures or files than before, so that older sets are made again."""
 STAMP = 'shapes.json'
 """Written last: a folder with it is whole."""

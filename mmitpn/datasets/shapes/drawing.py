@@ -11,12 +11,12 @@ from .classes import SHAPES_CLASSES, SHAPES_STUFF
 from .outlines import Outline, Window, coverage
 from .textures import FIELDS, background_colours, between, blend, object_colours, pick, value_noise
 
-MAX_OBJECTS = 6
-SIDE_RANGE = (8.0, 96.0)
+MAX_OBJECTS = 5
+SIDE_RANGE = (12.0, 96.0)
 """Diameter of an object in pixels."""
 MIN_VISIBLE_PIXELS = 20
 """No object shows less than this."""
-MIN_VISIBLE_SHARE = 0.45
+MIN_VISIBLE_SHARE = 0.55
 """Later objects leave at least this much of an earlier one."""
 EDGE_REACH = 0.7
 """No object reaches further over the picture's edge than this share of its radius."""
@@ -131,7 +131,7 @@ def _place(
     """
     height, width = instances.shape
     low, high = SIDE_RANGE[0], min(SIDE_RANGE[1], 0.75 * min(height, width))
-    # Half of the objects come out below 32x32 pixels in area, as small as COCO counts, but few are tiny.
+    # Two fifths of the objects come out below 32x32 pixels in area, as small as COCO counts, but few are tiny.
     radius = 0.5 * low * (high / low) ** (rng.random() ** 0.4)
     kind = str(pick(rng, SHAPES_CLASSES))
     angle, squeeze = between(rng, 0, 2 * math.pi), between(rng, 0.82, 1.0)
