@@ -14,11 +14,21 @@ from .version import __version__
 _PUBLIC = {
     'DINO': 'mmitpn.models.detectors',
     'FastITPN': 'mmitpn.models.backbones',
+    'ITPN': 'mmitpn.models.backbones',
     'ITPNPyramid': 'mmitpn.models.necks',
+    'MeanPoolClsHead': 'mmitpn.models.classifiers',
     'LayerDecayOptimWrapperConstructor': 'mmitpn.engine',
 }
 
-__all__ = ['DINO', 'FastITPN', 'ITPNPyramid', 'LayerDecayOptimWrapperConstructor', '__version__']
+__all__ = [
+    'DINO',
+    'ITPN',
+    'FastITPN',
+    'ITPNPyramid',
+    'LayerDecayOptimWrapperConstructor',
+    'MeanPoolClsHead',
+    '__version__',
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -26,7 +26,7 @@ PARTS = ('models', 'datasets', 'evaluation', 'engine', 'visualization')
 STACKS = ('onedl', 'openmmlab')
 # What configs name, by the registry of mmengine that must find it.
 PUBLIC = {
-    'MODELS': ('mmitpn.FastITPN', 'mmitpn.ITPNPyramid', 'mmitpn.DINO'),
+    'MODELS': ('mmitpn.FastITPN', 'mmitpn.ITPN', 'mmitpn.ITPNPyramid', 'mmitpn.DINO', 'mmitpn.MeanPoolClsHead'),
     'OPTIM_WRAPPER_CONSTRUCTORS': ('mmitpn.LayerDecayOptimWrapperConstructor',),
     'HOOKS': ('mmitpn.AtomicCheckpointHook',),
 }

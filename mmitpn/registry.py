@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mmengine import registry as root
 
-_MODELS = [f'mmitpn.models.{folder}' for folder in ('backbones', 'necks', 'transformer', 'detectors')]
+_MODELS = [f'mmitpn.models.{folder}' for folder in ('backbones', 'necks', 'transformer', 'detectors', 'classifiers')]
 _ENGINE = ['mmitpn.engine']
 
 MODELS = root.Registry('model', parent=root.MODELS, scope='mmitpn', locations=_MODELS)

@@ -64,3 +64,158 @@ def photos() -> Path:
     if not folder.is_dir():
         pytest.skip('the photographs in COCO layout (shared/data/coco beside the project) are not here')
     return folder
+
+
+# --- made checkpoints in the authors' layouts, of any size ---------------------------------------------------------
+
+
+def _authors_shapes(
+    depths=(1, 2, 3),
+    dim=64,
+    *,
+    grid=14,
+    pyramid=None,
+    pretrain=False,
+    classes=None,
+    norm='norm',
+    layer_scale=True,
+):
+    """Names and shapes as the authors' Fast-iTPN has them; ``pyramid`` is its channels, ``pretrain`` the teacher's."""
+    shapes = {'pos_embed': [1, grid * grid, dim]}
+
+    def layer(name, *shape, bias=None):
+        shapes[f'{name}.weight'] = list(shape)
+        shapes[f'{name}.bias'] = [shape[0] if bias is None else bias]
+
+    def pointwise(name, width, hidden, sub_norm=False):
+        layer(f'{name}.norm2', width)
+        layer(f'{name}.mlp.fc1', hidden, width, 1, 1)
+        if sub_norm:
+            layer(f'{name}.mlp.ffn_ln', hidden)
+        layer(f'{name}.mlp.fc2', width, hidden, 1, 1)
+
+    layer('patch_embed.proj', dim // 4, 3, 4, 4)
+    index = 0
+    for depth, width in zip(depths[:2], (dim // 4, dim // 2), strict=True):
+        for _ in range(depth):
+            pointwise(f'blocks.{index}', width, 3 * width, sub_norm=True)
+            index += 1
+        layer(f'blocks.{index}.norm', width)
+        layer(f'blocks.{index}.reduction', 2 * width, width, 2, 2)
+        index += 1
+    for i in range(index, index + depths[2]):
+        if layer_scale:
+            shapes.update({f'blocks.{i}.gamma_{n}': [dim] for n in (1, 2)})
+        shapes.update({f'blocks.{i}.attn.{x}_bias': [dim] for x in 'qv'})
+        shapes.update({f'blocks.{i}.attn.{x}_proj.weight': [dim, dim] for x in 'qkv'})
+        for name, shape in (('attn.proj', (dim, dim)), ('mlp.w1', (3 * dim, dim)), ('mlp.w2', (3 * dim, dim))):
+            layer(f'blocks.{i}.{name}', *shape)
+        for name, shape in (
+            ('norm1', (dim,)),
+            ('norm2', (dim,)),
+            ('mlp.ffn_ln', (3 * dim,)),
+            ('mlp.w3', (dim, 3 * dim)),
+        ):
+            layer(f'blocks.{i}.{name}', *shape)
+    layer(norm, dim)
+    if pyramid:
+        hidden = int(pyramid * 8 / 3)
+        for name, width in (('align_dim_16tofpn', dim), ('align_dim_16to8', dim // 2), ('align_dim_8to4', dim // 4)):
+            layer(name, pyramid, width, 1, 1)
+        for name, width in (('split_16to8', dim), ('split_8to4', pyramid)):
+            layer(f'{name}.norm', width)
+            layer(f'{name}.reduction', width, pyramid, 2, 2, bias=pyramid)
+        for name in ('block_16to8.0', 'block_8to4.0', 'fpn_modules.0', 'fpn_modules.1', 'fpn_modules.2'):
+            pointwise(name, pyramid, hidden)
+    if pretrain:
+        shapes['mask_token'] = [1, 1, 4 * dim]
+        layer('lm_head', pretrain, dim)
+        for i, side in enumerate((1, 2, 4)):
+            layer(f'decoder_embed.{i}.0', pyramid)
+            layer(f'decoder_embed.{i}.1', dim, pyramid, side, side)
+    if classes:
+        layer('head', classes, dim)
+    return shapes
+
+
+@pytest.fixture(scope='session')
+def authors_shapes():
+    """The function above."""
+    return _authors_shapes
+
+
+def _authors_itpn_shapes(
+    depths=(1, 2, 3), dim=64, *, grid=14, pyramid=24, depth=1, layer_scale=False, relative=None, window=14
+):
+    """The same of the original iTPN: ``relative`` is None, 'table' or 'decomposed'."""
+    shapes = {'absolute_pos_embed': [1, grid * grid, dim]}
+
+    def layer(name, *shape, bias=True):
+        shapes[f'{name}.weight'] = list(shape)
+        if bias:
+            shapes[f'{name}.bias'] = [shape[0]]
+
+    def pointwise(name, width, hidden, scale=False):
+        layer(f'{name}.norm2', width)
+        layer(f'{name}.mlp.fc1', hidden, width)
+        layer(f'{name}.mlp.fc2', width, hidden)
+        if scale:
+            shapes[f'{name}.gamma_2'] = [width]
+
+    layer('patch_embed.proj', dim // 4, 3, 4, 4)
+    layer('patch_embed.norm', dim // 4)
+    index = 0
+    for blocks, width in zip(depths[:2], (dim // 4, dim // 2), strict=True):
+        for _ in range(blocks):
+            pointwise(f'blocks.{index}', width, 3 * width, scale=layer_scale)
+            index += 1
+        layer(f'blocks.{index}.norm', 4 * width)
+        layer(f'blocks.{index}.reduction', 2 * width, 4 * width, bias=False)
+        index += 1
+    for i in range(index, index + depths[2]):
+        pointwise(f'blocks.{i}', dim, 4 * dim, scale=layer_scale)
+        layer(f'blocks.{i}.norm1', dim)
+        layer(f'blocks.{i}.attn.qkv', 3 * dim, dim)
+        layer(f'blocks.{i}.attn.proj', dim, dim)
+        if layer_scale:
+            shapes[f'blocks.{i}.gamma_1'] = [dim]
+        if relative == 'table':
+            shapes[f'blocks.{i}.attn.relative_position_bias_table'] = [(2 * window - 1) ** 2, dim // 64]
+        elif relative == 'decomposed':
+            shapes |= {f'blocks.{i}.attn.rel_pos_{axis}': [2 * window - 1, 64] for axis in 'hw'}
+    if pyramid:
+        if pyramid != dim:
+            layer('align_dim_16tofpn', pyramid, dim)
+        for name, width in (('align_dim_16to8', dim // 2), ('align_dim_8to4', dim // 4)):
+            layer(name, pyramid, width, bias=False)
+        for name, width in (('split_16to8', dim), ('split_8to4', pyramid)):
+            layer(f'{name}.norm', width)
+            layer(f'{name}.reduction', 4 * pyramid, width, bias=False)
+        names = [f'{name}.{i}' for name in ('block_16to8', 'block_8to4') for i in range(depth)]
+        for name in (*names, 'fpn_modules.0', 'fpn_modules.1', 'fpn_modules.2'):
+            pointwise(name, pyramid, 4 * pyramid)
+    return shapes
+
+
+@pytest.fixture(scope='session')
+def authors_weights(fill):
+    """A function that makes an authors' state dict of the given size."""
+    return lambda *args, **kwargs: fill.fill(_authors_shapes(*args, **kwargs))
+
+
+@pytest.fixture(scope='session')
+def pretrained(authors_weights):
+    """A small Fast-iTPN pre-training state dict, pyramid of 24 channels."""
+    return authors_weights(pyramid=24, pretrain=32)
+
+
+@pytest.fixture(scope='session')
+def finetuned(authors_weights):
+    """A small Fast-iTPN fine-tuned state dict, 10 classes, mean pooling."""
+    return authors_weights(classes=10, norm='fc_norm')
+
+
+@pytest.fixture(scope='session')
+def authors_itpn_weights(fill):
+    """A function that makes an authors' state dict of the original iTPN, of the given size."""
+    return lambda *args, **kwargs: fill.fill(_authors_itpn_shapes(*args, **kwargs))

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from mmitpn.checkpoint.names import FAST, ITPN
+
 FAST_PRETRAIN = 'fast_itpn_pretrain'
 FAST_FINETUNED = 'fast_itpn_finetuned'
 ITPN_PIXEL = 'itpn_pixel'
@@ -27,6 +29,7 @@ TITLES = {
     FOREIGN: 'none of the known layouts',
 }
 AUTHORS_FAST = (FAST_PRETRAIN, FAST_FINETUNED)
+AUTHORS = (*AUTHORS_FAST, ITPN_PIXEL, ITPN_CLIP)
 
 # Opened in this order; the last two are averaged weights that are stored alone.
 _WRAPPERS = ('module', 'model', 'state_dict', 'ema_state_dict', 'model_ema')
@@ -59,21 +62,36 @@ class Arch:
 
     @property
     def setting(self) -> str:
-        """What to write into a config: ``arch='base'``, or the dict (64 channels a head, as in the whole family)."""
+        """What to write into a config: ``arch='base'``, or the dict."""
         if self.name:
             return f"arch='{self.name}'"
-        heads = max(self.embed_dim // 64, 1)
-        return f'arch=dict(depths={self.depths}, embed_dim={self.embed_dim}, num_heads={heads})'
+        return f'arch=dict(depths={self.depths}, embed_dim={self.embed_dim}, num_heads={self.num_heads})'
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads: 64 channels each in the whole family."""
+        return max(self.embed_dim // 64, 1)
 
 
 @dataclass(frozen=True)
 class Pyramid:
-    """Size of a pyramid as its weights tell it: channels out, blocks a merge, hidden channels, channels in."""
+    """Size of a pyramid as its weights tell it: channels out, blocks a merge, hidden channels, channels in, family."""
 
     out_channels: int
     depth: int
     hidden_channels: int
     embed_dim: int
+    family: str = FAST
+
+    @property
+    def kind(self) -> str:
+        """The ``kind`` of :class:`mmitpn.ITPNPyramid`."""
+        return 'linear' if self.family == ITPN else 'fast'
+
+    @property
+    def default_hidden(self) -> int:
+        """Hidden channels that follow from the others."""
+        return 4 * self.out_channels if self.family == ITPN else int(self.out_channels * 8 / 3)
 
     def __str__(self) -> str:
         return f'{self.out_channels} channels, {self.depth} block(s) a merge, {self.hidden_channels} hidden'
@@ -92,7 +110,10 @@ class FileInfo:
         stranger: For a foreign file, what it looks like; else ''.
         arch: Size of the backbone, if there is one.
         pyramid: Size of the pyramid, if there is one.
+        family: ``'Fast-iTPN'`` or ``'iTPN'``; '' if that cannot be told.
         layer_scale: Whether the main stage has layer scale; None without a backbone.
+        relative_position: How the main stage knows relative positions, see :class:`mmitpn.ITPN`.
+        relative_window: Side in tokens of the grid they are for; 0 without them.
         positions: Tokens of the position embedding; 0 without one.
         dtype: The floating-point type of most weights.
     """
@@ -105,7 +126,10 @@ class FileInfo:
     stranger: str = ''
     arch: Arch | None = None
     pyramid: Pyramid | None = None
+    family: str = ''
     layer_scale: bool | None = None
+    relative_position: str | None = None
+    relative_window: int = 0
     positions: int = 0
     dtype: str = ''
 
@@ -160,7 +184,8 @@ def identify(checkpoint: Mapping[str, Any], *, prefix: str | None = None) -> Fil
         info.stranger = next((name for keys, name in _STRANGERS if any(re.match(keys, key) for key in body)), '')
     floats = Counter(value.dtype for value in state.values() if value.is_floating_point())
     info.dtype = str(floats.most_common(1)[0][0]).removeprefix('torch.') if floats else ''
-    info.arch, info.pyramid = arch_of(body), pyramid_of(body)
+    info.arch, info.pyramid, info.family = arch_of(body), pyramid_of(body), family_of(body)
+    info.relative_position, info.relative_window = relative_of(body)
     if info.arch:
         info.layer_scale = any(name.endswith('.gamma_1') for name in body)
     positions = next((body[name] for name in ('pos_embed', 'absolute_pos_embed') if name in body), None)
@@ -187,11 +212,36 @@ def arch_of(body: Mapping[str, Tensor]) -> Arch | None:
 
 def pyramid_of(body: Mapping[str, Tensor]) -> Pyramid | None:
     """Size of the pyramid in weights named as ours or as the authors'; None if there is none."""
-    for align, out, blocks in (('align16', 'out16', 'blocks8'), ('align_dim_16tofpn', 'fpn_modules.0', 'block_16to8')):
+    for align, out, blocks in (('align8', 'out16', 'blocks8'), ('align_dim_16to8', 'fpn_modules.0', 'block_16to8')):
         if f'{align}.weight' in body and f'{out}.mlp.fc1.weight' in body:
-            out_channels, embed_dim = body[f'{align}.weight'].shape[:2]
-            return Pyramid(out_channels, len(_indices(body, blocks)), body[f'{out}.mlp.fc1.weight'].shape[0], embed_dim)
+            out_channels, half = body[f'{align}.weight'].shape[:2]
+            hidden = body[f'{out}.mlp.fc1.weight'].shape[0]
+            return Pyramid(out_channels, len(_indices(body, blocks)), hidden, 2 * half, family_of(body))
     return None
+
+
+def family_of(body: Mapping[str, Tensor]) -> str:
+    """The family that weights named as ours or as the authors' belong to: ``FAST``, ``ITPN``, or '' if none."""
+    if any(name.endswith(('.mlp.ffn_ln.weight', '.mlp.w1.weight')) for name in body):
+        return FAST
+    merge = next((name for name in body if re.fullmatch(r'(merge\d|blocks\.\d+)\.reduction\.weight', name)), None)
+    if merge is not None:
+        return FAST if body[merge].ndim == 4 else ITPN
+    for name in ('align8', 'align_dim_16to8'):
+        if f'{name}.weight' in body:
+            return FAST if f'{name}.bias' in body else ITPN
+    names = ('patch_embed.norm.weight', 'absolute_pos_embed', 'lm_cls_head.weight', 'decoder_pred.weight')
+    return ITPN if any(name in body for name in names) else ''
+
+
+def relative_of(body: Mapping[str, Tensor]) -> tuple[str | None, int]:
+    """How weights of the main stage hold relative positions, and for which window; None and 0 if they do not."""
+    for leaf, kind in (('.relative_position_bias_table', 'table'), ('.rel_pos_h', 'decomposed')):
+        value = next((value for name, value in body.items() if name.endswith(leaf)), None)
+        if value is not None:
+            side = len(value) if kind == 'decomposed' else isqrt(len(value))
+            return kind, (side + 1) // 2
+    return None, 0
 
 
 def is_our_pyramid(name: str) -> bool:
@@ -251,7 +301,7 @@ def _split(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tenso
 
 def _layout(body: Mapping[str, Tensor]) -> str:
     merges = any(re.fullmatch(r'blocks\.\d+\.reduction\.weight', name) for name in body)
-    if any(name in body for name in ('merge1.reduction.weight', 'stage1.0.norm.weight', 'align16.weight')):
+    if any(name in body for name in ('merge1.reduction.weight', 'stage1.0.norm.weight', 'align8.weight')):
         return OURS
     swiglu = merges and any(name.endswith('.mlp.w1.weight') for name in body)
     if swiglu or ('blocks.0.mlp.ffn_ln.weight' in body and 'blocks.0.attn.proj.weight' not in body):

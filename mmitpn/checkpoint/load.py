@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
-from mmitpn.checkpoint.convert import resize_pos_embed, to_ours
-from mmitpn.checkpoint.explain import explain_backbone, explain_layout, explain_pyramid, some
+from mmitpn.checkpoint.convert import to_ours
+from mmitpn.checkpoint.explain import explain_backbone, explain_family, explain_layout, explain_pyramid, some
 from mmitpn.checkpoint.io import read_checkpoint
-from mmitpn.checkpoint.layouts import FOREIGN, ITPN_CLIP, ITPN_PIXEL, OURS, FileInfo, identify, part_of
+from mmitpn.checkpoint.layouts import AUTHORS, FOREIGN, OURS, FileInfo, family_of, identify, part_of
+from mmitpn.checkpoint.positions import is_relative, resize_pos_embed, resize_relative
 from mmitpn.checkpoint.report import LoadReport
 
 _BACKBONE_KEYS = {'patch_embed.proj.weight', 'merge1.reduction.weight'}
-_PYRAMID_KEYS = {'align16.weight', 'split8.reduction.weight'}
+_PYRAMID_KEYS = {'align8.weight', 'split8.reduction.weight'}
 _BACKBONE_PARTS = ('stem', 'stages', 'main')
 
 
@@ -37,13 +39,13 @@ def load_pretrained(
     prefix: str | None = None,
     allow_objects: bool | None = None,
 ) -> LoadReport:
-    """Load a checkpoint of any Fast-iTPN layout into a backbone, a pyramid, or a whole model with both.
+    """Load a checkpoint of any Fast-iTPN or iTPN layout into a backbone, a pyramid, or a whole model with both.
 
     Nothing in the module changes unless the file fits (or ``strict`` is False). The report is logged once.
 
     Args:
-        module: A FastITPN, an ITPNPyramid, or a detector, segmentor or classifier that has them as ``backbone`` and
-            ``neck``. Its heads are loaded only from mmitpn's own checkpoints, as far as they fit.
+        module: A FastITPN, an ITPN, an ITPNPyramid, or a detector, segmentor or classifier that has them as
+            ``backbone`` and ``neck``. Its heads are loaded only from mmitpn's own checkpoints, as far as they fit.
         source: Path or address of the file (see :func:`read_checkpoint`), or what such a file holds, wrapped or raw.
         strict: Raise unless backbone and pyramid are completely loaded. False: load what fits and log a warning. A file
             without a pyramid is a warning either way.
@@ -97,7 +99,7 @@ def _find_targets(module: nn.Module) -> _Targets:
     )
     if found.backbone is None and found.pyramid is None:
         raise TypeError(
-            f'{type(module).__name__} is no FastITPN or ITPNPyramid and has none as backbone or neck '
+            f'{type(module).__name__} is no FastITPN, ITPN or ITPNPyramid and has none as backbone or neck '
             f'(its backbone is {type(backbone).__name__}, its neck {type(neck).__name__})'
         )
     return found
@@ -105,9 +107,17 @@ def _find_targets(module: nn.Module) -> _Targets:
 
 def _choose(targets: _Targets, info: FileInfo, report: LoadReport) -> list[tuple[nn.Module, dict[str, Tensor]]]:
     """Compare file and module, fill the report, and return which weights go into which module."""
-    if info.layout in (FOREIGN, ITPN_PIXEL, ITPN_CLIP):
+    if info.layout == FOREIGN:
         report.errors.append(explain_layout(info))
         return []
+    for target in (targets.backbone, targets.pyramid):
+        family = family_of(target.state_dict()) if target is not None else ''
+        if info.family and family and family != info.family:
+            report.errors.append(explain_family(info, family, pyramid=target is targets.pyramid))
+            return []
+    names = _authors_head(targets.whole)
+    if info.layout in AUTHORS and any(theirs in info.body for theirs in names.values()):
+        info = _with_head(info, names)
     try:
         weights = to_ours(info)
     except ValueError as error:
@@ -125,6 +135,7 @@ def _choose(targets: _Targets, info: FileInfo, report: LoadReport) -> list[tuple
         own = targets.backbone.state_dict()
         fitting = _match(own, given['backbone'], report, module=targets.backbone, info=info)
         chosen.append((targets.backbone, fitting))
+        _settle_relative(report, info)
         missing, unexpected = _problems(report, _BACKBONE_PARTS)
         report.errors += filter(None, [explain_backbone(info, own, missing, unexpected)])
         if fitting:
@@ -183,6 +194,9 @@ def _match(
             part.resized.append(name)
             fitting[name] = resize_pos_embed(candidate, grid, target)
             report.notes.append(f'pos_embed was resized from {grid[0]}x{grid[1]} to {target[0]}x{target[1]} tokens')
+        elif candidate is not None and (resized := resize_relative(name, candidate, value)) is not None:
+            part.resized.append(name)
+            fitting[name] = resized
         else:
             part.missing.append(name)
     for name in given:
@@ -191,11 +205,46 @@ def _match(
     return fitting
 
 
+def _settle_relative(report: LoadReport, info: FileInfo) -> None:
+    """Let relative positions that the file has not start fresh, as in the authors' recipes.
+
+    Tables of the file are left out where the module has vectors instead.
+    """
+    main = report.part('main')
+    fresh = [name for name in main.missing if is_relative(name)]
+    if fresh and info.arch is not None:
+        main.missing = [name for name in main.missing if not is_relative(name)]
+        report.part('main (fresh)').missing += fresh
+        left = [name for name in main.unexpected if is_relative(name)]
+        main.unexpected = [name for name in main.unexpected if not is_relative(name)]
+        main.ignored += left
+        instead = ': the file has tables, which vectors cannot be made from' if left else ': the file has none'
+        report.warnings.append(f'the relative positions start fresh ({len(fresh)} weights){instead}')
+    resized = [name for name in main.resized if is_relative(name)]
+    if resized:
+        report.notes.append(
+            f'relative positions of {len(resized)} weights were resized from window {info.relative_window}'
+        )
+
+
+def _authors_head(whole: nn.Module | None) -> dict[str, str]:
+    """Names of a classification head's weights in the model and in the authors' files."""
+    names = getattr(getattr(whole, 'head', None), 'authors_names', {})
+    return {f'head.{ours}': theirs for ours, theirs in names.items()}
+
+
+def _with_head(info: FileInfo, names: Mapping[str, str]) -> FileInfo:
+    """The file with its classification head apart from the backbone."""
+    rest = {ours: info.body[theirs] for ours, theirs in names.items() if theirs in info.body}
+    body = {name: value for name, value in info.body.items() if name not in names.values()}
+    return replace(info, body=body, rest=rest)
+
+
 def _match_heads(targets: _Targets, info: FileInfo, report: LoadReport) -> dict[str, Tensor]:
     """What else of a whole model is loaded from one of our own checkpoints: heads, a host's neck."""
     covered = ('backbone.',) * (targets.backbone is not None) + ('neck.',) * (targets.pyramid is not None)
     own = {name: value for name, value in targets.whole.state_dict().items() if not name.startswith(covered)}
-    if info.layout != OURS or not info.rest:
+    if not info.rest or (info.layout != OURS and not _authors_head(targets.whole)):
         report.part('other').ignored += info.rest
         if own:
             fresh = sorted({name.split('.')[0] for name in own})

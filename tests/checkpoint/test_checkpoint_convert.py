@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from mmitpn.checkpoint import identify, to_authors, to_ours
-from mmitpn.checkpoint.convert import resize_pos_embed
+from mmitpn.checkpoint.positions import resize_pos_embed
 
 EXTRAS = ('mask_token', 'decoder_embed.', 'lm_head.', 'head.')
 

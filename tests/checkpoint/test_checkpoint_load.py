@@ -179,7 +179,7 @@ def test_a_wrapped_model_is_opened(pretrained, small_backbone):
 
 
 def test_modules_that_have_nothing_to_load(pretrained):
-    with pytest.raises(TypeError, match=r'Linear is no FastITPN or ITPNPyramid.*backbone is NoneType'):
+    with pytest.raises(TypeError, match=r'Linear is no FastITPN, ITPN or ITPNPyramid.*backbone is NoneType'):
         load_pretrained(nn.Linear(1, 1), pretrained)
     with pytest.raises(TypeError, match='into a torch module, but got a dict'):
         load_pretrained({}, pretrained)
@@ -238,12 +238,22 @@ def test_layer_scale_only_in_the_module(authors_weights, small_backbone, logged)
 def test_wrong_family(reference_shapes, small_backbone, small_neck, logged, case, part):
     state = {name: torch.zeros(1).expand(shape) for name, shape in reference_shapes(case).items()}
     module = small_backbone() if part == 'backbone' else small_neck()
-    _fails(module, {'model': state}, 'wrong family: this is iTPN with (pixel|CLIP) .*give a Fast-iTPN', logged)
+    use = "set type='mmitpn.ITPN', arch='base'" if part == 'backbone' else "set kind='linear' on the neck"
+    message = f'wrong family: this is iTPN with (pixel|CLIP) .*give a Fast-iTPN checkpoint, or {use}'
+    _fails(module, {'model': state}, message, logged)
+
+
+def test_wrong_family_the_other_way(pretrained, logged):
+    from mmitpn import ITPN
+
+    model = ITPN({'depths': (1, 2, 3), 'embed_dim': 64, 'num_heads': 1})
+    message = "wrong family: this is Fast-iTPN .*give a iTPN checkpoint, or set type='mmitpn.FastITPN', arch=dict"
+    _fails(model, pretrained, message, logged)
 
 
 def test_foreign_weights(small_backbone, logged):
     state = {'conv1.weight': torch.zeros(1), 'layer1.0.conv1.weight': torch.zeros(1)}
-    _fails(small_backbone(), state, 'not weights of a Fast-iTPN: it looks like a ResNet .*conv1.weight', logged)
+    _fails(small_backbone(), state, 'not weights of the iTPN family: it looks like a ResNet .*conv1.weight', logged)
 
 
 @pytest.mark.parametrize('gone', ['blocks.0.', 'blocks.6.attn.q_proj', 'patch_embed', 'blocks.2.mlp', 'norm.'])

@@ -122,7 +122,7 @@ def test_inspect_names_what_cannot_be_used(run, tmp_path):
     assert 'No config of this library can use it.' in done.stdout
     done = run('convert_checkpoint', tmp_path / 'resnet.pth', tmp_path / 'out.pth')
     assert done.returncode == 1
-    assert 'not weights of a Fast-iTPN' in done.stderr
+    assert 'not weights of the iTPN family' in done.stderr
     assert not (tmp_path / 'out.pth').exists()
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Convert a Fast-iTPN checkpoint between the authors' layout and ours, or to another type or file format.
+"""Convert a Fast-iTPN or iTPN checkpoint between the authors' layout and ours, or to another type or file format.
 
 Training needs no conversion: init_cfg takes the authors' files as they are.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmitpn.checkpoint import FileInfo, identify, read_checkpoint, to_authors, to_ours
 from mmitpn.checkpoint.explain import explain_layout, some
-from mmitpn.checkpoint.layouts import AUTHORS_FAST, OURS, part_of
+from mmitpn.checkpoint.layouts import AUTHORS, OURS, part_of
 
 DTYPES = {'fp16': torch.float16, 'fp32': torch.float32}
 
@@ -46,7 +46,7 @@ def convert(info: FileInfo, to: str, *, drop_heads: bool = False) -> tuple[dict[
     Ours is named as a detector names it (``backbone.``, ``neck.``); heads of our own detectors are included unless
     ``drop_heads``.
     """
-    if info.layout not in (OURS, *AUTHORS_FAST):
+    if info.layout not in (OURS, *AUTHORS):
         raise ValueError(explain_layout(info))
     weights = to_ours(info)
     if to == 'authors':

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from mmitpn.checkpoint import FileInfo, identify, read_checkpoint
 from mmitpn.checkpoint.convert import to_ours
-from mmitpn.checkpoint.layouts import AUTHORS_FAST, OURS, part_of
+from mmitpn.checkpoint.explain import backbone_settings
+from mmitpn.checkpoint.layouts import AUTHORS, OURS, part_of
 
 
 def parse_args() -> argparse.Namespace:
@@ -36,7 +37,7 @@ def describe(file: str, info: FileInfo) -> list[tuple[str, str]]:
         rows.append(('prefixes', ' '.join(info.prefixes) or 'none'))
     rows.append(('dtype', info.dtype or 'no floating-point weights'))
     params, others = Counter(), Counter()
-    if info.layout in (OURS, *AUTHORS_FAST) and (info.arch or info.pyramid):
+    if info.layout in (OURS, *AUTHORS) and (info.arch or info.pyramid):
         weights = to_ours(info)
         for name, value in weights.state.items():
             params['pyramid' if part_of(name) == 'pyramid' else 'backbone'] += value.numel()
@@ -44,7 +45,9 @@ def describe(file: str, info: FileInfo) -> list[tuple[str, str]]:
     if info.arch:
         scale = 'with layer scale' if info.layer_scale else 'without layer scale'
         grid = f'{info.grid[0]}x{info.grid[1]}' if info.grid else str(info.positions)
-        rows.append(('backbone', f'{info.arch}, {params["backbone"] / 1e6:.2f} M, {scale}, {grid} positions'))
+        relative = f', relative positions ({info.relative_position})' if info.relative_position else ''
+        size = f'{params["backbone"] / 1e6:.2f} M'
+        rows.append(('backbone', f'{info.family} {info.arch}, {size}, {scale}, {grid} positions{relative}'))
     if info.pyramid:
         rows.append(('pyramid', f'{info.pyramid}, {params["pyramid"] / 1e6:.2f} M'))
     others.update(name.split('.')[0] for name in info.rest)
@@ -57,16 +60,16 @@ def describe(file: str, info: FileInfo) -> list[tuple[str, str]]:
 
 def usage(file: str, info: FileInfo) -> list[str]:
     """Lines for a config that uses the file."""
-    if info.layout not in (OURS, *AUTHORS_FAST):
+    if info.layout not in (OURS, *AUTHORS):
         return []
     lines, init = [], f"init_cfg=dict(type='Pretrained', checkpoint={file!r})"
     if info.arch:
-        scale = '' if info.layer_scale else ', layer_scale_init_value=None'
-        lines.append(f"backbone=dict(type='mmitpn.FastITPN', {info.arch.setting}{scale}, {init})")
+        lines.append(f'backbone=dict({backbone_settings(info)}, {init})')
     if info.pyramid:
         pyramid, channels = info.pyramid, tuple(info.pyramid.embed_dim // part for part in (4, 2, 1))
-        extra = f', depth={pyramid.depth}' if pyramid.depth != 1 else ''
-        if pyramid.hidden_channels != int(pyramid.out_channels * 8 / 3):
+        extra = f', kind={pyramid.kind!r}' if pyramid.kind != 'fast' else ''
+        extra += f', depth={pyramid.depth}' if pyramid.depth != 1 else ''
+        if pyramid.hidden_channels != pyramid.default_hidden:
             extra += f', hidden_channels={pyramid.hidden_channels}'
         sizes = f'in_channels={channels}, out_channels={pyramid.out_channels}{extra}'
         lines.append(f"neck=dict(type='mmitpn.ITPNPyramid', {sizes}, {init})")

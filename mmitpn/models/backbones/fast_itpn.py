@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from mmitpn.checkpoint import PretrainedModule
 from mmitpn.registry import MODELS
 
-from ..layers import (
-    PatchEmbed,
-    PatchMerge,
-    PointwiseBlock,
-    TransformerBlock,
-    as_map,
-    initialize_weights,
-    pad_to_multiple,
-    resize_position_embedding,
-    run_blocks,
-)
-from ..layers.initialize import check_weight_init
-from .archs import resolve_arch
-from .inputs import check_images
+from ..layers import Attention, PatchEmbed, PatchMerge, PointwiseBlock, SwiGLU, TransformerBlock, layer_norm
+from .archs import Arch
+from .base import STRIDES, HierarchicalBackbone
 
 MLP_RATIO = 3  # hidden channels of every feed-forward network of the backbone, in units of its channels
-STRIDES = (4, 8, 16)
 
 
 @MODELS.register_module()
-class FastITPN(PretrainedModule):
+class FastITPN(HierarchicalBackbone):
     """Backbone of Fast-iTPN (arXiv 2211.12735), exact to the released weights.
 
     The outputs are those that the pre-trained pyramid (:class:`mmitpn.ITPNPyramid`) and any host's neck take: stages 1
@@ -51,6 +36,8 @@ class FastITPN(PretrainedModule):
         with_cp: Recompute every block in the backward pass instead of keeping its activations.
         frozen_stages: -1 trains everything, 0 freezes the patch and position embeddings, 1 and 2 also the stages at
             stride 4 and 8 with the merges after them, 3 the whole backbone.
+        final_norm: Whether the stride-16 map is normed. The authors' classifiers pool first and norm then
+            (``fc_norm``): there the classification head has it.
         weight_init: ``'trunc_normal'`` or ``'xavier'``, see :func:`initialize_weights`; the latter is to learn from
             nothing.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` loads any Fast-iTPN file as it is.
@@ -58,6 +45,8 @@ class FastITPN(PretrainedModule):
     Raises:
         ValueError: If an argument is outside what is allowed; the message says what is.
     """
+
+    sub_ln = True
 
     def __init__(
         self,
@@ -69,158 +58,36 @@ class FastITPN(PretrainedModule):
         layer_scale_init_value: float | None = 0.1,
         with_cp: bool = False,
         frozen_stages: int = -1,
+        final_norm: bool = True,
         weight_init: str = 'trunc_normal',
         init_cfg: Mapping | None = None,
     ) -> None:
-        super().__init__(init_cfg=init_cfg)
-        sizes = resolve_arch(arch)
-        if not isinstance(img_size, int) or img_size < 16 or img_size % 16:
-            raise ValueError(
-                f'img_size is {img_size!r}; give the side of the square picture in pixels, a multiple of 16'
-            )
-        if not out_indices or any(index not in (0, 1, 2) for index in out_indices):
-            raise ValueError(f'out_indices are {tuple(out_indices)}; allowed: some of 0, 1, 2 (strides 4, 8, 16)')
-        if list(out_indices) != sorted(set(out_indices)):
-            raise ValueError(f'out_indices are {tuple(out_indices)}; give them ascending and each once')
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate is {drop_path_rate!r}; allowed: 0 up to, but not including, 1')
-        if frozen_stages not in (-1, 0, 1, 2, 3):
-            raise ValueError(f'frozen_stages is {frozen_stages!r}; allowed: -1 (none), 0, 1, 2, 3 (all)')
-
-        self.arch = asdict(sizes)
-        self.depths = sizes.depths
-        self.strides = tuple(STRIDES[i] for i in out_indices)
-        self.out_channels = tuple(sizes.channels[i] for i in out_indices)
-        self.out_indices = tuple(out_indices)
-        self.frozen_stages = frozen_stages
-        self.with_cp = with_cp
-        self.weight_init = check_weight_init(weight_init)
-
-        total = sum(sizes.depths)
-        rates = iter([drop_path_rate * index / max(total - 1, 1) for index in range(total)])
-        fine, middle, main = sizes.channels
-        self.patch_embed = PatchEmbed(3, fine, stride=STRIDES[0])
-        self.stage1 = self._pointwise_stage(fine, sizes.depths[0], rates)
-        self.merge1 = PatchMerge(fine)
-        self.stage2 = self._pointwise_stage(middle, sizes.depths[1], rates)
-        self.merge2 = PatchMerge(middle)
-        self.grid = (img_size // STRIDES[2],) * 2
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], main))
-        self.blocks = nn.ModuleList(
-            TransformerBlock(
-                main,
-                sizes.num_heads,
-                hidden=MLP_RATIO * main,
-                layer_scale=layer_scale_init_value,
-                drop_path=next(rates),
-            )
-            for _ in range(sizes.depths[2])
-        )
-        self.norm = nn.LayerNorm(main, eps=1e-6)
-        self.reset_parameters()
-        self._freeze()
-
-    @staticmethod
-    def _pointwise_stage(dim: int, depth: int, rates: Iterator[float]) -> nn.ModuleList:
-        return nn.ModuleList(
-            PointwiseBlock(dim, MLP_RATIO * dim, sub_norm=True, drop_path=next(rates)) for _ in range(depth)
+        self._layer_scale = layer_scale_init_value
+        self._with_final_norm = final_norm
+        super().__init__(
+            arch,
+            img_size=img_size,
+            out_indices=out_indices,
+            drop_path_rate=drop_path_rate,
+            with_cp=with_cp,
+            frozen_stages=frozen_stages,
+            weight_init=weight_init,
+            init_cfg=init_cfg,
         )
 
-    def reset_parameters(self) -> None:
-        """Give every parameter its starting value."""
-        initialize_weights(self, weight_init=self.weight_init, sub_ln_depth=self.depths[2])
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+    def _stem(self, dim: int) -> nn.Module:
+        return PatchEmbed(3, dim, stride=STRIDES[0])
 
-    # --- forward -----------------------------------------------------------------------------------------------
+    def _stage_block(self, dim: int, drop_path: float) -> nn.Module:
+        return PointwiseBlock(dim, MLP_RATIO * dim, sub_norm=True, drop_path=drop_path)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the maps.
+    def _merge(self, dim: int) -> nn.Module:
+        return PatchMerge(dim)
 
-        Args:
-            x: Normalised pictures ``(B, 3, H, W)``, floating point, of any size from 1x1.
+    def _main_block(self, sizes: Arch, drop_path: float) -> nn.Module:
+        dim = sizes.embed_dim
+        attention, mlp = Attention(dim, sizes.num_heads), SwiGLU(dim, MLP_RATIO * dim)
+        return TransformerBlock(dim, attention, mlp, layer_scale=self._layer_scale, drop_path=drop_path)
 
-        Returns:
-            For each of ``out_indices`` a map ``(B, C_i, ceil(H / s_i), ceil(W / s_i))`` with stride s_i = 4, 8, 16.
-
-        Raises:
-            TypeError: If ``x`` is not a floating-point tensor.
-            ValueError: If ``x`` has another shape or holds NaN or infinite values.
-        """
-        check_images(x)
-        height, width = x.shape[-2:]
-        last = self.out_indices[-1]
-        x = self.patch_embed(pad_to_multiple(x, STRIDES[2]))  # B, H / 4, W / 4, C / 4
-        maps = [run_blocks(self.stage1, x, recompute=self.with_cp)]
-        if last >= 1:
-            maps.append(run_blocks(self.stage2, self.merge1(maps[0]), recompute=self.with_cp))
-        if last >= 2:
-            maps.append(self._main_stage(self.merge2(maps[1])))
-        sides = {i: (-(-height // STRIDES[i]), -(-width // STRIDES[i])) for i in self.out_indices}
-        # What was padded is cut; the copy that this takes then keeps the maps dense, as hosts that view them expect.
-        return tuple(as_map(maps[i][:, : sides[i][0], : sides[i][1]].contiguous()) for i in self.out_indices)
-
-    def _main_stage(self, x: Tensor) -> Tensor:
-        """The transformer on ``(B, H / 16, W / 16, C)``, position embedding and final norm included."""
-        batch, height, width, dim = x.shape
-        position = resize_position_embedding(self.pos_embed, self.grid, (height, width))
-        x = x.reshape(batch, height * width, dim) + position.to(x.dtype)
-        x = run_blocks(self.blocks, x, recompute=self.with_cp)
-        return self.norm(x).view(batch, height, width, dim)
-
-    # --- training ----------------------------------------------------------------------------------------------
-
-    def _freeze(self) -> None:
-        parts: list[nn.Module | nn.Parameter] = []
-        if self.frozen_stages >= 0:
-            parts += [self.patch_embed, self.pos_embed]
-        if self.frozen_stages >= 1:
-            parts += [self.stage1, self.merge1]
-        if self.frozen_stages >= 2:
-            parts += [self.stage2, self.merge2]
-        if self.frozen_stages >= 3 or self.out_indices[-1] < 2:
-            parts += [self.blocks, self.norm, self.pos_embed]
-        if self.out_indices[-1] < 2:
-            parts.append(self.merge2)
-        if self.out_indices[-1] < 1:
-            parts += [self.merge1, self.stage2]
-        for part in parts:
-            part.requires_grad_(False)
-            if isinstance(part, nn.Module):
-                part.eval()
-
-    def train(self, mode: bool = True) -> FastITPN:
-        """Switch the mode; frozen stages stay in evaluation mode."""
-        super().train(mode)
-        self._freeze()
-        return self
-
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Depth of a parameter for layer-wise learning-rate decay.
-
-        The embeddings are layer 0; then every block and every merge counts one, in the order they run, as in the
-        authors' flat list; what follows the last block (``norm``) is the last layer, at the head's own rate.
-
-        Args:
-            param_name: Name of the parameter in the model.
-            prefix: What precedes this backbone's own names, such as ``'backbone.'``.
-
-        Returns:
-            ``(layer, number of layers)``; a usual scale is ``decay ** (number of layers - 1 - layer)``.
-
-        Raises:
-            ValueError: If no such parameter is in the backbone.
-        """
-        if not param_name.startswith(prefix):
-            raise ValueError(f'{param_name!r} does not start with the prefix {prefix!r} of this backbone')
-        first, second, main = self.depths
-        starts = {'stage1': 1, 'merge1': 1 + first, 'stage2': 2 + first, 'merge2': 2 + first + second}
-        starts['blocks'] = 3 + first + second
-        num_layers = starts['blocks'] + main + 1
-        part, *rest = param_name[len(prefix) :].split('.')
-        if part in ('patch_embed', 'pos_embed'):
-            return 0, num_layers
-        if part == 'norm':
-            return num_layers - 1, num_layers
-        if part not in starts:
-            raise ValueError(f'{param_name!r} is not a parameter of this backbone (prefix {prefix!r})')
-        return starts[part] + (0 if part.startswith('merge') else int(rest[0])), num_layers
+    def _final_norm(self, dim: int) -> nn.Module:
+        return layer_norm(dim) if self._with_final_norm else nn.Identity()

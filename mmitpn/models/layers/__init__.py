@@ -4,23 +4,32 @@ from .attention import Attention
 from .blocks import PointwiseBlock, TransformerBlock, run_blocks
 from .initialize import WEIGHT_INITS, initialize_weights
 from .mlp import Mlp, SwiGLU
-from .patch import PatchEmbed, PatchMerge, PatchSplit, as_map, as_tokens, pad_to_multiple
+from .norm import EPS_ITPN, layer_norm, set_norm_eps
+from .patch import PatchConcatMerge, PatchEmbed, PatchMerge, PatchSplit, as_map, as_tokens, pad_to_multiple
 from .position import resize_position_embedding
+from .relative import RELATIVE_POSITIONS, RelativeAttention, resize_table
 
 __all__ = [
+    'EPS_ITPN',
+    'RELATIVE_POSITIONS',
     'WEIGHT_INITS',
     'Attention',
     'Mlp',
+    'PatchConcatMerge',
     'PatchEmbed',
     'PatchMerge',
     'PatchSplit',
     'PointwiseBlock',
+    'RelativeAttention',
     'SwiGLU',
     'TransformerBlock',
     'as_map',
     'as_tokens',
     'initialize_weights',
+    'layer_norm',
     'pad_to_multiple',
     'resize_position_embedding',
+    'resize_table',
     'run_blocks',
+    'set_norm_eps',
 ]

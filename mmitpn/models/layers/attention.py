@@ -27,8 +27,10 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, N, C)`` to ``(B, N, C)``."""
-        batch, tokens, dim = x.shape
+        """``(B, N, C)``, or any ``(B, ..., C)``, to the same shape."""
+        shape, dim = x.shape, x.shape[-1]
+        x = x.flatten(1, -2)
+        batch, tokens, _ = x.shape
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         qkv = F.linear(x, self.qkv.weight, bias).view(batch, tokens, 3, self.num_heads, dim // self.num_heads)
         qkv = qkv.permute(2, 0, 3, 1, 4)  # 3, B, heads, N, C / heads
@@ -36,4 +38,4 @@ class Attention(nn.Module):
             qkv = qkv.contiguous()
         query, key, value = qkv.unbind(0)
         x = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(x.transpose(1, 2).reshape(batch, tokens, dim))
+        return self.proj(x.transpose(1, 2).reshape(shape))

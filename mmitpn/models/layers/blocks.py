@@ -9,30 +9,33 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
-from .attention import Attention
-from .mlp import Mlp, SwiGLU
+from .mlp import Mlp
 from .norm import layer_norm
 
 
 class PointwiseBlock(nn.Module):
-    """Attention-free residual block: ``x + Mlp(norm(x))`` at every position for itself.
+    """Attention-free residual block: ``x + gamma * Mlp(norm(x))`` at every position for itself.
 
     Args:
         dim: Channels.
         hidden: Hidden channels of the MLP.
         sub_norm: LayerNorm on the hidden channels.
+        layer_scale: Initial value of ``gamma``; None leaves it out.
         drop_path: Probability of skipping the branch for a sample while training.
     """
 
-    def __init__(self, dim: int, hidden: int, *, sub_norm: bool, drop_path: float = 0.0) -> None:
+    def __init__(
+        self, dim: int, hidden: int, *, sub_norm: bool, layer_scale: float | None = None, drop_path: float = 0.0
+    ) -> None:
         super().__init__()
         self.norm = layer_norm(dim)
         self.mlp = Mlp(dim, hidden, sub_norm=sub_norm)
         self.drop_path = StochasticDepth(drop_path, 'row')
+        self.gamma = _layer_scale(dim, layer_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, ..., dim)`` to ``(B, ..., dim)``."""
-        return x + self.drop_path(self.mlp(self.norm(x)))
+        return _add(x, self.drop_path(self.mlp(self.norm(x))), self.gamma)
 
 
 class TransformerBlock(nn.Module):
@@ -40,35 +43,36 @@ class TransformerBlock(nn.Module):
 
     Args:
         dim: Channels.
-        num_heads: Attention heads.
-        hidden: Hidden channels of the SwiGLU.
+        attn: The attention, from and to the block's own shape.
+        mlp: The feed-forward network.
         layer_scale: Initial value of ``gamma_1`` and ``gamma_2``; None leaves them out.
         drop_path: Probability of skipping a branch for a sample while training.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, *, hidden: int, layer_scale: float | None = 0.1, drop_path: float = 0.0
+        self, dim: int, attn: nn.Module, mlp: nn.Module, *, layer_scale: float | None = 0.1, drop_path: float = 0.0
     ) -> None:
         super().__init__()
         self.norm1 = layer_norm(dim)
-        self.attn = Attention(dim, num_heads)
+        self.attn = attn
         self.norm2 = layer_norm(dim)
-        self.mlp = SwiGLU(dim, hidden)
+        self.mlp = mlp
         self.drop_path = StochasticDepth(drop_path, 'row')
-        if layer_scale is None:
-            self.gamma_1 = self.gamma_2 = None
-        else:
-            self.gamma_1 = nn.Parameter(torch.full((dim,), float(layer_scale)))
-            self.gamma_2 = nn.Parameter(torch.full((dim,), float(layer_scale)))
+        self.gamma_1 = _layer_scale(dim, layer_scale)
+        self.gamma_2 = _layer_scale(dim, layer_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, N, dim)`` to ``(B, N, dim)``."""
-        x = self._add(x, self.attn(self.norm1(x)), self.gamma_1)
-        return self._add(x, self.mlp(self.norm2(x)), self.gamma_2)
+        """``(B, ..., dim)`` to ``(B, ..., dim)``."""
+        x = _add(x, self.drop_path(self.attn(self.norm1(x))), self.gamma_1)
+        return _add(x, self.drop_path(self.mlp(self.norm2(x))), self.gamma_2)
 
-    def _add(self, x: Tensor, branch: Tensor, gamma: Tensor | None) -> Tensor:
-        branch = self.drop_path(branch)
-        return x + branch if gamma is None else torch.addcmul(x, gamma, branch)
+
+def _layer_scale(dim: int, value: float | None) -> nn.Parameter | None:
+    return None if value is None else nn.Parameter(torch.full((dim,), float(value)))
+
+
+def _add(x: Tensor, branch: Tensor, gamma: Tensor | None) -> Tensor:
+    return x + branch if gamma is None else torch.addcmul(x, gamma, branch)
 
 
 def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *, recompute: bool) -> Tensor:

@@ -31,22 +31,24 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """One convolution with kernel = stride, no norm after it.
+    """One convolution with kernel = stride.
 
     Args:
         in_channels: Channels of the picture.
         out_channels: Channels of the tokens.
         stride: Pixels a token covers in each direction.
+        norm: Whether a LayerNorm follows: iTPN has it, Fast-iTPN has not.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 4) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 4, norm: bool = False) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_channels, out_channels, kernel_size=stride, stride=stride)
+        self.norm = layer_norm(out_channels) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, in_channels, H, W)`` to ``(B, H / stride, W / stride, out_channels)``."""
         # The few input channels are what gets reordered, not the many output channels.
-        return as_tokens(self.proj(x.contiguous(memory_format=torch.channels_last)))
+        return self.norm(as_tokens(self.proj(x.contiguous(memory_format=torch.channels_last))))
 
 
 class PatchMerge(nn.Module):
@@ -66,6 +68,27 @@ class PatchMerge(nn.Module):
         return as_tokens(self.reduction(as_map(self.norm(x))))
 
 
+class PatchConcatMerge(nn.Module):
+    """Concatenate each 2x2 places, LayerNorm, then a linear layer without bias to twice the channels: iTPN's merge.
+
+    The order of the places, column by column, is read off the released weights' code.
+
+    Args:
+        dim: Channels before; twice as many after.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = layer_norm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, H, W, C)`` with even H and W to ``(B, H / 2, W / 2, 2 C)``."""
+        batch, height, width, dim = x.shape
+        x = x.view(batch, height // 2, 2, width // 2, 2, dim).permute(0, 1, 3, 4, 2, 5)  # B, H/2, W/2, column, row, C
+        return self.reduction(self.norm(x.reshape(batch, height // 2, width // 2, 4 * dim)))
+
+
 class PatchSplit(nn.Module):
     """LayerNorm, then a 2x2 stride-2 transposed convolution.
 
@@ -74,12 +97,13 @@ class PatchSplit(nn.Module):
     Args:
         dim: Channels before.
         out_channels: Channels after.
+        bias: Whether the convolution has one: Fast-iTPN's has, iTPN's linear layer, which is the same product, has not.
     """
 
-    def __init__(self, dim: int, out_channels: int) -> None:
+    def __init__(self, dim: int, out_channels: int, *, bias: bool = True) -> None:
         super().__init__()
         self.norm = layer_norm(dim)
-        self.reduction = nn.ConvTranspose2d(dim, out_channels, kernel_size=2, stride=2)
+        self.reduction = nn.ConvTranspose2d(dim, out_channels, kernel_size=2, stride=2, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` to ``(B, 2 H, 2 W, out_channels)``."""
@@ -88,6 +112,7 @@ class PatchSplit(nn.Module):
         weight = self.reduction.weight.permute(2, 3, 1, 0).reshape(
             4 * out, dim
         )  # rows: place (row, column), then channel
-        x = F.linear(self.norm(x), weight, self.reduction.bias.repeat(4))
+        bias = None if self.reduction.bias is None else self.reduction.bias.repeat(4)
+        x = F.linear(self.norm(x), weight, bias)
         x = x.view(batch, height, width, 2, 2, out).permute(0, 1, 3, 2, 4, 5)  # B, H, 2, W, 2, out
         return x.reshape(batch, 2 * height, 2 * width, out)

@@ -5,23 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmitpn.checkpoint import PretrainedModule
 from mmitpn.registry import MODELS
 
-from ..layers import PatchSplit, PointwiseBlock, as_map, as_tokens, initialize_weights, run_blocks
+from ..layers import (
+    EPS_ITPN,
+    PatchSplit,
+    PointwiseBlock,
+    as_map,
+    as_tokens,
+    initialize_weights,
+    run_blocks,
+    set_norm_eps,
+)
 from ..layers.initialize import check_weight_init
 
-KINDS = ('fast',)
+KINDS = ('fast', 'linear')
 EXTRA_POOLS = ('avg', 'max')
 MAX_LEVELS = 5
 
 
 @MODELS.register_module()
 class ITPNPyramid(PretrainedModule):
-    """Pyramid of Fast-iTPN: every operation is per position, none is attention.
+    """Pyramid of Fast-iTPN and iTPN: every operation is per position, none is attention.
 
     From the main stage downwards: align, split, add the finer backbone map, attention-free blocks; then one block a
     level for the output. Layout and sizes are read off the released code and weights.
@@ -32,11 +42,15 @@ class ITPNPyramid(PretrainedModule):
         num_outs: Levels to return, at most 5; with ``start_level=0`` 3 (strides 4, 8, 16), 4 (also 32) or 5 (also 64).
         start_level: First level to return: 0 starts at stride 4, 1 at stride 8, 2 at stride 16. Finer ones are not run
             and not trained.
-        kind: Layout of the weights; ``'fast'`` is Fast-iTPN's.
+        kind: ``'fast'`` is Fast-iTPN's, ``'linear'`` the original iTPN's: no biases where levels meet, wider blocks,
+            and stride 16 is not aligned if it has F channels already.
         extra_pool: How strides 32, 64, ... come from stride 16: ``'avg'`` as the authors do in detection, ``'max'`` as
             they do in segmentation.
         depth: Blocks after each merge of two levels.
-        hidden_channels: Hidden channels of the blocks; None means ``int(F * 8 / 3)``, the released 682 for 256.
+        concat_backbone: Each level is the pyramid's followed by the backbone's map of that stride, as the authors do
+            in segmentation: F + C_i channels (``level_channels``).
+        hidden_channels: Hidden channels of the blocks; None means ``int(F * 8 / 3)`` (the released 682 for 256), or
+            4 F of the linear kind.
         with_cp: Recompute every block in the backward pass instead of keeping its activations.
         weight_init: ``'trunc_normal'`` or ``'xavier'``, see :func:`initialize_weights`.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` loads the pyramid of any Fast-iTPN pre-training file.
@@ -54,6 +68,7 @@ class ITPNPyramid(PretrainedModule):
         start_level: int = 0,
         kind: str = 'fast',
         extra_pool: str = 'avg',
+        concat_backbone: bool = False,
         depth: int = 1,
         hidden_channels: int | None = None,
         with_cp: bool = False,
@@ -83,26 +98,33 @@ class ITPNPyramid(PretrainedModule):
 
         self.in_channels = tuple(in_channels)
         self.out_channels = out_channels
+        self.concat_backbone = concat_backbone
+        channels = [out_channels + (channels if concat_backbone else 0) for channels in in_channels]
+        channels += channels[-1:] * MAX_LEVELS
+        self.level_channels = tuple(channels[start_level : start_level + num_outs])
         self.num_outs = num_outs
         self.start_level = start_level
         self.strides = tuple(4 << level for level in range(start_level, start_level + num_outs))
         self.extra_pool = extra_pool
         self.with_cp = with_cp
         self.weight_init = check_weight_init(weight_init)
-        hidden = hidden_channels or int(out_channels * 8 / 3)
+        linear = kind == 'linear'
+        hidden = hidden_channels or (4 * out_channels if linear else int(out_channels * 8 / 3))
         fine, middle, main = in_channels
 
         def block() -> PointwiseBlock:
             return PointwiseBlock(out_channels, hidden, sub_norm=False)
 
-        self.align16 = nn.Linear(main, out_channels)
-        self.align8 = nn.Linear(middle, out_channels)
-        self.align4 = nn.Linear(fine, out_channels)
-        self.split8 = PatchSplit(main, out_channels)
-        self.split4 = PatchSplit(out_channels, out_channels)
+        self.align16 = nn.Identity() if linear and main == out_channels else nn.Linear(main, out_channels)
+        self.align8 = nn.Linear(middle, out_channels, bias=not linear)
+        self.align4 = nn.Linear(fine, out_channels, bias=not linear)
+        self.split8 = PatchSplit(main, out_channels, bias=not linear)
+        self.split4 = PatchSplit(out_channels, out_channels, bias=not linear)
         self.blocks8 = nn.ModuleList(block() for _ in range(depth))
         self.blocks4 = nn.ModuleList(block() for _ in range(depth))
         self.out16, self.out8, self.out4 = block(), block(), block()
+        if linear:
+            set_norm_eps(self, EPS_ITPN)
         self.reset_parameters()
         self._freeze_unused()
 
@@ -123,8 +145,8 @@ class ITPNPyramid(PretrainedModule):
             inputs: Maps ``(B, C_i, H_i, W_i)`` at strides 4, 8, 16; sides as ceil(side / stride) of one picture.
 
         Returns:
-            ``num_outs`` maps ``(B, out_channels, H, W)``, finest first: strides 4, 8, 16 (from ``start_level`` on),
-            then 32, 64, ... by pooling with the side rounded up.
+            ``num_outs`` maps ``(B, level_channels[i], H, W)``, finest first: strides 4, 8, 16 (from ``start_level``
+            on), then 32, 64, ... by pooling with the side rounded up.
 
         Raises:
             ValueError: If the number of maps, their channels or their sizes do not fit.
@@ -138,8 +160,12 @@ class ITPNPyramid(PretrainedModule):
         if self.start_level < 1:
             top = self._merge(self.split4(top), self.align4(fine), self.blocks4)
             levels.insert(0, (self.out4, top))
+        outs = [run_blocks([block], x, recompute=self.with_cp) for block, x in levels]
+        if self.concat_backbone:
+            inner = (fine, middle, main)[self.start_level :]
+            outs = [torch.cat(pair, dim=-1) for pair in zip(outs, inner, strict=True)]
         # Heads view their inputs in every way, so they get plain (B, C, H, W) memory.
-        outs = [as_map(run_blocks([block], x, recompute=self.with_cp)).contiguous() for block, x in levels]
+        outs = [as_map(x).contiguous() for x in outs]
         while len(outs) < self.num_outs:
             outs.append(self._pool(outs[-1]))
         return tuple(outs)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from mmitpn.models.layers import Attention, TransformerBlock, initialize_weights, resize_position_embedding
+from mmitpn.models.layers import Attention, SwiGLU, TransformerBlock, initialize_weights, resize_position_embedding
 
 
 @pytest.mark.parametrize('target', [(14, 14), (1, 1), (9, 30), (64, 64)])
@@ -41,7 +41,7 @@ def test_attention_equals_the_written_out_formula():
 
 
 def test_xavier_scales_what_sub_ln_scales():
-    block = TransformerBlock(192, 3, hidden=576)
+    block = TransformerBlock(192, Attention(192, 3), SwiGLU(192, 576))
     initialize_weights(block, weight_init='xavier', sub_ln_depth=5)
     gain = math.sqrt(math.log(10))
     plain = math.sqrt(2 / (192 + 192))

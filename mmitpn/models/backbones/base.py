@@ -1,0 +1,197 @@
+"""What the backbones of the family share: two attention-free stages, a transformer at stride 16, three maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+
+import torch
+from torch import Tensor, nn
+
+from mmitpn.checkpoint import PretrainedModule
+
+from ..layers import as_map, initialize_weights, pad_to_multiple, resize_position_embedding, run_blocks
+from ..layers.initialize import check_weight_init
+from .archs import Arch, resolve_arch
+from .inputs import check_images
+
+STRIDES = (4, 8, 16)
+
+
+class HierarchicalBackbone(PretrainedModule):
+    """Stem, two pointwise stages with merges after them, and a main stage; subclasses say what they are made of.
+
+    A subclass defines ``_stem``, ``_stage_block``, ``_merge``, ``_main_block`` and ``_final_norm``, each called once or
+    once a block while this constructor runs. Its arguments are those of :class:`mmitpn.FastITPN`.
+    """
+
+    sub_ln = False  # whether the feed-forward networks have a LayerNorm inside, which their initialisation respects
+
+    def __init__(
+        self,
+        arch: str | Mapping,
+        *,
+        img_size: int,
+        out_indices: Sequence[int],
+        drop_path_rate: float,
+        with_cp: bool,
+        frozen_stages: int,
+        weight_init: str,
+        init_cfg: Mapping | None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        sizes = resolve_arch(arch)
+        if not isinstance(img_size, int) or img_size < 16 or img_size % 16:
+            raise ValueError(
+                f'img_size is {img_size!r}; give the side of the square picture in pixels, a multiple of 16'
+            )
+        if not out_indices or any(index not in (0, 1, 2) for index in out_indices):
+            raise ValueError(f'out_indices are {tuple(out_indices)}; allowed: some of 0, 1, 2 (strides 4, 8, 16)')
+        if list(out_indices) != sorted(set(out_indices)):
+            raise ValueError(f'out_indices are {tuple(out_indices)}; give them ascending and each once')
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate is {drop_path_rate!r}; allowed: 0 up to, but not including, 1')
+        if frozen_stages not in (-1, 0, 1, 2, 3):
+            raise ValueError(f'frozen_stages is {frozen_stages!r}; allowed: -1 (none), 0, 1, 2, 3 (all)')
+
+        self.arch = asdict(sizes)
+        self.depths = sizes.depths
+        self.strides = tuple(STRIDES[i] for i in out_indices)
+        self.out_channels = tuple(sizes.channels[i] for i in out_indices)
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages = frozen_stages
+        self.with_cp = with_cp
+        self.weight_init = check_weight_init(weight_init)
+
+        total = sum(sizes.depths)
+        rates = iter([drop_path_rate * index / max(total - 1, 1) for index in range(total)])
+        fine, middle, main = sizes.channels
+        self.patch_embed = self._stem(fine)
+        self.stage1 = self._stage(fine, sizes.depths[0], rates)
+        self.merge1 = self._merge(fine)
+        self.stage2 = self._stage(middle, sizes.depths[1], rates)
+        self.merge2 = self._merge(middle)
+        self.grid = (img_size // STRIDES[2],) * 2
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], main))
+        self.blocks = nn.ModuleList(self._main_block(sizes, next(rates)) for _ in range(sizes.depths[2]))
+        self.norm = self._final_norm(main)
+        self.reset_parameters()
+        self._freeze()
+
+    # --- what a subclass is made of --------------------------------------------------------------------------------
+
+    def _stem(self, dim: int) -> nn.Module:
+        raise NotImplementedError
+
+    def _stage_block(self, dim: int, drop_path: float) -> nn.Module:
+        raise NotImplementedError
+
+    def _merge(self, dim: int) -> nn.Module:
+        raise NotImplementedError
+
+    def _main_block(self, sizes: Arch, drop_path: float) -> nn.Module:
+        raise NotImplementedError
+
+    def _final_norm(self, dim: int) -> nn.Module:
+        raise NotImplementedError
+
+    def _stage(self, dim: int, depth: int, rates: Iterator[float]) -> nn.ModuleList:
+        return nn.ModuleList(self._stage_block(dim, next(rates)) for _ in range(depth))
+
+    def reset_parameters(self) -> None:
+        """Give every parameter its starting value."""
+        initialize_weights(self, weight_init=self.weight_init, sub_ln_depth=self.depths[2] if self.sub_ln else None)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    # --- forward -----------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps.
+
+        Args:
+            x: Normalised pictures ``(B, 3, H, W)``, floating point, of any size from 1x1.
+
+        Returns:
+            For each of ``out_indices`` a map ``(B, C_i, ceil(H / s_i), ceil(W / s_i))`` with stride s_i = 4, 8, 16.
+
+        Raises:
+            TypeError: If ``x`` is not a floating-point tensor.
+            ValueError: If ``x`` has another shape or holds NaN or infinite values.
+        """
+        check_images(x)
+        height, width = x.shape[-2:]
+        last = self.out_indices[-1]
+        x = self.patch_embed(pad_to_multiple(x, STRIDES[2]))  # B, H / 4, W / 4, C / 4
+        maps = [run_blocks(self.stage1, x, recompute=self.with_cp)]
+        if last >= 1:
+            maps.append(run_blocks(self.stage2, self.merge1(maps[0]), recompute=self.with_cp))
+        if last >= 2:
+            maps.append(self._main_stage(self.merge2(maps[1])))
+        sides = {i: (-(-height // STRIDES[i]), -(-width // STRIDES[i])) for i in self.out_indices}
+        # What was padded is cut; the copy that this takes then keeps the maps dense, as hosts that view them expect.
+        return tuple(as_map(maps[i][:, : sides[i][0], : sides[i][1]].contiguous()) for i in self.out_indices)
+
+    def _main_stage(self, x: Tensor) -> Tensor:
+        """The transformer on ``(B, H / 16, W / 16, C)``, position embedding and final norm included."""
+        _, height, width, dim = x.shape
+        position = resize_position_embedding(self.pos_embed, self.grid, (height, width)).to(x.dtype)
+        x = x + position.view(1, height, width, dim)
+        return self.norm(run_blocks(self.blocks, x, recompute=self.with_cp))
+
+    # --- training ----------------------------------------------------------------------------------------------
+
+    def _freeze(self) -> None:
+        parts: list[nn.Module | nn.Parameter] = []
+        if self.frozen_stages >= 0:
+            parts += [self.patch_embed, self.pos_embed]
+        if self.frozen_stages >= 1:
+            parts += [self.stage1, self.merge1]
+        if self.frozen_stages >= 2:
+            parts += [self.stage2, self.merge2]
+        if self.frozen_stages >= 3 or self.out_indices[-1] < 2:
+            parts += [self.blocks, self.norm, self.pos_embed]
+        if self.out_indices[-1] < 2:
+            parts.append(self.merge2)
+        if self.out_indices[-1] < 1:
+            parts += [self.merge1, self.stage2]
+        for part in parts:
+            part.requires_grad_(False)
+            if isinstance(part, nn.Module):
+                part.eval()
+
+    def train(self, mode: bool = True) -> HierarchicalBackbone:
+        """Switch the mode; frozen stages stay in evaluation mode."""
+        super().train(mode)
+        self._freeze()
+        return self
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter for layer-wise learning-rate decay.
+
+        The embeddings are layer 0; then every block and every merge counts one, in the order they run, as in the
+        authors' flat list; what follows the last block (``norm``) is the last layer, at the head's own rate.
+
+        Args:
+            param_name: Name of the parameter in the model.
+            prefix: What precedes this backbone's own names, such as ``'backbone.'``.
+
+        Returns:
+            ``(layer, number of layers)``; a usual scale is ``decay ** (number of layers - 1 - layer)``.
+
+        Raises:
+            ValueError: If no such parameter is in the backbone.
+        """
+        if not param_name.startswith(prefix):
+            raise ValueError(f'{param_name!r} does not start with the prefix {prefix!r} of this backbone')
+        first, second, main = self.depths
+        starts = {'stage1': 1, 'merge1': 1 + first, 'stage2': 2 + first, 'merge2': 2 + first + second}
+        starts['blocks'] = 3 + first + second
+        num_layers = starts['blocks'] + main + 1
+        part, *rest = param_name[len(prefix) :].split('.')
+        if part in ('patch_embed', 'pos_embed'):
+            return 0, num_layers
+        if part == 'norm':
+            return num_layers - 1, num_layers
+        if part not in starts:
+            raise ValueError(f'{param_name!r} is not a parameter of this backbone (prefix {prefix!r})')
+        return starts[part] + (0 if part.startswith('merge') else int(rest[0])), num_layers

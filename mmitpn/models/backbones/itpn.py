@@ -1,0 +1,125 @@
+"""iTPN (CVPR 2023): the family before Fast-iTPN, with pixel or CLIP supervision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from mmitpn.registry import MODELS
+
+from ..layers import (
+    EPS_ITPN,
+    RELATIVE_POSITIONS,
+    Mlp,
+    PatchConcatMerge,
+    PatchEmbed,
+    PointwiseBlock,
+    RelativeAttention,
+    TransformerBlock,
+    set_norm_eps,
+)
+from .archs import Arch
+from .base import STRIDES, HierarchicalBackbone
+
+STAGE_RATIO, MAIN_RATIO = 3, 4  # hidden channels of the feed-forward networks, in units of their channels
+
+
+@MODELS.register_module()
+class ITPN(HierarchicalBackbone):
+    """Backbone of the original iTPN (arXiv 2211.12735, first version), exact to the released weights.
+
+    The outputs are those that its pre-trained pyramid (``mmitpn.ITPNPyramid`` with ``kind='linear'``) takes: stages 1
+    and 2 just before their merges, and the main stage, which has no final norm. The authors keep tokens in groups of
+    4x4; here they are plain maps, which gives the same values. Where the original stops with an error, on rectangles
+    with a relative position table, the table is resized, as for any other grid.
+
+    ============================  ====================  ===========================
+    supervision and task          relative_position     layer_scale_init_value
+    ============================  ====================  ===========================
+    pixel                         None                  None
+    CLIP, and segmentation        'table'               0.1
+    CLIP in the authors' detection  'decomposed'        0.1
+    ============================  ====================  ===========================
+
+    Args:
+        arch: ``'base'``, ``'large'`` (published), any other name of the family, or a dict of ``depths``,
+            ``embed_dim``, ``num_heads``.
+        img_size: Side in pixels of the square picture that the position embedding is learned for, a multiple of 16.
+            Pictures of any other size are welcome: the embedding is resized.
+        out_indices: Which of the maps at strides 4, 8, 16 to return, ascending.
+        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 over all blocks.
+        relative_position: None, ``'table'`` or ``'decomposed'``, see the table and :class:`RelativeAttention`.
+        relative_window: Side in tokens of the grid that relative positions are learned for; None: that of
+            ``img_size``.
+        layer_scale_init_value: Initial layer scale in all stages; None leaves the parameters out.
+        with_cp: Recompute every block in the backward pass instead of keeping its activations.
+        frozen_stages: -1 trains everything, 0 freezes the patch and position embeddings, 1 and 2 also the stages at
+            stride 4 and 8 with the merges after them, 3 the whole backbone.
+        weight_init: ``'trunc_normal'`` or ``'xavier'``, see :func:`initialize_weights`.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` loads any iTPN file as it is.
+
+    Raises:
+        ValueError: If an argument is outside what is allowed; the message says what is.
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping = 'base',
+        *,
+        img_size: int = 224,
+        out_indices: Sequence[int] = (0, 1, 2),
+        drop_path_rate: float = 0.0,
+        relative_position: str | None = None,
+        relative_window: int | None = None,
+        layer_scale_init_value: float | None = None,
+        with_cp: bool = False,
+        frozen_stages: int = -1,
+        weight_init: str = 'trunc_normal',
+        init_cfg: Mapping | None = None,
+    ) -> None:
+        if relative_position not in (None, *RELATIVE_POSITIONS):
+            allowed = ', '.join(map(repr, RELATIVE_POSITIONS))
+            raise ValueError(f'relative_position is {relative_position!r}; allowed: None, {allowed}')
+        if relative_window is not None and (not isinstance(relative_window, int) or relative_window < 1):
+            raise ValueError(f'relative_window is {relative_window!r}; give a number of tokens, at least 1, or None')
+        self._layer_scale = layer_scale_init_value
+        self._relative = {'relative_position': relative_position, 'window': relative_window or img_size // STRIDES[2]}
+        super().__init__(
+            arch,
+            img_size=img_size,
+            out_indices=out_indices,
+            drop_path_rate=drop_path_rate,
+            with_cp=with_cp,
+            frozen_stages=frozen_stages,
+            weight_init=weight_init,
+            init_cfg=init_cfg,
+        )
+        set_norm_eps(self, EPS_ITPN)
+
+    def _stem(self, dim: int) -> nn.Module:
+        return PatchEmbed(3, dim, stride=STRIDES[0], norm=True)
+
+    def _stage_block(self, dim: int, drop_path: float) -> nn.Module:
+        return PointwiseBlock(
+            dim, STAGE_RATIO * dim, sub_norm=False, layer_scale=self._layer_scale, drop_path=drop_path
+        )
+
+    def _merge(self, dim: int) -> nn.Module:
+        return PatchConcatMerge(dim)
+
+    def _main_block(self, sizes: Arch, drop_path: float) -> nn.Module:
+        dim = sizes.embed_dim
+        attention = RelativeAttention(dim, sizes.num_heads, **self._relative)
+        mlp = Mlp(dim, MAIN_RATIO * dim, sub_norm=False)
+        return TransformerBlock(dim, attention, mlp, layer_scale=self._layer_scale, drop_path=drop_path)
+
+    def _final_norm(self, dim: int) -> nn.Module:
+        return nn.Identity(dim)
+
+    def reset_parameters(self) -> None:
+        """Give every parameter its starting value."""
+        super().reset_parameters()
+        for name, parameter in self.named_parameters():
+            if name.endswith(('rel_pos_h', 'rel_pos_w')):
+                nn.init.trunc_normal_(parameter, std=0.02)

@@ -1,0 +1,87 @@
+"""Networks that give the outputs of the authors' networks, in the same order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmitpn.checkpoint import identify, load_pretrained, read_checkpoint
+from mmitpn.checkpoint.names import FAST
+from mmitpn.models.backbones import ITPN, FastITPN
+from mmitpn.models.necks import ITPNPyramid
+
+# What follows 'det_' or 'seg_' in a case's name describes the weights, from which the sizes are read.
+FORMS: dict[str, dict[str, Any]] = {
+    'det': {'num_outs': 5, 'extra_pool': 'avg', 'concat_backbone': False},
+    'seg': {'num_outs': 4, 'extra_pool': 'max', 'concat_backbone': True},
+}
+
+
+class ReferenceCase(nn.Module):
+    """A backbone and its pyramid, as the authors use them in one task.
+
+    Args:
+        backbone: The backbone.
+        neck: Its pyramid.
+    """
+
+    def __init__(self, backbone: nn.Module, neck: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Pictures ``(B, 3, H, W)`` to the case's outputs: maps, strides 4, 8, 16, 32 (and 64 in detection)."""
+        return self.neck(self.backbone(x))
+
+
+def build_reference_case(name: str, checkpoint: str | os.PathLike | Mapping[str, Any]) -> ReferenceCase:
+    """Build the network of a case of reference outputs, with its weights.
+
+    Args:
+        name: ``'det_...'`` (the authors' detection form: five levels, extra ones by average pooling) or ``'seg_...'``
+            (their segmentation form: four levels, each followed by the backbone's map, the extra one by max pooling).
+            The rest of the name is free: sizes, layer scale and relative positions are read off the weights.
+        checkpoint: Weights in the authors' layout, with the pyramid: a dict of tensors, wrapped or raw, or a file.
+
+    Returns:
+        The network, in evaluation mode and fp32.
+
+    Raises:
+        ValueError: If the name has another form, or the weights are not a backbone with its pyramid.
+    """
+    form = name.partition('_')[0]
+    if form not in FORMS:
+        raise ValueError(f'the case is {name!r}; give a name that starts with {" or ".join(f"{f}_" for f in FORMS)}')
+    content = checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint(checkpoint)
+    info = identify(content)
+    if info.arch is None or info.pyramid is None:
+        raise ValueError(f'{name}: the weights are no backbone with its pyramid, but {info.description}')
+    arch = {'depths': info.arch.depths, 'embed_dim': info.arch.embed_dim, 'num_heads': info.arch.num_heads}
+    scale = 0.1 if info.layer_scale else None
+    size = 16 * (info.grid[0] if info.grid else 14)
+    if info.family == FAST:
+        backbone: nn.Module = FastITPN(arch, img_size=size, layer_scale_init_value=scale)
+    else:
+        backbone = ITPN(
+            arch,
+            img_size=size,
+            layer_scale_init_value=scale,
+            relative_position=info.relative_position,
+            relative_window=info.relative_window or None,
+        )
+    neck = ITPNPyramid(
+        backbone.out_channels,
+        out_channels=info.pyramid.out_channels,
+        kind=info.pyramid.kind,
+        depth=info.pyramid.depth,
+        hidden_channels=info.pyramid.hidden_channels,
+        **FORMS[form],
+    )
+    case = ReferenceCase(backbone, neck)
+    for part in (backbone, neck):
+        load_pretrained(part, content)
+    return case.float().eval()

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip('mmpretrain')
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmpretrain.registry import MODELS
+
+from mmitpn.checkpoint import load_pretrained
+
+ARCH = {'depths': (1, 2, 3), 'embed_dim': 64, 'num_heads': 1}
+
+
+def classifier(arch=ARCH, channels=64, classes=10, *, fc_norm=True) -> torch.nn.Module:
+    init_default_scope('mmpretrain')
+    return MODELS.build(
+        Config(
+            {
+                'type': 'ImageClassifier',
+                'backbone': {
+                    'type': 'mmitpn.FastITPN',
+                    'arch': arch,
+                    'out_indices': (2,),
+                    'final_norm': not fc_norm,
+                },
+                'head': {
+                    'type': 'mmitpn.MeanPoolClsHead',
+                    'num_classes': classes,
+                    'in_channels': channels,
+                    'with_norm': fc_norm,
+                },
+            }
+        )
+    ).eval()
+
+
+@pytest.mark.parametrize(('case', 'arch', 'channels'), [('fast_tiny_cls', 'tiny', 384), ('fast_base_cls', 'base', 512)])
+def test_logits_equal_the_authors(case, arch, channels, reference_case, assert_matches_reference):
+    reference = reference_case(case)
+    model = classifier(arch, channels, 1000, fc_norm=False)
+    report = load_pretrained(model, {'model': reference.weights})
+    assert report.parts['head'].matched == ['head.fc.weight', 'head.fc.bias']
+    with torch.no_grad():
+        assert_matches_reference(model(reference.image, mode='tensor'), reference.case['logits'])
+
+
+def test_a_fine_tuned_file_with_the_norm_after_pooling(finetuned):
+    model = classifier()
+    report = load_pretrained(model, {'model': finetuned})
+    assert report.count('matched') == len(model.state_dict())
+    assert torch.equal(model.head.fc_norm.weight, finetuned['fc_norm.weight'])
+    with torch.no_grad():
+        x = torch.randn(2, 3, 40, 56)
+        pooled = model.backbone(x)[0].mean((2, 3))
+        expected = torch.nn.functional.layer_norm(
+            pooled, (64,), finetuned['fc_norm.weight'], finetuned['fc_norm.bias'], 1e-6
+        )
+        expected = expected @ finetuned['head.weight'].T + finetuned['head.bias']
+        torch.testing.assert_close(model(x, mode='tensor'), expected)
+
+
+def test_the_place_of_the_norm_is_named(authors_weights):
+    with pytest.raises(ValueError, match='set final_norm=True on the backbone and with_norm=False on the head'):
+        load_pretrained(classifier(), authors_weights(classes=10))
+
+
+def test_another_number_of_classes_starts_fresh_with_a_warning(finetuned):
+    report = load_pretrained(classifier(classes=7), finetuned)
+    assert any('another num_classes explains' in text for text in report.warnings)
+
+
+def test_wrong_channels_are_named(finetuned):
+    model = classifier(channels=48)
+    with pytest.raises(ValueError, match="set the head's in_channels=64"):
+        model(torch.randn(1, 3, 32, 32), mode='tensor')
+
+
+def test_trains_with_loss_and_layer_depth():
+    model = classifier().train()
+    from mmpretrain.structures import DataSample
+
+    samples = [DataSample().set_gt_label(i) for i in (1, 2)]
+    losses = model(torch.randn(2, 3, 32, 32), samples, mode='loss')
+    sum(losses.values()).backward()
+    unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert unused == []

@@ -1,0 +1,51 @@
+"""The authors' networks of both families, backbone and pyramid together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmitpn.checkpoint import identify, to_authors, to_ours
+from mmitpn.testing import build_reference_case
+
+
+@pytest.mark.parametrize('name', ['det_pixel_base', 'seg_base'])
+def test_equals_the_authors_outputs(name, reference_case, assert_matches_reference):
+    reference = reference_case(name)
+    case = build_reference_case(name, {'model': reference.weights})
+    with torch.no_grad():
+        outs = case(reference.image)
+    assert len(outs) == len(reference.case['outs'])
+    for out, expected in zip(outs, reference.case['outs'], strict=True):
+        assert_matches_reference(out, expected)
+
+
+@pytest.mark.parametrize('name', ['det_pixel_base', 'seg_base'])
+def test_weights_go_both_ways_bit_exact(name, reference_case):
+    weights = reference_case(name).weights
+    back = to_authors(to_ours(identify(weights)).state)
+    assert back.keys() == weights.keys()
+    assert all(torch.equal(back[key], weights[key]) for key in weights)
+
+
+def test_a_pyramid_as_wide_as_the_backbone_has_no_alignment(authors_itpn_weights):
+    weights = authors_itpn_weights(pyramid=64, depth=2)
+    assert 'align_dim_16tofpn.weight' not in weights
+    outs = build_reference_case('det_pixel_fpn64', weights)(torch.randn(1, 3, 48, 80))
+    assert [x.shape[1] for x in outs] == [64] * 5
+
+
+@pytest.mark.parametrize('relative', [None, 'table', 'decomposed'])
+def test_sizes_are_read_off_the_weights(authors_itpn_weights, relative):
+    case = build_reference_case('det_any', authors_itpn_weights(layer_scale=True, relative=relative, window=7))
+    assert case.backbone.blocks[0].attn.relative_position == relative
+    if relative:
+        assert case.backbone.blocks[0].attn.window == 7
+    assert case.neck.strides == (4, 8, 16, 32, 64)
+
+
+def test_unknown_names_and_weights_are_refused(authors_itpn_weights, finetuned):
+    with pytest.raises(ValueError, match="the case is 'cls_base'; give a name that starts with det_ or seg_"):
+        build_reference_case('cls_base', authors_itpn_weights())
+    with pytest.raises(ValueError, match='no backbone with its pyramid'):
+        build_reference_case('det_fast', finetuned)
