@@ -1,6 +1,7 @@
-"""Train, evaluate and picture a small DINO detector with a Fast-iTPN backbone and pyramid, on generated images.
+"""Train, evaluate and picture a small model with a Fast-iTPN backbone and pyramid, on generated images.
 
-    bash tools/quickstart.sh      # sets the environment up first
+    bash tools/quickstart.sh                 # sets the environment up first; a DINO detector
+    bash tools/quickstart.sh --task seg      # a UperNet segmentor
     python tools/quickstart.py --seed 1 --work-dir work_dirs/quickstart_1
 
 Everything happens on the CPU; progress and remaining time are logged every 50 iterations,
@@ -29,10 +30,14 @@ from mmitpn.datasets import generate_shapes
 from mmitpn.datasets.check import check_config
 from mmitpn.engine import find_resumable, use_atomic_checkpoints
 from mmitpn.engine.command_line import FirstStepHook, build_runner, read_config, run_command
-from mmitpn.visualization import draw_curve, draw_predictions, find_scalars, read_history
+from mmitpn.visualization import draw_curve, draw_label_maps, draw_predictions, find_scalars, read_history
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / 'configs/quickstart/dino_fast-itpn-nano_shapes.py'
+CONFIGS = {
+    'det': ROOT / 'configs/quickstart/dino_fast-itpn-nano_shapes.py',
+    'seg': ROOT / 'configs/quickstart/upernet_fast-itpn-nano_shapes.py',
+}
+SCORES = {'det': ('bbox_mAP', 'COCO box AP', 1), 'seg': ('mIoU', 'mean IoU', 100)}  # name, words, what 1 is written as
 NEXT = """\
 What to do next:
   1. COCO (needs data/coco and GPUs; the recipe is a reconstruction of the paper's):
@@ -49,21 +54,26 @@ What to do next:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config', default=str(CONFIG), help='default: %(default)s')
+    parser.add_argument('--task', choices=tuple(CONFIGS), default='det', help='detection or segmentation')
+    parser.add_argument('--config', help="default: the task's in configs/quickstart")
     parser.add_argument('--seed', type=int, default=0, help='of the training; the images are always the same')
-    parser.add_argument('--work-dir', default='work_dirs/quickstart', help='default: %(default)s')
+    parser.add_argument('--work-dir', help='default: work_dirs/quickstart, work_dirs/quickstart_seg')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings')
     parser.add_argument('--resume', action='store_true', help='go on from the last checkpoint in the work dir')
     parser.add_argument('--num-train', type=int, default=400, help='images to generate (default: 400)')
     parser.add_argument('--num-val', type=int, default=100, help='held-out images to generate (default: 100)')
     parser.add_argument('--debug', action='store_true', help='show where an error was raised')
     parser.set_defaults(launcher='none', local_rank=0)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.config = args.config or str(CONFIGS[args.task])
+    args.work_dir = args.work_dir or ('work_dirs/quickstart' if args.task == 'det' else 'work_dirs/quickstart_seg')
+    return args
 
 
 def prepare_data(cfg: Config, args: argparse.Namespace) -> None:
     """Make the generated set unless it is there and whole."""
-    root = Path(cfg.train_dataloader.dataset.data_root).parent
+    root = Path(cfg.train_dataloader.dataset.data_root)
+    root = root.parent if args.task == 'det' else root.parents[1]  # of shapes/coco, of shapes/ade/ADEChallengeData2016
     print(f'[quickstart] 1/4 the generated images: {args.num_train} to train on, {args.num_val} held out, in {root}')
     generate_shapes(root, num_train=args.num_train, num_val=args.num_val)
 
@@ -71,7 +81,8 @@ def prepare_data(cfg: Config, args: argparse.Namespace) -> None:
 def prepare_run(cfg: Config, args: argparse.Namespace) -> None:
     """Settings of the run that the command line decides."""
     cfg.randomness = {**cfg.get('randomness', {}), 'seed': args.seed}
-    cfg.test_evaluator.outfile_prefix = str(Path(cfg.work_dir) / 'predictions')
+    key = 'outfile_prefix' if args.task == 'det' else 'output_dir'
+    cfg.test_evaluator[key] = str(Path(cfg.work_dir) / 'predictions')
     use_atomic_checkpoints(cfg)
     found = find_resumable(cfg.work_dir)
     if args.resume and found is not None:
@@ -98,7 +109,7 @@ def save_checkpoint(work_dir: Path, name: str) -> Path:
 
 def versions() -> dict[str, str]:
     """Versions of what the figures depend on."""
-    names = ('torch', 'torchvision', 'numpy', 'mmengine', 'mmcv', 'mmdet')
+    names = ('torch', 'torchvision', 'numpy', 'mmengine', 'mmcv', 'mmdet', 'mmseg')
     found = {name: str(import_module(name).__version__) for name in names}
     return {'python': platform.python_version(), 'mmitpn': mmitpn.__version__, **found}
 
@@ -107,6 +118,20 @@ def write_metrics(path: Path, metrics: dict[str, Any], **facts: Any) -> None:
     """Write the metric under its plain names (bbox_mAP, ...), with what a reader needs to know about the run."""
     plain = {name.rsplit('/', 1)[-1]: value for name, value in metrics.items()}
     path.write_text(json.dumps({**plain, **facts, 'versions': versions()}, indent=2) + '\n', encoding='utf-8')
+
+
+def draw_sheet(cfg: Config, task: str, work_dir: Path, *, title: str) -> Path:
+    """Draw the predictions that the evaluation left in the work dir next to the truth."""
+    data_set, out_file = cfg.test_dataloader.dataset, work_dir / 'predictions.png'
+    root, prefix = Path(data_set.data_root), data_set.data_prefix
+    if task == 'det':
+        results = work_dir / 'predictions.bbox.json'
+        return draw_predictions(cfg.test_evaluator.ann_file, root / prefix.img, results, out_file, title=title)
+    pictures = [
+        (picture, root / prefix.seg_map_path / f'{picture.stem}.png', work_dir / 'predictions' / f'{picture.stem}.png')
+        for picture in sorted((root / prefix.img_path).iterdir())
+    ]
+    return draw_label_maps(pictures, data_set.metainfo.classes, out_file, reduce_zero_label=True, title=title)
 
 
 def quickstart(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
@@ -142,19 +167,11 @@ def quickstart(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     curve = draw_curve(
         read_history(logs if cfg.get('resume') else logs[-1:]), work_dir / 'training_curve.png', title=stem
     )
-    data_set = cfg.test_dataloader.dataset
-    sheet = draw_predictions(
-        cfg.test_evaluator.ann_file,
-        Path(data_set.data_root) / data_set.data_prefix.img,
-        work_dir / 'predictions.bbox.json',
-        work_dir / 'predictions.png',
-        title=f'{stem}, held-out images',
-    )
-    score = next(value for name, value in metrics.items() if name.endswith('bbox_mAP'))
+    sheet = draw_sheet(cfg, args.task, work_dir, title=f'{stem}, held-out images')
+    name, words, unit = SCORES[args.task]
+    score = next(value for key, value in metrics.items() if key.endswith(name)) / unit
     console = Console(highlight=False, soft_wrap=True)
-    console.print(
-        f'\n[bold]COCO box AP on the held-out images: {score:.3f}[/bold]  (training: {seconds / 60:.1f} minutes)'
-    )
+    console.print(f'\n[bold]{words} on the held-out images: {score:.3f}[/bold]  (training: {seconds / 60:.1f} minutes)')
     for path in (checkpoint, work_dir / 'metrics.json', curve, sheet):
         console.print(f'  {path}', markup=False)
     shown = Path(args.config).resolve()

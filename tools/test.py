@@ -21,6 +21,7 @@ from mmengine.logging import print_log
 
 from mmitpn.engine.atomic import write_atomic
 from mmitpn.engine.command_line import FirstStepHook, add_common_arguments, build_runner, read_config, run_command
+from mmitpn.engine.pretrained import load_whole_model, read_authors_file
 from mmitpn.engine.weights_hook import WholeWeightsHook
 
 
@@ -120,7 +121,8 @@ def test(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
         raise FileNotFoundError(f'no checkpoint {args.checkpoint!r}; give the path of one that tools/train.py wrote')
     if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
         raise ValueError('the config has no test_dataloader or no test_evaluator; add both (and test_cfg) to evaluate')
-    cfg.load_from, cfg.resume = args.checkpoint, False
+    authors = read_authors_file(args.checkpoint)
+    cfg.load_from, cfg.resume = args.checkpoint if authors is None else None, False
     if args.show or args.show_dir is not None:
         apply_visualization(cfg, args)
     if args.tta:
@@ -131,7 +133,9 @@ def test(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     check_config(cfg)
     runner, first_step = build_runner(cfg)
     steps.append(first_step)
-    if not args.allow_partial:
+    if authors is not None:
+        load_whole_model(runner.model, authors, args.checkpoint, allow_partial=args.allow_partial)
+    elif not args.allow_partial:
         runner.register_hook(WholeWeightsHook(), priority='LOWEST')
     with tempfile.TemporaryDirectory() as folder:
         if args.out is not None:

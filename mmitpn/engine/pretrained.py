@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
+from torch import nn
+
+from mmitpn.checkpoint import identify, load_pretrained, read_checkpoint
+from mmitpn.checkpoint.layouts import AUTHORS
 
 PARTS = ('backbone', 'neck')
 
@@ -56,4 +62,41 @@ def warn_if_random(cfg: Config) -> None:
             "'Pretrained', checkpoint=FILE) in the config, to start from pre-trained ones",
             'current',
             level=logging.WARNING,
+        )
+
+
+def read_authors_file(checkpoint: str) -> Mapping[str, Any] | None:
+    """What a file of the authors holds; None for any other file, which mmengine loads.
+
+    Args:
+        checkpoint: Path or URL.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    try:
+        content = read_checkpoint(checkpoint)
+        return content if identify(content).layout in AUTHORS else None
+    except ValueError:
+        return None
+
+
+def load_whole_model(model: nn.Module, content: Mapping[str, Any], checkpoint: str, *, allow_partial: bool) -> None:
+    """Load a file of the authors into a model that is to be evaluated.
+
+    Args:
+        model: The model, with this project's backbone.
+        content: What :func:`read_authors_file` gave.
+        checkpoint: Name of the file, for the message.
+        allow_partial: Accept parameters that the file does not have.
+
+    Raises:
+        ValueError: If the backbone does not fit, or a parameter of the model is not in the file.
+    """
+    report = load_pretrained(model, content)
+    loaded, total = report.count('matched') + report.count('resized'), len(list(model.parameters()))
+    if loaded < total and not allow_partial:
+        raise ValueError(
+            f'{checkpoint} has {loaded} of the {total} parameters of the model ({report.title}); the others would be '
+            'random: give a checkpoint of the whole model, such as a fine-tuned classifier, or --allow-partial'
         )

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,18 +8,7 @@ from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted(path for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts)
-DINO = [path for path in CONFIGS if path.parent.name == 'dino']
-
-BUILD = """
-import sys, torch
-from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
-cfg = Config.fromfile(sys.argv[1])
-init_default_scope(cfg.default_scope)
-with torch.device('meta'):
-    print(type(MODELS.build(cfg.model)).__name__)
-"""
+DINO = sorted((ROOT / 'configs/dino').glob('*.py'))
 
 
 def name(path: Path) -> str:
@@ -31,22 +18,6 @@ def name(path: Path) -> str:
 def test_every_size_has_its_configs():
     wanted = {f'dino-{scales}scale_fast-itpn-{size}_8xb2-12e_coco' for scales in (4, 5) for size in 'tsbl'}
     assert {path.stem for path in DINO} >= wanted
-
-
-@pytest.mark.parametrize('path', CONFIGS, ids=name)
-def test_is_short(path):
-    limit = 30 if path.parent.name != 'quickstart' else 100
-    assert len(path.read_text().splitlines()) < limit
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('path', CONFIGS, ids=name)
-def test_builds_in_a_clean_process(path):
-    done = subprocess.run(
-        [sys.executable, '-c', BUILD, str(path)], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.strip().splitlines()[-1] == 'DINO'
 
 
 @pytest.mark.parametrize('path', DINO, ids=name)

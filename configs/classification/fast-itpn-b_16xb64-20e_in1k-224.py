@@ -1,0 +1,12 @@
+# The authors' recipe for ImageNet-1K: Fast-iTPN-B at 224, 20 epochs. Paper: 87.4 % top-1.
+_base_ = [
+    '../_base_/models/classifier_fast-itpn.py',
+    '../_base_/datasets/imagenet.py',
+    '../_base_/schedules/imagenet_20e.py',
+    '../_base_/default_runtime_mmpretrain.py',
+]
+
+model = dict(
+    backbone=dict(arch='base', img_size=224, drop_path_rate=0.1),
+    head=dict(in_channels=512),
+)
