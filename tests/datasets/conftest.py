@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mmitpn.datasets import generate_shapes
 
@@ -23,7 +24,7 @@ def tiny_coco(tmp_path) -> tuple[Path, Path, dict[str, Any]]:
     images = tmp_path / 'train2017'
     images.mkdir()
     for name in ('a.jpg', 'b.jpg'):
-        (images / name).touch()
+        Image.new('RGB', (64, 48)).save(images / name)
     content = {
         'images': [
             {'id': 1, 'file_name': 'a.jpg', 'width': 64, 'height': 48},

@@ -256,6 +256,19 @@ def test_heads_differ_without_a_data_set():
         ),
         ({'decode_head': {'in_channels': [64] * 5, 'in_index': [0, 1, 2, 3, 4]}}, r'but model.neck gives 4 maps'),
         ({'auxiliary_head': {'in_channels': 64, 'in_index': 4}}, r'in_index 4 is out of range'),
+        (
+            {'backbone': {'_delete_': True, 'type': 'mmitpn.FastITPN'}},
+            r'gives maps of \(128, 256, 512\)',
+        ),  # its default
+        ({'backbone': {'_delete_': True, 'type': 'mmitpn.ITPN', 'arch': 'large'}}, r'gives maps of \(192, 384, 768\)'),
+        (
+            {'neck.concat_backbone': True, 'decode_head': {'in_channels': [64] * 4, 'in_index': [0, 1, 2, 3]}},
+            r'set it to \(112, 160, 256, 256\)',
+        ),
+        (
+            {'neck.concat_backbone': True, 'neck.start_level': 1, 'auxiliary_head': {'in_channels': 64, 'in_index': 0}},
+            r'set it to 160',
+        ),
     ],
 )
 def test_channels_that_do_not_fit(cfg, options, message):

@@ -10,11 +10,11 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
-TOOLS = Path(__file__).parents[2] / 'tools' / 'data'
+TOOLS = Path(__file__).parents[2] / 'tools'
 
 
-def tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f'tools_data_{name}', TOOLS / f'{name}.py')
+def tool(name: str, folder: str = 'data') -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f'tools_{folder}_{name}', TOOLS / folder / f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -39,8 +39,8 @@ def test_make_unlabelled_shapes(tmp_path, capsys):
 
 def test_check_a_file(tiny_coco, capsys):
     path, images, content = tiny_coco
-    check = tool('check_dataset')
-    assert check.main([str(path), '--images', str(images), '--all-images', '--classes', 'cat', 'dog']) == 0
+    check = tool('check_coco')
+    assert check.main([str(path), '--images', str(images), '--classes', 'cat', 'dog']) == 0
     shown = capsys.readouterr().out
     assert 'pictures looked for and found' in shown
     assert 'no error found' in shown
@@ -62,7 +62,7 @@ train_dataloader = dict(dataset=dict(type='CocoDataset', data_root={str(tmp_path
     classes=('cat', 'dog')), ann_file={str(path)!r}, data_prefix=dict(img='train2017/')))
 """
     )
-    check = tool('check_dataset')
+    check = tool('check_coco')
     assert check.main([str(config)]) == 1
     assert 'model.bbox_head.num_classes = 3' in capsys.readouterr().err
     assert check.main([str(config), '--cfg-options', 'model.bbox_head.num_classes=2']) == 0
@@ -72,7 +72,7 @@ train_dataloader = dict(dataset=dict(type='CocoDataset', data_root={str(tmp_path
 
 def test_browse_files(shapes_root, tmp_path):
     out = tmp_path / 'sheets' / 'sheet.png'
-    browse = tool('browse_dataset')
+    browse = tool('browse_dataset', 'analysis')
     coco = shapes_root / 'coco'
     arguments = [str(coco / 'annotations/instances_val2017.json'), '--out', str(out), '--number', '4', '--columns', '2']
     assert browse.main([*arguments, '--tile', '100', '--images', str(coco / 'val2017')]) == 0
@@ -85,8 +85,52 @@ def test_browse_files(shapes_root, tmp_path):
 def test_browse_after_the_pipeline(shapes_root, tmp_path):
     pytest.importorskip('mmdet', reason='mmdet is not installed')
     out = tmp_path / 'sheet.png'
-    config = TOOLS.parents[1] / 'configs/_base_/datasets/shapes_detection.py'
+    config = TOOLS.parent / 'configs/_base_/datasets/shapes_detection.py'
     option = f'train_dataloader.dataset.data_root={shapes_root / "coco"}'
-    assert tool('browse_dataset').main([str(config), '--out', str(out), '--number', '6', '--cfg-options', option]) == 0
+    assert (
+        tool('browse_dataset', 'analysis').main(
+            [str(config), '--out', str(out), '--number', '6', '--cfg-options', option]
+        )
+        == 0
+    )
     with Image.open(out) as image:
         assert len(image.getcolors(1 << 22)) > 100
+
+
+def test_browse_label_maps(shapes_root, tmp_path):
+    pytest.importorskip('mmseg', reason='mmseg is not installed')
+    out = tmp_path / 'sheet.png'
+    config = TOOLS.parent / 'configs/_base_/datasets/shapes_segmentation.py'
+    options = [f'train_dataloader.dataset.data_root={shapes_root / "ade/ADEChallengeData2016"}', 'default_scope=mmseg']
+    browse = tool('browse_dataset', 'analysis')
+    assert browse.main([str(config), '--out', str(out), '--number', '2', '--cfg-options', *options]) == 0
+    with Image.open(out) as image:
+        assert len(image.getcolors(1 << 22)) > 100
+
+
+MASKS = {
+    'masks reach outside their picture': [[0, 0, 900, 0, 900, 900]],
+    'another [height, width] than their picture': {'size': [1, 2], 'counts': 'x'},
+    'neither run lengths nor polygons': [[1, 2]],
+}
+
+
+@pytest.mark.parametrize('message', MASKS)
+def test_broken_masks_are_named(tiny_coco, capsys, message):
+    path, images, content = tiny_coco
+    content['annotations'][0]['segmentation'] = MASKS[message]
+    path.write_text(json.dumps(content))
+    assert tool('check_coco').main([str(path), '--images', str(images)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_broken_pictures_are_named(tiny_coco, capsys):
+    path, images, _ = tiny_coco
+    arguments = [str(path), '--images', str(images)]
+    Image.new('RGB', (3, 4)).save(images / 'a.jpg')
+    assert tool('check_coco').main(arguments) == 1
+    assert 'a.jpg is 3x4, not 64x48' in capsys.readouterr().err
+    (images / 'a.jpg').write_bytes(b'x')
+    assert tool('check_coco').main(arguments) == 1
+    assert "cannot be read: 'a.jpg'" in capsys.readouterr().err
+    assert tool('check_coco').main([*arguments, '--quick']) == 0

@@ -31,7 +31,7 @@ def check_channels(model: Mapping[str, Any]) -> None:
                 f'{where}.in_channels is {_plain(taken)}, but {source} gives maps of {_plain(maps)} channels: '
                 f'set in_channels={_plain(maps)}'
             )
-        maps, source = _neck_maps(part), where
+        maps, source = _neck_maps(part, maps), where
     if neck is None and maps is None:
         return
     for where, taken, picked in _takers(model):
@@ -39,16 +39,16 @@ def check_channels(model: Mapping[str, Any]) -> None:
 
 
 def _backbone_maps(backbone: Any) -> Channels | None:
-    """Channels of the maps of a FastITPN; None for other backbones, which do not tell."""
+    """Channels of the maps of a FastITPN or ITPN; None for other backbones, which do not tell."""
     if not isinstance(backbone, Mapping):
         return None
     kind = backbone.get('type')
     name = kind.__name__ if isinstance(kind, type) else str(kind)
-    if name.rsplit('.', 1)[-1] != 'FastITPN':
+    if name.rsplit('.', 1)[-1] not in ('FastITPN', 'ITPN'):
         return None
     from ...models.backbones.archs import resolve_arch
 
-    channels = resolve_arch(backbone.get('arch', 'tiny')).channels
+    channels = resolve_arch(backbone.get('arch', 'base')).channels
     indices = backbone.get('out_indices', (0, 1, 2))
     if not isinstance(indices, (list, tuple)) or not all(isinstance(i, int) and 0 <= i < 3 for i in indices):
         raise ValueError(
@@ -57,11 +57,15 @@ def _backbone_maps(backbone: Any) -> Channels | None:
     return tuple(channels[i] for i in indices)
 
 
-def _neck_maps(neck: Mapping[str, Any]) -> Channels | None:
-    """Channels of a neck's maps, where its config tells."""
+def _neck_maps(neck: Mapping[str, Any], maps: Channels | None) -> Channels | None:
+    """Channels of a neck's maps, where its config tells; ``maps`` are those it is given."""
     width, number = neck.get('out_channels'), neck.get('num_outs')
     if neck.get('type') in ('mmitpn.ITPNPyramid', 'ITPNPyramid'):
         width, number = neck.get('out_channels', 256), neck.get('num_outs', 5)
+        if neck.get('concat_backbone') and isinstance(width, int) and isinstance(number, int):
+            inner = maps or tuple(neck.get('in_channels', ()))
+            levels = [width + channels for channels in inner[neck.get('start_level', 0) :]]
+            return tuple([*levels, *levels[-1:] * number][:number])
     return (width,) * number if isinstance(width, int) and isinstance(number, int) else None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .coco_entries import check_boxes, check_categories, check_images, check_links, flatten
+from .coco_masks import check_masks, check_pictures
 from .wording import as_tuple, listing, meant
 
 SECTIONS = ('images', 'annotations', 'categories')
@@ -54,6 +55,7 @@ def check_coco_json(
     allow_class_subset: bool = False,
     need_annotations: bool = True,
     max_bad_boxes: float = 0.001,
+    open_images: bool = False,
     classes_from: str = 'the config',
 ) -> CocoSummary:
     """Check a COCO annotation file (instances or panoptic) and count what is in it.
@@ -65,8 +67,9 @@ def check_coco_json(
         sample_images: How many pictures, evenly spaced, to look for; None looks for all.
         allow_class_subset: Accept categories of the file that ``classes`` lacks.
         need_annotations: Refuse a file without annotations.
-        max_bad_boxes: Share of boxes without area or reaching outside the picture up to which they are a warning: the
-            hosts leave them out or cut them, and COCO itself has a few.
+        max_bad_boxes: Share of boxes without area and of boxes or masks reaching outside the picture up to which they
+            are a warning: the hosts leave them out or cut them, and COCO itself has a few.
+        open_images: Open every picture of ``img_dir`` and compare its size with the file's.
         classes_from: Where ``classes`` come from, for the messages.
 
     Returns:
@@ -93,16 +96,18 @@ def check_coco_json(
         list(names.values()), classes, allow_class_subset=allow_class_subset, classes_from=classes_from
     )
     _raise(path, problems)
-    bad_boxes, boxes = check_boxes(annotations, sizes)
-    number_bad = sum(count for count, _ in bad_boxes)
-    if number_bad > max_bad_boxes * len(boxes):
-        _raise(path, [text for _, text in bad_boxes])
+    bad, boxes = check_boxes(annotations, sizes)
+    bad += check_masks(annotations, sizes)
+    if sum(count for count, _ in bad) > max_bad_boxes * len(boxes):
+        _raise(path, [text for _, text in bad])
 
     found = 0 if img_dir is None else _check_files(path, images, Path(img_dir), sample_images)
+    if img_dir is not None and open_images:
+        _raise(path, check_pictures(images, Path(img_dir)))
     counts = Counter(annotation['category_id'] for annotation in annotations)
     areas = boxes[:, 2] * boxes[:, 3]
     small, middle = int((areas < SMALL).sum()), int((areas < MEDIUM).sum())
-    warnings = [text for _, text in bad_boxes]
+    warnings = [text for _, text in bad]
     unused = [name for category_id, name in names.items() if not counts[category_id]]
     if unused and annotations:
         warnings.append(f'categories without any annotation: {listing(unused)}')

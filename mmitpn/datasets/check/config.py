@@ -16,7 +16,11 @@ SPLITS = ('train', 'val', 'test')
 
 
 def check_config(
-    cfg: Mapping[str, Any], *, splits: Sequence[str] = ('train', 'val'), sample_images: int | None = 20
+    cfg: Mapping[str, Any],
+    *,
+    splits: Sequence[str] = ('train', 'val'),
+    sample_images: int | None = 20,
+    open_images: bool = False,
 ) -> list[CocoSummary]:
     """Check a detector's or segmentor's config and the data it names.
 
@@ -28,6 +32,7 @@ def check_config(
             the model is trained on.
         splits: Which data loaders to look at, of ``train``, ``val`` and ``test``.
         sample_images: How many pictures of each COCO data set to look for; None looks for all.
+        open_images: Open every picture of the COCO data sets.
 
     Returns:
         list: What the COCO annotation files hold.
@@ -53,7 +58,10 @@ def check_config(
     for data_set in data_sets:
         if data_set.is_coco and data_set.is_local:
             summaries[data_set.where] = _check_coco(
-                data_set, subset=bool(cfg.get('allow_class_subset', False)), sample_images=sample_images
+                data_set,
+                subset=bool(cfg.get('allow_class_subset', False)),
+                sample_images=sample_images,
+                open_images=open_images,
             )
     for split in splits:
         of_split = [summaries[one.where] for one in data_sets if one.split == split and one.where in summaries]
@@ -89,7 +97,7 @@ def _check_files(data_set: DataSet) -> None:
             )
 
 
-def _check_coco(data_set: DataSet, *, subset: bool, sample_images: int | None) -> CocoSummary:
+def _check_coco(data_set: DataSet, *, subset: bool, sample_images: int | None, open_images: bool) -> CocoSummary:
     """Read a data set's annotation file."""
     ann_file = data_set.cfg.get('ann_file')
     if not isinstance(ann_file, str) or not ann_file:
@@ -101,6 +109,7 @@ def _check_coco(data_set: DataSet, *, subset: bool, sample_images: int | None) -
         data_set.classes,
         data_set.path(folder),
         sample_images=sample_images,
+        open_images=open_images,
         allow_class_subset=subset,
         need_annotations=data_set.split != 'test',
         classes_from=data_set.classes_from,

@@ -1,7 +1,9 @@
-"""Check a data set before training on it, and count what is in it.
+"""Check COCO data sets before training on them, and count what is in them.
 
-python tools/data/check_dataset.py CONFIG              the data sets, class numbers and channels of a config
-python tools/data/check_dataset.py FILE.json --images DIR   one COCO annotation file and its pictures
+python tools/data/check_coco.py CONFIG              the data sets, class numbers and channels of a config
+python tools/data/check_coco.py FILE.json --images DIR   one COCO annotation file and its pictures
+
+Every picture is opened; --quick looks for 20 of each set only. For label maps see check_semantic.py.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--splits', nargs='+', default=['train', 'val'], choices=['train', 'val', 'test'], help='data loaders of CONFIG'
     )
-    parser.add_argument('--all-images', action='store_true', help='look for every picture, not for 20 of each set')
+    parser.add_argument('--quick', action='store_true', help='look for 20 pictures of each set, and open none')
     parser.add_argument('--strict', action='store_true', help='fail on warnings too')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings')
     return parser.parse_args(argv)
@@ -34,16 +36,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def summarize(args: argparse.Namespace) -> list[CocoSummary]:
     """Run the checks that the arguments ask for."""
-    sample = None if args.all_images else 20
+    how = {'sample_images': 20 if args.quick else None, 'open_images': not args.quick}
     if args.target.endswith('.json'):
-        return [check_coco_json(args.target, args.classes, args.images, sample_images=sample)]
+        return [check_coco_json(args.target, args.classes, args.images, **how)]
     if args.images or args.classes:
         raise ValueError('--images and --classes belong to FILE.json; a config names its own')
     register_host_configs()
     cfg = Config.fromfile(resolve_config(args.target))
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
-    return check_config(cfg, splits=args.splits, sample_images=sample)
+    return check_config(cfg, splits=args.splits, **how)
 
 
 def show(summary: CocoSummary, console: Console) -> None:

@@ -1,7 +1,7 @@
 """Draw a contact sheet of a data set: what the model is shown, with its labels.
 
-python tools/data/browse_dataset.py CONFIG --out sheet.png                  after the augmentation of the config
-python tools/data/browse_dataset.py FILE.json --images DIR --out sheet.png  as the files are
+python tools/analysis/browse_dataset.py CONFIG --out sheet.png                  after the augmentation of the config
+python tools/analysis/browse_dataset.py FILE.json --images DIR --out sheet.png  as the files are
 """
 
 from __future__ import annotations
@@ -53,8 +53,11 @@ def labelled(item: dict, names: tuple[str, ...]) -> Labelled:
     """A packed picture, BGR as mmdet's pipelines load it, with its boxes and masks."""
     image = np.clip(item['inputs'].numpy()[::-1].transpose(1, 2, 0), 0, 255).astype(np.uint8)
     truth = getattr(item['data_samples'], 'gt_instances', None)
+    label_map = getattr(item['data_samples'], 'gt_sem_seg', None)
+    if truth is None and label_map is not None:
+        return semantic(image, label_map.data.squeeze(0).numpy(), names)
     if truth is None:
-        raise ValueError('this data set has no boxes or masks to draw; detection and instance sets have')
+        raise ValueError('this data set has no boxes, masks or label maps to draw')
     boxes = getattr(truth.bboxes, 'tensor', truth.bboxes).tolist()
     labels = truth.labels.tolist()
     masks = truth.masks.to_ndarray().astype(bool) if 'masks' in truth else ()
@@ -64,6 +67,23 @@ def labelled(item: dict, names: tuple[str, ...]) -> Labelled:
         names=[names[label] for label in labels],
         colours=[colour_of(label) for label in labels],
         masks=list(masks),
+    )
+
+
+def semantic(image: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> Labelled:
+    """A picture with its label map: a mask for each class that is seen, its name at the mask's corner."""
+    seen = [int(label) for label in np.unique(labels) if label < len(names)]
+    masks = [labels == label for label in seen]
+    boxes = []
+    for mask in masks:
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        boxes.append([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+    return Labelled(
+        image=image,
+        boxes=boxes,
+        names=[names[label] for label in seen],
+        colours=[colour_of(label) for label in seen],
+        masks=masks,
     )
 
 

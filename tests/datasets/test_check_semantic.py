@@ -1,0 +1,109 @@
+"""Pictures with label maps, one mistake at a time."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip('mmseg')
+
+TOOL = Path(__file__).parents[2] / 'tools' / 'data' / 'check_semantic.py'
+CONFIG = """
+default_scope = 'mmseg'
+train_dataloader = dict(
+    batch_size=1,
+    dataset=dict(
+        type='BaseSegDataset', data_root={root!r}, img_suffix='.png', seg_map_suffix='.png', reduce_zero_label={reduce},
+        metainfo=dict(classes=('cat', 'dog'), palette=[[0, 0, 0], [1, 1, 1]]),
+        data_prefix=dict(img_path='images', seg_map_path='maps'), pipeline=[]))
+"""
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Two pictures with maps of labels 0 to 2, and the config for them."""
+    for name in ('images', 'maps'):
+        (tmp_path / name).mkdir()
+    for index in range(2):
+        Image.fromarray(np.full((6, 8, 3), index, np.uint8)).save(tmp_path / 'images' / f'{index}.png')
+        labels = np.zeros((6, 8), np.uint8)
+        labels[:2], labels[2:3] = 1, 2
+        Image.fromarray(labels).save(tmp_path / 'maps' / f'{index}.png')
+    return tmp_path
+
+
+def check(root: Path, capsys, *arguments: str, reduce: bool = True) -> tuple[int, str, str]:
+    (root / 'config.py').write_text(CONFIG.format(root=str(root), reduce=reduce))
+    spec = importlib.util.spec_from_file_location('tool_check_semantic', TOOL)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    status = tool.main([str(root / 'config.py'), '--splits', 'train', *arguments])
+    shown = capsys.readouterr()
+    return status, shown.out, shown.err
+
+
+def test_a_good_set_and_its_balance(made, capsys):
+    status, out, err = check(made, capsys)
+    assert (status, err.strip()) == (0, '')
+    assert 'no error found' in out
+    assert [cell.strip() for cell in next(x for x in out.splitlines() if 'cat' in x).split('│')[1:-1]] == [
+        *('cat', '32', '33.33%', '2')
+    ]
+    assert '50.0% of the pixels without a class' in out
+
+
+def test_reduce_zero_label_forgotten(made, capsys):
+    status, _, err = check(made, capsys, reduce=False)
+    assert status == 1
+    assert 'label values without a class (2 classes: 0 to 1' in err
+    assert '2 in 2 map(s)' in err
+    assert 'set it to True' in err
+
+
+def test_reduce_zero_label_too_much(made, capsys):
+    for path in (made / 'maps').iterdir():
+        Image.fromarray(np.ones((6, 8), np.uint8)).save(path)
+    status, out, _ = check(made, capsys)
+    assert status == 0
+    assert 'is label 0 a class?' in out
+    assert "never seen: 'dog'" in out
+    assert check(made, capsys, '--strict')[0] == 1
+
+
+def damage(root: Path, kind: str) -> str:
+    first = root / 'maps' / '0.png'
+    if kind == 'colour':
+        Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(first)
+        return 'label maps that are colour pictures'
+    if kind == 'size':
+        Image.fromarray(np.zeros((5, 8), np.uint8)).save(first)
+        return 'label maps of another size than their picture'
+    if kind == 'no map':
+        first.unlink()
+        return 'missing label maps'
+    if kind == 'cut off':
+        first.write_bytes(first.read_bytes()[:40])
+        return 'label maps that cannot be read'
+    (root / 'images' / '0.png').write_bytes(b'GIF')
+    return 'pictures that cannot be read'
+
+
+@pytest.mark.parametrize('kind', ['colour', 'size', 'no map', 'cut off', 'bad picture'])
+def test_broken_files_are_named(made, capsys, kind):
+    wanted = damage(made, kind)
+    status, _, err = check(made, capsys)
+    assert status == 1
+    assert wanted in err
+    assert '0.png' in err
+    assert '1.png' not in err
+
+
+def test_a_config_without_label_maps(tmp_path, capsys):
+    (tmp_path / 'images').mkdir()
+    status, _, err = check(tmp_path, capsys)
+    assert status == 1
+    assert err.startswith('error: ')

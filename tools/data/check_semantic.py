@@ -1,0 +1,81 @@
+"""Check the pictures and label maps of a segmentor's config before training on them, and count what is in them.
+
+python tools/data/check_semantic.py CONFIG
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+
+from mmengine.config import Config, DictAction
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from mmitpn.datasets.check.semantic import SemanticSummary
+from mmitpn.datasets.check.semantic_config import check_semantic_config
+from mmitpn.engine.host_configs import register_host_configs, resolve_config
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', metavar='CONFIG', help='config file, or HOST::NAME')
+    parser.add_argument(
+        '--splits', nargs='+', default=['train', 'val'], choices=['train', 'val', 'test'], help='data loaders of CONFIG'
+    )
+    parser.add_argument('--sample', type=int, metavar='N', help='look at N pictures of each set, not at all')
+    parser.add_argument('--strict', action='store_true', help='fail on warnings too')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings')
+    return parser.parse_args(argv)
+
+
+def show(summary: SemanticSummary, console: Console) -> None:
+    """Print the balance of the classes, and what is wrong."""
+    total = max(int(summary.pixels.sum()) + summary.ignored, 1)
+    title = f'{summary.where}: {summary.pictures} pictures, {summary.ignored / total:.1%} of the pixels without a class'
+    console.print(title, style='bold', markup=False, highlight=False, soft_wrap=True)
+    table = Table('class', 'pixels', 'share', 'in pictures')
+    order = summary.pixels.argsort()[::-1]
+    for index in order[:25]:
+        pixels = int(summary.pixels[index])
+        table.add_row(summary.classes[index], f'{pixels:,}', f'{pixels / total:.2%}', str(summary.seen_in[index]))
+    if len(order) > 25:
+        table.add_row(f'and {len(order) - 25} more', '', '', '')
+    console.print(table)
+    for warning in summary.warnings:
+        console.print(f'warning: {warning}', style='yellow', markup=False, highlight=False, soft_wrap=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    console = Console()
+
+    def progress(indices: Sequence[int], where: str) -> Iterable[int]:
+        return track(indices, description=where, console=Console(stderr=True), transient=True)
+
+    try:
+        if args.sample is not None and args.sample < 1:
+            raise ValueError(f'--sample is {args.sample}; give a number of pictures, at least 1')
+        register_host_configs()
+        cfg = Config.fromfile(resolve_config(args.config))
+        if args.cfg_options:
+            cfg.merge_from_dict(args.cfg_options)
+        summaries = check_semantic_config(cfg, splits=args.splits, sample=args.sample, progress=progress)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        sys.stderr.write(f'error: {error}\n')
+        return 1
+    for summary in summaries:
+        show(summary, console)
+    errors = [f'{summary.where}: {text}' for summary in summaries for text in summary.sentences()]
+    for text in errors:
+        sys.stderr.write(f'error: {text}\n')
+    warned = any(summary.warnings for summary in summaries)
+    if not errors:
+        print('no error found' + (', but warnings' if warned else ''))
+    return 1 if errors or (warned and args.strict) else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
