@@ -40,7 +40,7 @@ def build_from_config(config: str | Path, *, overrides: Mapping[str, Any] | None
         FileNotFoundError: If there is no such file.
         ValueError: If the config has no model.
     """
-    from mmengine.config import Config
+    from mmengine.config import Config, ConfigDict
     from mmengine.logging import MMLogger
     from mmengine.registry import MODELS, init_default_scope
 
@@ -52,7 +52,8 @@ def build_from_config(config: str | Path, *, overrides: Mapping[str, Any] | None
     if 'model' not in cfg:
         raise ValueError(f'{config} has no `model`; its top-level names are {sorted(cfg.keys())}')
     init_default_scope(cfg.get('default_scope', 'mmdet'))
-    model = MODELS.build(_without_pretrained(cfg.model.to_dict()))
+    # Hosts read their settings as attributes, which plain dicts have not.
+    model = MODELS.build(ConfigDict(_without_pretrained(cfg.model.to_dict())))
     # Initialising says something about every single parameter.
     logger = MMLogger.get_current_instance()
     level = logger.level

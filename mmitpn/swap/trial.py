@@ -1,0 +1,42 @@
+"""One training and one inference step of a model on a made-up picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from mmengine.model import revert_sync_batchnorm
+
+from mmitpn.analysis.host_model import build_from_config, inference_call, loss_call, make_samples
+
+SIZE = (128, 160)  # pixels
+
+
+def try_model(config: str | Path, *, size: tuple[int, int] = SIZE) -> float:
+    """Build a config's model with random weights, train it for one step and let it predict.
+
+    Args:
+        config: The config file.
+        size: Height and width of the made-up pictures.
+
+    Returns:
+        The loss.
+
+    Raises:
+        ValueError: If the loss is not finite, or the backbone is given no gradient.
+    """
+    model = revert_sync_batchnorm(build_from_config(config, overrides={'model.backbone.init_cfg': None}))
+    torch.manual_seed(0)
+    inputs = torch.randn(2, 3, *size)
+    samples = make_samples(model, size, batch=2, objects=2, device=torch.device('cpu'))
+    loss = loss_call(model, inputs, samples)()
+    loss.backward()
+    if not loss.isfinite():
+        raise ValueError(f'the loss of the first step is {float(loss)}')
+    backbone = next(module for module in model.modules() if type(module).__name__ == 'FastITPN')
+    if backbone.blocks[0].attn.qkv.weight.grad is None:
+        raise ValueError('the backbone is given no gradient')
+    model.eval()
+    with torch.no_grad():
+        inference_call(model, inputs[:1], samples[:1])()
+    return float(loss.detach())

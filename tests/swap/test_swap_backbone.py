@@ -1,0 +1,106 @@
+"""The backbone in configs of the installed hosts, changed by the tool."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from mmengine.config import Config
+
+from mmitpn.engine.host_configs import register_host_configs
+from mmitpn.swap.write import _text
+
+TOOL = Path(__file__).parents[2] / 'tools' / 'misc' / 'swap_backbone.py'
+DETECTORS = {
+    'faster-rcnn': 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco',
+    'retinanet': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco',
+    'mask-rcnn': 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco',
+    'fcos': 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco',
+    'faster-rcnn-c4': 'mmdet::faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco',
+}
+SEGMENTORS = {
+    'upernet': 'mmseg::upernet/upernet_r50_4xb4-80k_ade20k-512x512',
+    'fcn': 'mmseg::fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512',
+    'deeplabv3plus': 'mmseg::deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512',
+}
+WORK = [name for name in DETECTORS if not name.endswith('c4')]
+
+
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location('tool_swap_backbone', TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def swap(config: str, out: Path, *arguments: str) -> int:
+    return tool().main([config, '--arch', 'nano', '-o', str(out), *arguments])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', WORK)
+def test_detectors_train_and_predict(name, tmp_path, capsys):
+    pytest.importorskip('mmdet')
+    assert swap(DETECTORS[name], tmp_path / 'out.py') == 0, capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert 'one training step' in shown
+    assert 'model.backbone' in shown
+    cfg = Config.fromfile(tmp_path / 'out.py')
+    assert cfg.model.backbone.type == 'mmitpn.FastITPN'
+    assert cfg.model.neck.type == 'mmitpn.ITPNPyramid'
+    assert cfg.optim_wrapper.constructor == 'mmitpn.LayerDecayOptimWrapperConstructor'
+    assert len((tmp_path / 'out.py').read_text().splitlines()) < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', SEGMENTORS)
+def test_segmentors_train_and_predict(name, tmp_path, capsys):
+    pytest.importorskip('mmseg')
+    register_host_configs()
+    assert swap(SEGMENTORS[name], tmp_path / 'out.py') == 0, capsys.readouterr().err
+    cfg = Config.fromfile(tmp_path / 'out.py')
+    assert cfg.model.pretrained is None
+    assert cfg.model.auxiliary_head.in_channels == 256
+
+
+def test_the_strides_decide_the_levels(tmp_path):
+    pytest.importorskip('mmdet')
+    assert swap(DETECTORS['retinanet'], tmp_path / 'out.py', '--no-trial', '--weights', 'w.pth') == 0
+    model = Config.fromfile(tmp_path / 'out.py').model
+    assert (model.neck.start_level, model.neck.num_outs, model.neck.out_channels) == (1, 5, 256)
+    assert model.backbone.init_cfg == model.neck.init_cfg == {'type': 'Pretrained', 'checkpoint': 'w.pth'}
+    assert model.backbone.with_cp
+
+
+def test_dilated_backbones_give_the_level_of_the_same_stride(tmp_path):
+    pytest.importorskip('mmseg')
+    register_host_configs()
+    assert swap(SEGMENTORS['fcn'], tmp_path / 'out.py', '--no-trial', '--no-checkpointing') == 0
+    model = Config.fromfile(tmp_path / 'out.py').model
+    assert (model.decode_head.in_index, model.auxiliary_head.in_index) == (1, 1)
+    assert not model.backbone.with_cp
+
+
+def test_means_of_caffe_become_those_of_the_weights(tmp_path):
+    pytest.importorskip('mmdet')
+    assert swap(DETECTORS['fcos'], tmp_path / 'out.py', '--no-trial') == 0
+    settings = Config.fromfile(tmp_path / 'out.py').model.data_preprocessor
+    assert (settings.mean, settings.std) == ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+    assert settings.bgr_to_rgb
+
+
+def test_what_cannot_be_swapped_is_told(tmp_path, capsys):
+    (tmp_path / 'c.py').write_text("default_scope = 'mmdet'\nmodel = dict(type='X', encoder=dict())\n")
+    assert swap(str(tmp_path / 'c.py'), tmp_path / 'out.py') == 1
+    assert 'model has no backbone (its settings: type, encoder)' in capsys.readouterr().err
+    assert not (tmp_path / 'out.py').exists()
+    assert swap('nowhere.py', tmp_path / 'out.py') == 1
+
+
+def test_values_are_written_as_python():
+    value = {'a': {'b': [1, 2], 'c': None}, 'd': [{'e': 'x' * 90}]}
+    text = _text(value, 0)
+    assert eval(text, {'dict': dict}) == value  # noqa: S307 - its own output
+    assert max(map(len, text.splitlines())) < 120

@@ -1,0 +1,84 @@
+"""Put Fast-iTPN and its pre-trained pyramid into a config of mmdet or mmseg.
+
+    python tools/misc/swap_backbone.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco --weights FILE -o OUT.py
+
+Backbone and neck become FastITPN and ITPNPyramid; every in_channels that follows, the pictures' mean and deviation,
+layer decay and checkpointing are set. OUT.py inherits the original. Then its model is built, trained for one step and
+run once on a made-up picture. Where that does not work, the field and the reason are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from rich.console import Console
+from rich.table import Table
+
+from mmitpn.engine.host_configs import register_host_configs, resolve_config
+from mmitpn.models.backbones.archs import ARCHS
+from mmitpn.swap import Change, plan_swap, try_model, write_config
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', metavar='CONFIG', help='config file, or HOST::NAME')
+    parser.add_argument('--arch', default='base', choices=tuple(ARCHS), help='size (default: base)')
+    parser.add_argument('--weights', metavar='FILE', help='pre-trained weights for backbone and pyramid')
+    parser.add_argument('-o', '--out', type=Path, required=True, metavar='OUT.py', help='config to write')
+    parser.add_argument('--no-checkpointing', action='store_true', help='keep all activations of the backbone')
+    parser.add_argument('--no-trial', action='store_true', help='write the config without trying it')
+    return parser.parse_args(argv)
+
+
+def show(changes: list[Change], console: Console) -> None:
+    """Print what changed."""
+    table = Table()
+    table.add_column('setting', no_wrap=True)
+    table.add_column('before', overflow='fold')
+    table.add_column('after', overflow='fold')
+    for change in changes:
+        before, after = (_short(value) for value in (change.before, change.after))
+        table.add_row(change.where, before, after)
+    console.print(table)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        value = {key: inner for key, inner in value.items() if key != '_delete_'}
+        text = f'{value.get("type", "")} {len(value)} settings' if 'type' in value else str(value)
+    else:
+        text = str(value)
+    return text if len(text) <= 60 else f'{text[:57]}...'
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    console = Console()
+    try:
+        register_host_configs()
+        cfg = Config.fromfile(resolve_config(args.config))
+        init_default_scope(cfg.get('default_scope', 'mmdet'))
+        options, changes = plan_swap(cfg, arch=args.arch, weights=args.weights, with_cp=not args.no_checkpointing)
+        write_config(args.config, options, args.out, comment=f'{args.config} on Fast-iTPN ({args.arch})')
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        sys.stderr.write(f'error: {args.config}: {error}\n')
+        return 1
+    show(changes, console)
+    print(f'wrote {args.out}')
+    if args.no_trial:
+        return 0
+    try:
+        loss = try_model(args.out)
+    except Exception as error:  # noqa: BLE001 - whatever a host's model raises, the user is told what it was
+        sys.stderr.write(f'error: {args.out} does not run: {type(error).__name__}: {error}\n')
+        return 2
+    print(f'one training step (loss {loss:.3f}) and one prediction on a made-up picture: good')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
