@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 
-def _without_pretrained(node: Any) -> Any:
+def without_pretrained(node: Any) -> Any:
     """A copy of a model config that asks for no checkpoint: a model that is only measured needs none."""
     if isinstance(node, Mapping):
         return {
-            key: _without_pretrained(value)
+            key: without_pretrained(value)
             for key, value in node.items()
             if not (key == 'init_cfg' and isinstance(value, Mapping) and value.get('type') == 'Pretrained')
             and not (key == 'pretrained' and isinstance(value, str))
         }
     if isinstance(node, list | tuple):
-        return type(node)(_without_pretrained(item) for item in node)
+        return type(node)(without_pretrained(item) for item in node)
     return node
 
 
@@ -53,7 +53,7 @@ def build_from_config(config: str | Path, *, overrides: Mapping[str, Any] | None
         raise ValueError(f'{config} has no `model`; its top-level names are {sorted(cfg.keys())}')
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     # Hosts read their settings as attributes, which plain dicts have not.
-    model = MODELS.build(ConfigDict(_without_pretrained(cfg.model.to_dict())))
+    model = MODELS.build(ConfigDict(without_pretrained(cfg.model.to_dict())))
     # Initialising says something about every single parameter.
     logger = MMLogger.get_current_instance()
     level = logger.level

@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import ConfigDict
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS
-from torch import Tensor
+from torch import Tensor, nn
+
+from mmitpn.analysis.host_model import without_pretrained
 
 SIDE = 256  # pixels of the square picture that is run through them
 
@@ -20,23 +23,11 @@ class Map(NamedTuple):
     stride: int
 
 
-def _built(cfg: Any) -> torch.nn.Module:
-    plain = cfg.to_dict() if hasattr(cfg, 'to_dict') else dict(cfg)
-    module = MODELS.build(ConfigDict(_without_weights(plain)))
+def _built(cfg: Mapping[str, Any]) -> nn.Module:
+    # A single process cannot run a synchronised norm.
+    module = revert_sync_batchnorm(MODELS.build(ConfigDict(without_pretrained(cfg))))
     module.eval()  # not chained: the train() of some hosts' backbones returns nothing
     return module
-
-
-def _without_weights(node: Any) -> Any:
-    """A copy that asks for no checkpoint, and for no synchronised norm, which a single process cannot run."""
-    if isinstance(node, Mapping):
-        copied = {key: _without_weights(value) for key, value in node.items() if key not in ('init_cfg', 'pretrained')}
-        if copied.get('type') in ('SyncBN', 'MMSyncBN', 'NaiveSyncBN'):
-            copied['type'] = 'BN'
-        return copied
-    if isinstance(node, list | tuple):
-        return type(node)(_without_weights(item) for item in node)
-    return node
 
 
 def observe_maps(model: Mapping[str, Any]) -> list[Map]:

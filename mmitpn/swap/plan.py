@@ -15,8 +15,6 @@ MAX_LEVELS = 5
 WIDTH = 256  # channels of the pyramid where the heads name no width of their own: the released pyramids'
 DECAY = {'large': 0.95}
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-# Settings of heads that name the channels of maps.
-CHANNEL_KEYS = ('in_channels', 'c1_in_channels', 'channels_list')
 
 
 class SwapError(ValueError):
@@ -119,11 +117,9 @@ def _levels(maps: Sequence[Map], where: str) -> list[int]:
             f'{where}: its heads want the strides {sorted(set(strides))}; the pyramid starts at 4, 8 or 16 and has at '
             f'most {MAX_LEVELS} levels'
         )
-    return sorted(found) if found == sorted(found) else _unsorted(found, where)
-
-
-def _unsorted(found: list[int], where: str) -> list[int]:
-    raise SwapError(f'{where}: its maps do not get coarser one after the other (levels {found})')
+    if found != sorted(found):
+        raise SwapError(f'{where}: its maps do not get coarser one after the other (strides {strides})')
+    return found
 
 
 def _holds(part: Any) -> bool:
@@ -142,20 +138,20 @@ def _with_channels(part: Any, maps: Sequence[Map], places: list[int], width: int
     changed = {key: copy.deepcopy(value) for key, value in part.items()}
     given = [one.channels for one in maps]
     index = part.get('in_index')
-    for key in CHANNEL_KEYS:
-        value = part.get(key)
-        if isinstance(value, (list, tuple)) and _picked(given, index, len(value)) == list(value):
-            changed[key] = [width] * len(value)
-        elif isinstance(value, int) and isinstance(index, int) and -len(given) <= index < len(given):
-            changed[key] = width if value == given[index] else value
-        elif isinstance(value, int) and value in given and value != width and index is None:
-            changed[key] = width
+    value = part.get('in_channels')
+    if isinstance(value, (list, tuple)):
+        if _picked(given, index, len(value)) == list(value):
+            changed['in_channels'] = [width] * len(value)
+    elif isinstance(value, int):
+        allowed = given if index is None else _picked(given, [index], 1)
+        if value in allowed:
+            changed['in_channels'] = width
+    if part.get('c1_in_channels') == given[0]:  # DeepLabV3+ takes the finest map beside the one of in_index
+        changed['c1_in_channels'] = width
     if isinstance(index, int) and -len(given) <= index < len(given):
         changed['in_index'] = places[index]
     elif isinstance(index, (list, tuple)) and all(-len(given) <= one < len(given) for one in index):
         changed['in_index'] = [places[one] for one in index]
-    if 'c1_in_channels' in part and part['c1_in_channels'] in given:
-        changed['c1_in_channels'] = width
     for key, value in part.items():
         if _holds(value):
             changed[key] = _with_channels(value, maps, places, width, f'{where}.{key}')
@@ -163,8 +159,8 @@ def _with_channels(part: Any, maps: Sequence[Map], places: list[int], width: int
 
 
 def _picked(given: list[int], index: Any, count: int) -> list[int]:
-    if isinstance(index, (list, tuple)) and all(-len(given) <= one < len(given) for one in index):
-        return [given[one] for one in index]
+    if isinstance(index, (list, tuple)):
+        return [given[one] for one in index] if all(-len(given) <= one < len(given) for one in index) else []
     return given[:count] if count <= len(given) else []
 
 
