@@ -117,7 +117,8 @@ def versions() -> dict[str, str]:
 def write_metrics(path: Path, metrics: dict[str, Any], **facts: Any) -> None:
     """Write the metric under its plain names (bbox_mAP, ...), with what a reader needs to know about the run."""
     plain = {name.rsplit('/', 1)[-1]: value for name, value in metrics.items()}
-    path.write_text(json.dumps({**plain, **facts, 'versions': versions()}, indent=2) + '\n', encoding='utf-8')
+    text = json.dumps({**plain, **facts, 'versions': versions()}, indent=2, default=float)  # mmseg's are numpy's
+    path.write_text(text + '\n', encoding='utf-8')
 
 
 def draw_sheet(cfg: Config, task: str, work_dir: Path, *, title: str) -> Path:
