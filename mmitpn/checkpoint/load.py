@@ -133,6 +133,8 @@ def _choose(targets: _Targets, info: FileInfo, report: LoadReport) -> list[tuple
     chosen = []
     if targets.backbone is not None:
         own = targets.backbone.state_dict()
+        if targets.whole is None and not any(name.startswith('norm.') for name in own):
+            _leave_norm_out(given['backbone'], report)
         fitting = _match(own, given['backbone'], report, module=targets.backbone, info=info)
         chosen.append((targets.backbone, fitting))
         _settle_relative(report, info)
@@ -203,6 +205,16 @@ def _match(
         if name not in fitting:
             report.part(part_of(name)).unexpected.append(name)
     return fitting
+
+
+def _leave_norm_out(given: dict[str, Tensor], report: LoadReport) -> None:
+    """A backbone without a last norm (``final_norm=False``) starts from any file: the head norms after pooling."""
+    left = [name for name in given if name.startswith('norm.')]
+    for name in left:
+        del given[name]
+    if left:
+        report.part('main').ignored += left
+        report.notes.append("the file's last norm is left out: this backbone has none (final_norm=False)")
 
 
 def _settle_relative(report: LoadReport, info: FileInfo) -> None:

@@ -34,13 +34,14 @@ class ITPN(HierarchicalBackbone):
     4x4; here they are plain maps, which gives the same values. Where the original stops with an error, on rectangles
     with a relative position table, the table is resized, as for any other grid.
 
-    ============================  ====================  ===========================
-    supervision and task          relative_position     layer_scale_init_value
-    ============================  ====================  ===========================
-    pixel                         None                  None
-    CLIP, and segmentation        'table'               0.1
-    CLIP in the authors' detection  'decomposed'        0.1
-    ============================  ====================  ===========================
+    ==============================  =================  ======================
+    supervision, task               relative_position  layer_scale_init_value
+    ==============================  =================  ======================
+    pixel, detection                None               None
+    pixel, segmentation             'table'            None
+    CLIP, detection (the authors')  'decomposed'       0.1
+    CLIP, otherwise                 'table'            0.1
+    ==============================  =================  ======================
 
     Args:
         arch: ``'base'``, ``'large'`` (published), any other name of the family, or a dict of ``depths``,

@@ -87,3 +87,13 @@ def test_trains_with_loss_and_layer_depth():
     sum(losses.values()).backward()
     unused = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert unused == []
+
+
+@pytest.mark.parametrize('norm', ['norm', 'fc_norm'])
+def test_the_backbone_alone_starts_from_any_file(authors_weights, norm):
+    backbone = classifier().backbone
+    weights = authors_weights(pyramid=24, pretrain=32, norm=norm)
+    report = load_pretrained(backbone, weights)
+    assert report.count('matched') == len(backbone.state_dict())
+    assert report.parts['main'].ignored == ['norm.weight', 'norm.bias']
+    assert torch.equal(backbone.blocks[0].norm1.weight, weights['blocks.5.norm1.weight'])
