@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmitpn import FastITPN
-from mmitpn.analysis.macs import count_macs
+from mmitpn.analysis.macs import SAMPLING_OPS, count_macs
+from mmitpn.models.transformer.cpu_sampling import sample_on_cpu
 
 
 def test_equals_the_formula() -> None:
@@ -68,6 +69,13 @@ def test_sampling_counts_four_a_value() -> None:
     features, places = torch.rand(1, 6, 9, 9), torch.rand(1, 4, 5, 2)
     report = count_macs(nn.Identity(), call=lambda: F.grid_sample(features, places, align_corners=False))
     assert report.by_op == {'grid_sampler_2d': 4 * 6 * 4 * 5}
+
+
+def test_sampling_on_a_cpu_counts_the_same() -> None:
+    value, places, weights = torch.rand(2, 20, 3, 8), torch.rand(2, 7, 3, 1, 4, 2), torch.rand(2, 7, 3, 1, 4)
+    report = count_macs(nn.Identity(), call=lambda: sample_on_cpu(value, [[4, 5]], places, weights))
+    assert report.total == 4 * places[..., 0].numel() * 8
+    assert set(report.by_op) <= set(SAMPLING_OPS)
 
 
 def test_a_module_called_past_its_parent_is_still_counted_for_itself() -> None:

@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import nn
 
 from mmitpn.analysis.host_model import build_from_config, inference_call, make_samples
-from mmitpn.analysis.macs import count_macs
+from mmitpn.analysis.macs import SAMPLING_OPS, count_macs
 from mmitpn.engine import resolve_config, setup_environment
 
 
@@ -114,7 +114,7 @@ def make_table(figures: dict[str, Any], title: str) -> Table:
         )
     table.add_section()
     table.add_row('total', f'{figures["parameters"] / 1e6:.3f}', f'{figures["macs"] / 1e9:.3f}', '')
-    sampling = figures['by_op'].get('grid_sampler_2d', 0)
+    sampling = sum(figures['by_op'].get(op, 0) for op in SAMPLING_OPS)
     table.caption = f'{figures["trainable"] / 1e6:.3f} M trainable; {sampling / 1e9:.3f} GMAC are bilinear sampling'
     return table
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmitpn.registry import MODELS
 
+from .cpu_sampling import sample_on_cpu
 from .running import full_precision
 
 
@@ -60,8 +61,8 @@ def sampling_points(reference_points: Tensor, offsets: Tensor, spatial_shapes: T
 class MultiScaleDeformableAttention(HostAttention):
     """Deformable attention of Deformable DETR (arXiv 2010.04159), with mmcv's arguments and parameter names.
 
-    Unlike mmcv's it works out the sampling points and samples in fp32 under autocast, does not wait for the GPU, and
-    samples with PyTorch on a GPU where mmcv has no CUDA operators.
+    Unlike mmcv's it works out the sampling points and samples in fp32 under autocast, does not wait for the GPU,
+    samples with PyTorch on a GPU where mmcv has no CUDA operators, and on a CPU in less time and memory.
     """
 
     def forward(
@@ -142,6 +143,8 @@ class MultiScaleDeformableAttention(HostAttention):
         level_shapes: list[list[int]],
     ) -> Tensor:
         """Weighted samples ``(B, Q, C)`` of ``value`` ``(B, N, heads, C / heads)``."""
+        if value.device.type == 'cpu':
+            return sample_on_cpu(value, level_shapes, points, weights)
         if value.is_cuda and compiled_for_cuda():
             return MultiScaleDeformableAttnFunction.apply(
                 value, spatial_shapes, level_start_index, points, weights, self.im2col_step

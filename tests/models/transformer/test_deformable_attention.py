@@ -108,8 +108,10 @@ def test_a_gpu_uses_compiled_operators_only_where_there_are_any(attention, monke
         deformable_attention, 'MultiScaleDeformableAttnFunction', SimpleNamespace(apply=lambda *_: 'compiled')
     )
     monkeypatch.setattr(deformable_attention, 'multi_scale_deformable_attn_pytorch', lambda *_: 'pytorch')
-    on_gpu, on_cpu = SimpleNamespace(is_cuda=True), SimpleNamespace(is_cuda=False)
-    assert attention._sample(on_cpu, None, None, None, None, None) == 'pytorch'
+    monkeypatch.setattr(deformable_attention, 'sample_on_cpu', lambda *_: 'cpu')
+    on_gpu = SimpleNamespace(is_cuda=True, device=torch.device('cuda'))
+    on_cpu = SimpleNamespace(is_cuda=False, device=torch.device('cpu'))
+    assert attention._sample(on_cpu, None, None, None, None, None) == 'cpu'
     assert not asked
     assert [attention._sample(on_gpu, None, None, None, None, None) for _ in range(2)] == [expected] * 2
     assert len(asked) == 1
