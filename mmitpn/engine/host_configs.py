@@ -25,6 +25,21 @@ def register_host_configs() -> None:
             MODULE2PACKAGE[module] = module
 
 
+def host_config_folder(host: str) -> Path:
+    """The folder of an installed host's configs.
+
+    Args:
+        host: Name of its package: mmdet, mmseg, mmpretrain.
+
+    Raises:
+        ValueError: If the host is not installed.
+    """
+    spec = find_spec(host) if host.isidentifier() else None
+    if spec is None or spec.origin is None:
+        raise ValueError(f'the configs of {host!r} were asked for, which is not installed; install it, or give a path')
+    return Path(spec.origin).parent / '.mim' / 'configs'
+
+
 def resolve_config(name: str | Path) -> Path:
     """Find a config file by path or by host and name.
 
@@ -46,12 +61,7 @@ def resolve_config(name: str | Path) -> Path:
                 f'no config file {str(name)!r}; give the path of one, or HOST::NAME for one of an installed host'
             )
         return Path(name)
-    spec = find_spec(host) if host.isidentifier() else None
-    if spec is None or spec.origin is None:
-        raise ValueError(
-            f'{str(name)!r} asks for a config of {host!r}, which is not installed; install it, or give a path'
-        )
-    folder = Path(spec.origin).parent / '.mim' / 'configs'
+    folder = host_config_folder(host)
     path = folder / (inner if Path(inner).suffix in ('.py', '.yml', '.yaml', '.json') else f'{inner}.py')
     if not path.is_file():
         there = [found.relative_to(folder).as_posix() for found in folder.rglob('*.py')]
