@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmitpn.models.backbones.archs import resolve_arch
+from mmitpn.models.necks.itpn_pyramid import MAX_LEVELS, STARTS
 
 from .maps import Map, observe_maps
 
-MAX_LEVELS = 5
 WIDTH = 256  # channels of the pyramid where the heads name no width of their own: the released pyramids'
 DECAY = {'large': 0.95}
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
@@ -70,7 +70,7 @@ def plan_swap(
         'backbone': {'_delete_': True, 'type': 'mmitpn.FastITPN', 'arch': arch, 'with_cp': with_cp, **init},
         'neck': {'_delete_': True, **neck, **init},
     }
-    if not isinstance(model.get('neck'), Mapping):
+    if 'neck' not in model:
         new['neck'].pop('_delete_')
     places = [level - start for level in levels]  # of each old map among the new ones
     for key, part in model.items():
@@ -106,16 +106,16 @@ def _find_model(cfg: Mapping[str, Any]) -> tuple[list[str], Mapping[str, Any]]:
 def _levels(maps: Sequence[Map], where: str) -> list[int]:
     """The pyramid's level for each map: 0 for stride 4, 1 for stride 8, ..."""
     strides = [one.stride for one in maps]
-    levels = {4 << level: level for level in range(2 + MAX_LEVELS)}
+    levels = {4 << level: level for level in range(len(STARTS) - 1 + MAX_LEVELS)}
     unknown = sorted(set(strides) - set(levels))
     if unknown:
         raise SwapError(f'{where}: its heads want maps of stride {unknown}; the pyramid gives {sorted(levels)}')
     found = [levels[stride] for stride in strides]
     first, last = min(found), max(found)
-    if first > 2 or last - first + 1 > MAX_LEVELS:
+    if first >= len(STARTS) or last - first + 1 > MAX_LEVELS:
         raise SwapError(
-            f'{where}: its heads want the strides {sorted(set(strides))}; the pyramid starts at 4, 8 or 16 and has at '
-            f'most {MAX_LEVELS} levels'
+            f'{where}: its heads want the strides {sorted(set(strides))}; the pyramid starts at one of {STARTS} and '
+            f'has at most {MAX_LEVELS} levels'
         )
     if found != sorted(found):
         raise SwapError(f'{where}: its maps do not get coarser one after the other (strides {strides})')

@@ -269,6 +269,10 @@ def test_heads_differ_without_a_data_set():
             {'neck.concat_backbone': True, 'neck.start_level': 1, 'auxiliary_head': {'in_channels': 64, 'in_index': 0}},
             r'set it to 160',
         ),
+        (
+            {'neck.concat_backbone': True, 'neck.start_level': 3, 'auxiliary_head': {'in_channels': 64, 'in_index': 0}},
+            r'set it to 256',
+        ),
     ],
 )
 def test_channels_that_do_not_fit(cfg, options, message):

@@ -64,7 +64,7 @@ def _neck_maps(neck: Mapping[str, Any], maps: Channels | None) -> Channels | Non
         width, number = neck.get('out_channels', 256), neck.get('num_outs', 5)
         if neck.get('concat_backbone') and isinstance(width, int) and isinstance(number, int):
             inner = maps or tuple(neck.get('in_channels', ()))
-            levels = [width + channels for channels in inner[neck.get('start_level', 0) :]]
+            levels = [width + channels for channels in inner[min(neck.get('start_level', 0), 2) :]]
             return tuple([*levels, *levels[-1:] * number][:number])
     return (width,) * number if isinstance(width, int) and isinstance(number, int) else None
 

@@ -27,6 +27,7 @@ from ..layers.initialize import check_weight_init
 KINDS = ('fast', 'linear')
 EXTRA_POOLS = ('avg', 'max')
 MAX_LEVELS = 5
+STARTS = (4, 8, 16, 32)  # strides at which the levels may start
 
 
 @MODELS.register_module()
@@ -40,8 +41,8 @@ class ITPNPyramid(PretrainedModule):
         in_channels: Channels of the backbone's maps at strides 4, 8, 16.
         out_channels: Channels of every level, F.
         num_outs: Levels to return, at most 5; with ``start_level=0`` 3 (strides 4, 8, 16), 4 (also 32) or 5 (also 64).
-        start_level: First level to return: 0 starts at stride 4, 1 at stride 8, 2 at stride 16. Finer ones are not run
-            and not trained.
+        start_level: First level to return: 0 starts at stride 4, 1 at stride 8, 2 at stride 16, 3 at stride 32. Finer
+            ones are not trained, and those that nothing needs are not run.
         kind: ``'fast'`` is Fast-iTPN's, ``'linear'`` the original iTPN's: no biases where levels meet, wider blocks,
             and stride 16 is not aligned if it has F channels already.
         extra_pool: How strides 32, 64, ... come from stride 16: ``'avg'`` as the authors do in detection, ``'max'`` as
@@ -81,12 +82,14 @@ class ITPNPyramid(PretrainedModule):
                 f'in_channels are {tuple(in_channels)}; the pyramid takes three maps, strides 4, 8, 16: give the'
                 " backbone's out_channels, and the backbone out_indices=(0, 1, 2)"
             )
-        if start_level not in (0, 1, 2):
-            raise ValueError(f'start_level is {start_level!r}; allowed: 0, 1, 2 (the first level at stride 4, 8, 16)')
-        if num_outs not in range(3 - start_level, MAX_LEVELS + 1):
+        if start_level not in range(len(STARTS)):
             raise ValueError(
-                f'num_outs is {num_outs!r}; with start_level={start_level} allowed: {3 - start_level} (up to stride 16)'
-                f' to {MAX_LEVELS}'
+                f'start_level is {start_level!r}; allowed: 0, 1, 2, 3 (the first level at stride 4, 8, 16, 32)'
+            )
+        fewest = max(3 - start_level, 1)
+        if num_outs not in range(fewest, MAX_LEVELS + 1):
+            raise ValueError(
+                f'num_outs is {num_outs!r}; with start_level={start_level} allowed: {fewest} to {MAX_LEVELS}'
             )
         if kind not in KINDS:
             raise ValueError(f'kind is {kind!r}; allowed: {", ".join(map(repr, KINDS))}')
@@ -162,13 +165,14 @@ class ITPNPyramid(PretrainedModule):
             levels.insert(0, (self.out4, top))
         outs = [run_blocks([block], x, recompute=self.with_cp) for block, x in levels]
         if self.concat_backbone:
-            inner = (fine, middle, main)[self.start_level :]
+            inner = (fine, middle, main)[min(self.start_level, 2) :]
             outs = [torch.cat(pair, dim=-1) for pair in zip(outs, inner, strict=True)]
         # Heads view their inputs in every way, so they get plain (B, C, H, W) memory.
         outs = [as_map(x).contiguous() for x in outs]
-        while len(outs) < self.num_outs:
+        coarser = max(self.start_level - 2, 0)  # levels that are only pooled from
+        while len(outs) < coarser + self.num_outs:
             outs.append(self._pool(outs[-1]))
-        return tuple(outs)
+        return tuple(outs[coarser:])
 
     def _merge(self, coarse: Tensor, fine: Tensor, blocks: nn.ModuleList) -> Tensor:
         """Add the split coarse map, cut to the finer one's odd sides, to the aligned finer map; then the blocks."""
