@@ -1,4 +1,4 @@
-"""Which method folders of an installed host take Fast-iTPN: every folder is tried, each config in a process of its own."""
+"""Which method folders of an installed host take Fast-iTPN: each config is tried in a process of its own."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def attempt(config: str, *, arch: str = 'nano', seconds: float = 120) -> Outcome
 
 
 def _attempt(config: str, arch: str, sender: Connection) -> None:
-    with open(os.devnull, 'w', encoding='utf-8') as nowhere:
+    with Path(os.devnull).open('w', encoding='utf-8') as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     try:

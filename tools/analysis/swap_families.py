@@ -2,8 +2,8 @@
 
     python tools/analysis/swap_families.py --out docs/swap_families.md
 
-Of each folder up to three configs are tried, those on ResNet-50 first, until one works: backbone and neck are swapped as
-tools/misc/swap_backbone.py does it, then the model is trained for one step and predicts once, on a made-up picture.
+Of each folder up to three configs are tried, those on ResNet-50 first, until one works: backbone and neck are swapped
+as tools/misc/swap_backbone.py does it, then the model is trained for one step and predicts once, on made-up pictures.
 """
 
 from __future__ import annotations
@@ -54,19 +54,21 @@ def main(argv: list[str] | None = None) -> int:
         outcomes = []
         with Progress(*columns) as progress:
             task = progress.add_task(host, total=len(folders))
-            for tried in try_families(
-                host, arch=args.arch, tries=args.tries, seconds=args.seconds, folders=folders
-            ):
+            for tried in try_families(host, arch=args.arch, tries=args.tries, seconds=args.seconds, folders=folders):
                 outcomes.append(tried)
                 progress.advance(task)
                 last = tried[-1]
-                progress.print(f'{"no " if last.reason else "yes"} {last.config} {last.reason}', soft_wrap=True, highlight=False)
+                progress.print(
+                    f'{"no " if last.reason else "yes"} {last.config} {last.reason}', soft_wrap=True, highlight=False
+                )
         tables.append(table(host, outcomes))
     text = '\n'.join(tables)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         command = f'python tools/analysis/swap_families.py --arch {args.arch} --out {args.out.name}'
-        args.out.write_text(f'# Fast-iTPN in the method folders of the hosts\n\n`{command}`\n\n{text}', encoding='utf-8')
+        args.out.write_text(
+            f'# Fast-iTPN in the method folders of the hosts\n\n`{command}`\n\n{text}', encoding='utf-8'
+        )
     return 0
 
 
