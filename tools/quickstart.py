@@ -38,15 +38,24 @@ CONFIGS = {
     'seg': ROOT / 'configs/quickstart/upernet_fast-itpn-nano_shapes.py',
 }
 SCORES = {'det': ('bbox_mAP', 'COCO box AP', 1), 'seg': ('mIoU', 'mean IoU', 100)}  # name, words, what 1 is written as
-NEXT = """\
-What to do next:
+NEXT = {
+    'det': """\
   1. COCO (needs data/coco and GPUs; the recipe is a reconstruction of the paper's):
      python tools/train.py configs/dino/dino-4scale_fast-itpn-t_8xb2-12e_coco.py
   2. Your own data, in COCO's format, from the weights just trained:
      python tools/train.py {config} --cfg-options load_from={checkpoint} \\
        train_dataloader.dataset.data_root=MY_DATA/ val_dataloader.dataset.data_root=MY_DATA/ \\
        val_evaluator.ann_file=MY_DATA/annotations/instances_val2017.json
-     (other classes: also model.bbox_head.num_classes and the metainfo; see README.md, "Your own data")
+     (other classes: also model.bbox_head.num_classes and the metainfo; see README.md, "Your own data")""",
+    'seg': """\
+  1. ADE20K (needs data/ade/ADEChallengeData2016 and GPUs):
+     python tools/train.py configs/upernet/upernet_fast-itpn-t_8xb2-160k_ade20k-512x512.py
+  2. Your own label maps, one PNG a picture, from the weights just trained:
+     python tools/train.py {config} --cfg-options load_from={checkpoint} \\
+       train_dataloader.dataset.data_root=MY_DATA val_dataloader.dataset.data_root=MY_DATA
+     (other classes: also num_classes of both heads and the metainfo; tools/data/check_semantic.py looks at the maps)""",
+}
+NEXT_LAST = """\
   3. Fast-iTPN in a detector or segmentor you have: three lines of its config, see README.md, "Swap a backbone";
      what it costs: python tools/analysis/get_flops.py YOUR_CONFIG.py"""
 
@@ -177,7 +186,8 @@ def quickstart(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
         console.print(f'  {path}', markup=False)
     shown = Path(args.config).resolve()
     shown = shown.relative_to(ROOT) if shown.is_relative_to(ROOT) else shown
-    console.print(NEXT.format(config=shown, checkpoint=checkpoint), markup=False)
+    steps_to_do = NEXT[args.task].format(config=shown, checkpoint=checkpoint)
+    console.print(f'What to do next:\n{steps_to_do}\n{NEXT_LAST}', markup=False)
 
 
 if __name__ == '__main__':
