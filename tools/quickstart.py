@@ -53,7 +53,7 @@ NEXT = {
   2. Your own label maps, one PNG a picture, from the weights just trained:
      python tools/train.py {config} --cfg-options load_from={checkpoint} \\
        train_dataloader.dataset.data_root=MY_DATA val_dataloader.dataset.data_root=MY_DATA
-     (other classes: also num_classes of both heads and the metainfo; tools/data/check_semantic.py looks at the maps)""",
+     (other classes: also num_classes of both heads and the metainfo; tools/data/check_semantic.py checks them)""",
 }
 NEXT_LAST = """\
   3. Fast-iTPN in a detector or segmentor you have: three lines of its config, see README.md, "Swap a backbone";
