@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.runner import Runner
+from PIL import Image
+
+pytest.importorskip('mmpretrain')
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / 'configs/classification').glob('*.py'))
+TRAINED = ('fast-itpn-t_16xb64-100e_in1k-224', 'fast-itpn-t_16xb64-100e_in1k-384')
+
+
+def name(path: Path) -> str:
+    return path.stem
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=name)
+def test_sizes_and_channels_fit(path):
+    cfg = Config.fromfile(path)
+    init_default_scope('mmpretrain')
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    size = int(path.stem.rsplit('-', 1)[1])
+    assert cfg.model.backbone.img_size == size
+    assert model.head.fc.in_features == model.backbone.out_channels[-1]
+    scales = [step.scale for step in cfg.train_dataloader.dataset.pipeline if step.type == 'RandomResizedCrop']
+    crops = [step.crop_size for step in cfg.val_dataloader.dataset.pipeline if step.type == 'CenterCrop']
+    assert set(scales + crops) == {size}
+    epochs = int(path.stem.split('_')[1].split('-')[1].removesuffix('e'))
+    assert cfg.train_cfg.max_epochs == epochs == cfg.param_scheduler[-1].end
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """An ImageNet folder of three classes with two pictures each, of odd sizes."""
+    rng = np.random.default_rng(0)
+    for split in ('train', 'val'):
+        for label in range(3):
+            folder = tmp_path / 'data' / split / f'n{label}'
+            folder.mkdir(parents=True)
+            for index in range(2):
+                pixels = rng.integers(0, 255, (60 + 7 * index, 91, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f'{index}.JPEG')
+    return tmp_path / 'data'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', [path for path in CONFIGS if path.stem in TRAINED], ids=name)
+def test_trains_and_tests_one_iteration(path, folders, tmp_path):
+    cfg = Config.fromfile(path)
+    cfg.work_dir, cfg.experiment_name = str(tmp_path), path.stem
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.num_workers, loader.persistent_workers, loader.batch_size = 0, False, 2
+        loader.dataset.update(data_root=str(folders), metainfo={'classes': ('n0', 'n1', 'n2')}, indices=2)
+    cfg.test_dataloader = cfg.val_dataloader
+    cfg.model.head.num_classes = cfg.data_preprocessor.num_classes = 3
+    cfg.val_evaluator.topk = cfg.test_evaluator.topk = (1,)
+    cfg.train_cfg.max_epochs = 1
+    cfg.default_hooks.logger.interval = 1
+    cfg.default_hooks.checkpoint.update(interval=-1, save_last=False)
+    runner = Runner.from_cfg(cfg)
+    try:
+        runner.train()
+    finally:
+        DefaultScope._instance_dict.clear()
+    assert runner.iter == 1
+    loss = runner.message_hub.get_scalar('train/loss').current()
+    assert np.isfinite(loss)
+    assert runner.message_hub.get_scalar('val/accuracy/top1').current() >= 0
