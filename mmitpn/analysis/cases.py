@@ -26,6 +26,7 @@ class Case:
         batch: Pictures at once.
         dtype: ``'fp32'``, or ``'bf16'`` under autocast.
         train: A training step (forward and backward) in place of inference.
+        predict: Segmentors predict as their test_cfg says (sliding window) in place of one run to the logits.
         with_cp: Checkpointing of all that has it, see :func:`set_checkpointing`.
         objects: Objects a picture, in a training step of a detector.
         device: ``'cpu'`` or ``'cuda'``.
@@ -38,6 +39,7 @@ class Case:
     batch: int = 1
     dtype: str = 'fp32'
     train: bool = False
+    predict: bool = False
     with_cp: bool = False
     objects: int = 8
     device: str = 'cpu'
@@ -131,7 +133,8 @@ def build(case: Case) -> tuple[nn.Module, Callable[[], Any]]:
         samples = make_samples(
             model, case.size, batch=case.batch, objects=case.objects, device=torch.device(case.device)
         )
-        infer, loss = inference_call(model, inputs, samples), loss_call(model, inputs, samples)
+        infer = inference_call(model, inputs, samples, predict=case.predict)
+        loss = loss_call(model, inputs, samples)
     else:
         model, given = _network(case)
         model.to(case.device)

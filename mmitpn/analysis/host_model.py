@@ -171,18 +171,19 @@ def make_samples(model: nn.Module, size: tuple[int, int], *, batch: int, objects
     return [_classification_sample(size, device) for _ in range(batch)]
 
 
-def inference_call(model: nn.Module, inputs: Tensor, samples: list) -> Callable[[], Any]:
+def inference_call(model: nn.Module, inputs: Tensor, samples: list, *, predict: bool = False) -> Callable[[], Any]:
     """One run of a model as its host does it, from the normalised pictures on.
 
     Detectors predict (post-processing included); segmentors and classifiers stop at their logits, because a sliding
-    window would run over the picture many times.
+    window would run over the picture many times, unless ``predict`` asks for it.
 
     Args:
         model: A model of :func:`build_from_config`.
         inputs: ``(B, 3, H, W)``.
         samples: One for each picture.
+        predict: Segmentors and classifiers predict too, with the test_cfg of the model.
     """
-    mode = 'predict' if model_kind(model) == 'detector' else 'tensor'
+    mode = 'predict' if predict or model_kind(model) == 'detector' else 'tensor'
     return lambda: model(inputs, samples, mode=mode)
 
 

@@ -38,5 +38,5 @@ def try_model(config: str | Path, *, size: tuple[int, int] = SIZE) -> float:
         raise ValueError('the backbone is given no gradient')
     model.eval()
     with torch.no_grad():
-        inference_call(model, inputs[:1], samples[:1])()
+        inference_call(model, inputs[:1], samples[:1], predict=True)()
     return float(loss.detach())

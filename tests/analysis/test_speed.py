@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from mmitpn.analysis.cases import Case, build
+from mmitpn.analysis.macs import count_macs
 from mmitpn.analysis.speed import GemmPeak, interleave
 
 CPU = torch.device('cpu')
@@ -39,6 +42,23 @@ def test_every_part_runs(part: str, train: bool) -> None:
     step()
     assert model.training is train
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_prediction_of_a_segmentor_slides(tmp_path: Path) -> None:
+    pytest.importorskip('mmseg')
+    shapes = Path(__file__).parents[2] / 'configs/quickstart/upernet_fast-itpn-nano_shapes.py'
+    config = tmp_path / 'slide.py'
+    config.write_text(
+        f'_base_ = {str(shapes)!r}\n'
+        "model = dict(test_cfg=dict(_delete_=True, mode='slide', crop_size=(64, 64), stride=(32, 32)))\n"
+    )
+
+    def macs(size: tuple[int, int], *, predict: bool) -> int:
+        model, step = build(Case('detector', size, config=str(config), predict=predict))
+        return count_macs(model, call=step).total
+
+    assert macs((64, 64), predict=True) == macs((64, 64), predict=False)
+    assert macs((64, 96), predict=True) == 2 * macs((64, 64), predict=False)
 
 
 def test_autocast_runs() -> None:

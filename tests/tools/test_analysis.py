@@ -110,6 +110,7 @@ def test_benchmark_groups_the_parts_of_one_size() -> None:
         ('--part detector', 'go together'),
         ('--config a.py', 'go together'),
         ('--with-cp', 'add --train'),
+        ('--train --predict', 'exclude each other'),
         ('--size 12y', 'give HxW'),
         ('--batch 0', 'must be positive'),
         ('--compare nowhere.json', 'no file nowhere.json'),

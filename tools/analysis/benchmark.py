@@ -1,7 +1,9 @@
-"""Speed, memory and multiply-adds of the backbone, the pyramid and whole detectors, against this machine's own peak.
+r"""Speed, memory and multiply-adds of the backbone, the pyramid and whole detectors, against this machine's own peak.
 
     python tools/analysis/benchmark.py --arch base --size 224 1024 --part backbone pyramid
     python tools/analysis/benchmark.py --part detector --config configs/dino/dino-4scale_fast-itpn-t_8xb2-12e_coco.py
+    python tools/analysis/benchmark.py --part detector --predict --size 512 \
+        --config configs/upernet/upernet_fast-itpn-b_8xb2-160k_ade20k-512x512.py
     python tools/analysis/benchmark.py --arch base --size 1024 --json now.json --compare before.json
 
 Peak memory is that of a fresh process for each row, with all it imports. Speed is measured in another process, where
@@ -48,6 +50,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--batch', type=int, default=1, help='pictures at once')
     parser.add_argument('--dtype', choices=list(DTYPES), default='fp32', help='bf16 means autocast')
     parser.add_argument('--train', action='store_true', help='a training step: forward and backward')
+    parser.add_argument('--predict', action='store_true', help='segmentors predict: sliding window and all')
     parser.add_argument('--with-cp', action='store_true', help='checkpointing of every module that has with_cp')
     parser.add_argument('--objects', type=int, default=8, help='objects a picture when a detector is trained')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
@@ -59,6 +62,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if bool(args.config) != ('detector' in args.part):
         parser.error('--part detector and --config go together')
+    if args.predict and args.train:
+        parser.error('--predict and --train exclude each other')
     if args.with_cp and not args.train:
         parser.error('--with-cp changes a training step only; add --train')
     if args.batch < 1 or args.rounds < 1 or args.seconds <= 0 or (args.threads is not None and args.threads < 1):
@@ -74,6 +79,7 @@ def group_cases(args: argparse.Namespace) -> list[list[Case]]:
         'batch': args.batch,
         'dtype': args.dtype,
         'train': args.train,
+        'predict': args.predict,
         'with_cp': args.with_cp,
         'objects': args.objects,
         'device': args.device,
@@ -101,6 +107,13 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def mode_of(case: Case) -> str:
+    """What a row's model does."""
+    if case.train:
+        return 'training with_cp' if case.with_cp else 'training'
+    return 'prediction' if case.predict else 'inference'
+
+
 def measure(group: list[Case], args: argparse.Namespace) -> list[dict[str, Any]]:
     """All figures of a group, one dict a row."""
     memory = [run_job('memory', [case], threads=args.threads) for case in group]
@@ -112,7 +125,7 @@ def measure(group: list[Case], args: argparse.Namespace) -> list[dict[str, Any]]
             'size': list(case.size),
             'batch': case.batch,
             'dtype': case.dtype,
-            'mode': ('training' + (' with_cp' if case.with_cp else '')) if case.train else 'inference',
+            'mode': mode_of(case),
             **memory_row,
             **speed_row,
             'gemm': machine,
