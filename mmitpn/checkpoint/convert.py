@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mmitpn.checkpoint.layouts import AUTHORS, OURS, FileInfo, arch_of, identify, part_of, pyramid_of
+from mmitpn.checkpoint.layouts import AUTHORS, OURS, FileInfo, identify, part_of
 from mmitpn.checkpoint.names import ITPN, is_ignored, name_pairs
+from mmitpn.checkpoint.sizes import arch_of, pyramid_of
 
 
 @dataclass

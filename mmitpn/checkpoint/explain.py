@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from mmitpn.checkpoint.layouts import FileInfo, arch_of, pyramid_of, relative_of
+from mmitpn.checkpoint.layouts import FileInfo
 from mmitpn.checkpoint.names import FAST, ITPN
+from mmitpn.checkpoint.sizes import arch_of, pyramid_of, relative_of
 
 KINDS = {FAST: 'fast', ITPN: 'linear'}  # of the pyramid
 DEFAULT_WINDOW = 14  # tokens along the side of the pictures that the networks were pre-trained on

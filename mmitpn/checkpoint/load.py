@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from mmitpn.checkpoint.convert import to_ours
 from mmitpn.checkpoint.explain import explain_backbone, explain_family, explain_layout, explain_pyramid, some
 from mmitpn.checkpoint.io import read_checkpoint
-from mmitpn.checkpoint.layouts import AUTHORS, FOREIGN, OURS, FileInfo, family_of, identify, part_of
+from mmitpn.checkpoint.layouts import AUTHORS, FOREIGN, OURS, FileInfo, identify, part_of
 from mmitpn.checkpoint.positions import is_relative, resize_pos_embed, resize_relative
 from mmitpn.checkpoint.report import LoadReport
+from mmitpn.checkpoint.sizes import family_of
 
 _BACKBONE_KEYS = {'patch_embed.proj.weight', 'merge1.reduction.weight'}
 _PYRAMID_KEYS = {'align8.weight', 'split8.reduction.weight'}
