@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 from PIL import Image
+
+from mmitpn.datasets import check_config
 
 pytest.importorskip('mmseg')
 
@@ -107,3 +110,25 @@ def test_a_config_without_label_maps(tmp_path, capsys):
     status, _, err = check(tmp_path, capsys)
     assert status == 1
     assert err.startswith('error: ')
+
+
+def checked_before_training(
+    root: Path, *, pipeline: str = "[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')]"
+):
+    text = CONFIG.format(root=str(root), reduce=True).replace('pipeline=[]', f'pipeline={pipeline}')
+    return check_config(Config.fromstring(text, '.py'), splits=['train'])
+
+
+def test_before_a_training_some_maps_are_opened(made):
+    assert checked_before_training(made) == []
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(made / 'maps' / '1.png')
+    with pytest.raises(ValueError, match=r'1 label maps that are colour pictures.*1\.png.*check_semantic'):
+        checked_before_training(made)
+    Image.fromarray(np.full((6, 8), 9, np.uint8)).save(made / 'maps' / '1.png')
+    with pytest.raises(ValueError, match='label values without a class'):
+        checked_before_training(made)
+
+
+def test_maps_that_a_reader_of_its_own_reads_are_left_alone(made):
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(made / 'maps' / '1.png')
+    assert checked_before_training(made, pipeline="[dict(type='LoadImageFromFile'), dict(type='LoadMyMaps')]") == []

@@ -10,6 +10,7 @@ from .channels import check_channels
 from .coco_json import CocoSummary, check_coco_json
 from .data_sets import DataSet, find_data_sets
 from .heads import check_num_classes
+from .semantic_config import is_semantic, look_at_maps, reads_plain_maps
 from .wording import listing
 
 SPLITS = ('train', 'val', 'test')
@@ -25,13 +26,14 @@ def check_config(
     """Check a detector's or segmentor's config and the data it names.
 
     The quick checks come first: how classes are written, numbers of classes, channels, files and folders; then each
-    COCO annotation file is read (some ten seconds for COCO itself).
+    COCO annotation file is read (some ten seconds for COCO itself), and some label maps are opened.
 
     Args:
         cfg: An mmengine ``Config``. Its ``allow_class_subset=True`` accepts annotation files with more categories than
             the model is trained on.
         splits: Which data loaders to look at, of ``train``, ``val`` and ``test``.
-        sample_images: How many pictures of each COCO data set to look for; None looks for all.
+        sample_images: How many pictures of each COCO data set to look for, and how many label maps of each semantic
+            one to open; None takes all.
         open_images: Open every picture of the COCO data sets.
 
     Returns:
@@ -54,6 +56,8 @@ def check_config(
         check_channels(model)
     for data_set in data_sets:
         _check_files(data_set)
+    for data_set in data_sets:
+        _check_maps(data_set, cfg.get('default_scope'), sample_images)
     summaries: dict[str, CocoSummary] = {}
     for data_set in data_sets:
         if data_set.is_coco and data_set.is_local:
@@ -95,6 +99,15 @@ def _check_files(data_set: DataSet) -> None:
             raise FileNotFoundError(
                 f'{data_set.where}: {what} {path} not found ({hint}); correct data_root or data_prefix, or put it there'
             )
+
+
+def _check_maps(data_set: DataSet, scope: str | None, sample: int | None) -> None:
+    """Open some label maps of a semantic data set; its test split may have none."""
+    if data_set.split == 'test' or not data_set.is_local or not is_semantic(data_set) or not reads_plain_maps(data_set):
+        return
+    problems = look_at_maps(data_set, scope=scope or 'mmseg', sample=sample).sentences()
+    if problems:
+        raise ValueError(f'{data_set.where}: {"; ".join(problems)} (tools/data/check_semantic.py looks at all of them)')
 
 
 def _check_coco(data_set: DataSet, *, subset: bool, sample_images: int | None, open_images: bool) -> CocoSummary:
