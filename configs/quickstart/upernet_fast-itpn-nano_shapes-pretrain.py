@@ -24,4 +24,6 @@ param_scheduler = [
         T_max=max_iters - flat_until,
     ),
 ]
+# What the detector's checkpoint knows is not what this one needs: no layer is to learn more slowly than another.
+optim_wrapper = dict(paramwise_cfg=dict(decay_rate=1.0))
 default_hooks = dict(checkpoint=dict(interval=400))

@@ -1,5 +1,6 @@
 # The quick start for segmentation: UperNet on a nano Fast-iTPN, trained on generated shapes on two CPU cores.
-# Backbone and pyramid start from a checkpoint made on other generated shapes.
+# Backbone and pyramid start from a checkpoint made on other generated shapes by the same segmentor
+# (upernet_fast-itpn-nano_shapes-pretrain.py).
 _base_ = [
     '../_base_/models/upernet_fast-itpn.py',
     '../_base_/datasets/shapes_segmentation.py',
@@ -11,7 +12,7 @@ width = 128
 norm_cfg = dict(type='GN', num_groups=8, requires_grad=True)
 # Four fifths of the pixels are textures, which are easy: the shapes count for more.
 loss = dict(type='CrossEntropyLoss', use_sigmoid=False, class_weight=[2.0] * 5 + [0.5] * 4)
-pretrained = dict(type='Pretrained', checkpoint='{{ fileDirname }}/fast-itpn-nano_shapes.pth')
+pretrained = dict(type='Pretrained', checkpoint='{{ fileDirname }}/fast-itpn-nano_shapes-seg.pth')
 
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
@@ -39,7 +40,7 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=6e-4, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
     clip_grad=dict(max_norm=5.0, norm_type=2),
     constructor='mmitpn.LayerDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(decay_rate=1.0),
+    paramwise_cfg=dict(decay_rate=0.85),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
