@@ -5,11 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from importlib import import_module
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -77,7 +78,6 @@ def try_families(
     Yields:
         The outcomes of one folder: the last one works, or none does.
     """
-    import_module(f'{host}.models')  # once, not in every process
     for folder, configs in host_families(host).items():
         if folders is not None and folder not in folders:
             continue
@@ -97,9 +97,25 @@ def attempt(config: str, *, arch: str = 'nano', seconds: float = 120) -> Outcome
         arch: A name of the family.
         seconds: After so long it counts as not working.
     """
-    context = multiprocessing.get_context('fork')
+    return Outcome(config, reason_of_failure(_swap_and_try, config, arch, seconds=seconds))
+
+
+def reason_of_failure(function: Callable[..., Any], *args: Any, seconds: float) -> str:
+    """Call a function in a process of its own.
+
+    Args:
+        function: A function of a module.
+        *args: What it is given.
+        seconds: After so long the process is killed.
+
+    Returns:
+        Why it failed, in one line; empty if it did not.
+    """
+    # Forked from a server that has imported the hosts and run nothing: PyTorch's threads do not survive a fork.
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload([f'{host}.models' for host in ('mmdet', 'mmseg') if find_spec(host)] + [__name__])
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_attempt, args=(config, arch, sender), daemon=True)
+    process = context.Process(target=_call, args=(function, args, sender), daemon=True)
     process.start()
     sender.close()
     try:
@@ -109,24 +125,28 @@ def attempt(config: str, *, arch: str = 'nano', seconds: float = 120) -> Outcome
         reason = f'the process ended with status {process.exitcode}'
     process.kill()
     process.join()
-    return Outcome(config, reason)
+    return reason
 
 
-def _attempt(config: str, arch: str, sender: Connection) -> None:
+def _call(function: Callable[..., Any], args: tuple, sender: Connection) -> None:
     with Path(os.devnull).open('w', encoding='utf-8') as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     try:
-        register_host_configs()
-        cfg = Config.fromfile(resolve_config(config))
-        init_default_scope(cfg.get('default_scope', config.partition('::')[0]))
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / 'swapped.py'
-            options, _ = plan_swap(cfg, arch=arch)
-            write_config(config, options, out, comment=config)
-            try_model(out)
+        function(*args)
     except BaseException as error:  # noqa: BLE001 - whatever it is, it is the reason
         text = ' '.join(f'{type(error).__name__}: {error}'.split())
         sender.send(text if len(text) <= REASON_LENGTH else f'{text[:REASON_LENGTH]}...')
     else:
         sender.send('')
+
+
+def _swap_and_try(config: str, arch: str) -> None:
+    register_host_configs()
+    cfg = Config.fromfile(resolve_config(config))
+    init_default_scope(cfg.get('default_scope', config.partition('::')[0]))
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / 'swapped.py'
+        options, _ = plan_swap(cfg, arch=arch)
+        write_config(config, options, out, comment=config)
+        try_model(out)

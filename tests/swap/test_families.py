@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from mmitpn.swap import attempt, families, host_families
+from mmitpn.swap import attempt, host_families
+from mmitpn.swap.families import reason_of_failure
 
 
 @pytest.fixture
@@ -33,12 +34,11 @@ def test_the_reason_is_told(headless, capfd):
     assert not any(capfd.readouterr())
 
 
-def test_a_config_that_hangs_or_ends_the_process_stops_nothing(headless, monkeypatch):
-    pytest.importorskip('mmdet')
-    monkeypatch.setattr(families, 'plan_swap', lambda *_, **__: os._exit(3))
-    assert attempt(headless).reason == 'the process ended with status 3'
-    monkeypatch.setattr(families, 'plan_swap', lambda *_, **__: time.sleep(60))
-    assert attempt(headless, seconds=2).reason == 'not done after 2 s'
+def test_what_hangs_or_ends_its_process_stops_nothing():
+    assert reason_of_failure(os._exit, 3, seconds=60) == 'the process ended with status 3'
+    assert reason_of_failure(time.sleep, 60, seconds=1) == 'not done after 1 s'
+    assert reason_of_failure(int, 'x', seconds=60).startswith('ValueError: invalid literal')
+    assert reason_of_failure(int, '7', seconds=60) == ''
 
 
 @pytest.mark.slow
