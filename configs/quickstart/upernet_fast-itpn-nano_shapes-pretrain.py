@@ -1,7 +1,8 @@
 # How the starting weights of the segmentation quick start were made: the same segmentor from the detector's nano
 # checkpoint, with more time and other images.
 #   python tools/data/make_shapes.py --out data/shapes-pretrain --num-train 2000 --num-val 20 --seed 1000
-#   python tools/train.py configs/quickstart/upernet_fast-itpn-nano_shapes-pretrain.py
+#   python tools/train.py configs/quickstart/upernet_fast-itpn-nano_shapes-pretrain.py \
+#     --cfg-options randomness.seed=0
 #   python tools/convert/convert_checkpoint.py work_dirs/upernet_fast-itpn-nano_shapes-pretrain/iter_2400.pth \
 #     configs/quickstart/fast-itpn-nano_shapes-seg.pth --drop-heads --dtype fp16
 _base_ = './upernet_fast-itpn-nano_shapes.py'

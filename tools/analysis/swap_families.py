@@ -9,6 +9,7 @@ as tools/misc/swap_backbone.py does it, then the model is trained for one step a
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     text = '\n'.join(tables)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        command = f'python tools/analysis/swap_families.py --arch {args.arch} --out {args.out.name}'
+        command = shlex.join(['python', 'tools/analysis/swap_families.py', *(sys.argv[1:] if argv is None else argv)])
         args.out.write_text(
             f'# Fast-iTPN in the method folders of the hosts\n\n`{command}`\n\n{text}', encoding='utf-8'
         )
