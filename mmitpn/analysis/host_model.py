@@ -125,12 +125,13 @@ def _detection_sample(model: nn.Module, size: tuple[int, int], objects: int, dev
     boxes = _boxes(size, objects)
     found = InstanceData(bboxes=boxes.to(device), labels=torch.zeros(objects, dtype=torch.long, device=device))
     names = {type(module).__name__ for module in model.modules()}
-    if any('Mask' in name for name in names):
-        masks = np.zeros((objects, *size), dtype=np.uint8)
-        for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
-            mask[y1:y2, x1:x2] = 1
-        found.masks = BitmapMasks(masks, *size)
+    masks = np.zeros((objects, *size), dtype=np.uint8)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
+        mask[y1:y2, x1:x2] = 1
+    found.masks = BitmapMasks(masks, *size)
     sample = DetDataSample(metainfo=_meta(size), gt_instances=found)
+    # Fast R-CNN takes its proposals from a file; detectors that make their own do not look.
+    sample.proposals = InstanceData(bboxes=_boxes(size, 50).to(device), scores=torch.rand(50, device=device))
     if any('Semantic' in name or 'PanopticFPN' in name for name in names):
         sample.gt_sem_seg = PixelData(sem_seg=torch.zeros(1, *size, dtype=torch.long, device=device))
     sample.ignored_instances = InstanceData(

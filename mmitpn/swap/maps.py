@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmitpn.analysis.host_model import without_pretrained
 
-SIDE = 256  # pixels of the square picture that is run through them
+SIDE = 256  # pixels of the square picture that is run through them, unless their config names a size
 
 
 class Map(NamedTuple):
@@ -42,11 +42,14 @@ def observe_maps(model: Mapping[str, Any]) -> list[Map]:
     Raises:
         ValueError: If they cannot be run, or give something else than a sequence of maps.
     """
+    # Some transformers take no other size than the one they were built for.
+    size = model['backbone'].get('img_size', SIDE)
+    side = size if isinstance(size, int) else size[0]
     necks = model.get('neck') or []
     parts = [model['backbone'], *(necks if isinstance(necks, Sequence) else [necks])]
     try:
         with torch.no_grad():
-            x: Any = torch.randn(2, 3, SIDE, SIDE)
+            x: Any = torch.randn(2, 3, side, side)
             for part in parts:
                 x = _built(part)(x)
     except Exception as error:  # noqa: BLE001 - whatever a host's module raises, the user is told what and where
@@ -54,4 +57,4 @@ def observe_maps(model: Mapping[str, Any]) -> list[Map]:
     maps = [x] if isinstance(x, Tensor) else x
     if not isinstance(maps, Sequence) or not all(isinstance(one, Tensor) and one.ndim == 4 for one in maps):
         raise ValueError(f'its backbone and neck give {type(x).__name__}, not a sequence of maps (B, C, H, W)')
-    return [Map(one.shape[1], round(SIDE / one.shape[-1])) for one in maps]
+    return [Map(one.shape[1], round(side / one.shape[-1])) for one in maps]

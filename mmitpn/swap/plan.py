@@ -128,11 +128,15 @@ def _holds(part: Any) -> bool:
     )
 
 
-def _with_channels(part: Any, maps: Sequence[Map], places: list[int], width: int, where: str) -> Any:
+def _with_channels(
+    part: Any, maps: Sequence[Map], places: list[int], width: int, where: str, *, nested: bool = False
+) -> Any:
     """A copy of a head in which the channels of maps are the pyramid's."""
     if isinstance(part, (list, tuple)):
         return type(part)(
-            _with_channels(one, maps, places, width, f'{where}[{i}]') if isinstance(one, Mapping) else one
+            _with_channels(one, maps, places, width, f'{where}[{i}]', nested=nested)
+            if isinstance(one, Mapping)
+            else one
             for i, one in enumerate(part)
         )
     changed = {key: copy.deepcopy(value) for key, value in part.items()}
@@ -142,7 +146,8 @@ def _with_channels(part: Any, maps: Sequence[Map], places: list[int], width: int
     if isinstance(value, (list, tuple)):
         if _picked(given, index, len(value)) == list(value):
             changed['in_channels'] = [width] * len(value)
-    elif isinstance(value, int):
+    elif isinstance(value, int) and not (nested and index is None and len(set(given)) > 1):
+        # A number deep inside that picks no map is a width of the head's own, where the maps' widths differ.
         allowed = given if index is None else _picked(given, [index], 1)
         if value in allowed:
             changed['in_channels'] = width
@@ -154,7 +159,7 @@ def _with_channels(part: Any, maps: Sequence[Map], places: list[int], width: int
         changed['in_index'] = [places[one] for one in index]
     for key, value in part.items():
         if _holds(value):
-            changed[key] = _with_channels(value, maps, places, width, f'{where}.{key}')
+            changed[key] = _with_channels(value, maps, places, width, f'{where}.{key}', nested=True)
     return changed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 
 from mmitpn.analysis.host_model import build_from_config, inference_call, loss_call, make_samples
@@ -25,11 +26,14 @@ def try_model(config: str | Path, *, size: tuple[int, int] = SIZE) -> float:
     Raises:
         ValueError: If the loss is not finite, or the backbone is given no gradient.
     """
+    # Some heads ask the runner how far the training is.
+    hub = MessageHub.get_current_instance()
+    hub.update_info_dict({'epoch': 0, 'iter': 0, 'max_epochs': 1, 'max_iters': 1})
     model = revert_sync_batchnorm(build_from_config(config))
     torch.manual_seed(0)
     inputs = torch.randn(2, 3, *size)
-    samples = make_samples(model, size, batch=2, objects=2, device=torch.device('cpu'))
-    loss = loss_call(model, inputs, samples)()
+    made = {'objects': 2, 'device': torch.device('cpu')}
+    loss = loss_call(model, inputs, make_samples(model, size, batch=2, **made))()
     loss.backward()
     if not loss.isfinite():
         raise ValueError(f'the loss of the first step is {float(loss)}')
@@ -38,5 +42,5 @@ def try_model(config: str | Path, *, size: tuple[int, int] = SIZE) -> float:
         raise ValueError('the backbone is given no gradient')
     model.eval()
     with torch.no_grad():
-        inference_call(model, inputs[:1], samples[:1], predict=True)()
+        inference_call(model, inputs[:1], make_samples(model, size, batch=1, **made), predict=True)()
     return float(loss.detach())

@@ -8,8 +8,10 @@ from types import ModuleType
 
 import pytest
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 
-from mmitpn.engine.host_configs import register_host_configs
+from mmitpn.engine.host_configs import register_host_configs, resolve_config
+from mmitpn.swap import plan_swap
 from mmitpn.swap.write import _text
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'misc' / 'swap_backbone.py'
@@ -104,3 +106,15 @@ def test_values_are_written_as_python():
     text = _text(value, 0)
     assert eval(text, {'dict': dict}) == value  # noqa: S307 - its own output
     assert max(map(len, text.splitlines())) < 120
+
+
+def test_a_heads_own_widths_stay_though_a_map_had_them():
+    """K-Net's update heads take 512 channels, and so did one of ResNet's maps."""
+    pytest.importorskip('mmseg')
+    register_host_configs()
+    cfg = Config.fromfile(resolve_config('mmseg::knet/knet-s3_r50-d8_upernet_8xb2-adamw-80k_ade20k-512x512.py'))
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        options, _ = plan_swap(cfg, arch='nano')
+    head = options['model']['decode_head']
+    assert head == {'kernel_generate_head': {'in_channels': [256] * 4}}
+    assert options['model']['auxiliary_head']['in_channels'] == 256

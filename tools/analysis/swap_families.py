@@ -1,6 +1,7 @@
 """Try Fast-iTPN in every method folder of the installed hosts, and write down which work and why others do not.
 
     python tools/analysis/swap_families.py --out docs/swap_families.md
+    python tools/analysis/swap_families.py --out docs/swap_families.md --only fast_rcnn lad  # these rows again
 
 Of each folder up to three configs are tried, those on ResNet-50 first, until one works: backbone and neck are swapped
 as tools/misc/swap_backbone.py does it, then the model is trained for one step and predicts once, on made-up pictures.
@@ -30,21 +31,45 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def table(host: str, outcomes: list[list[Outcome]]) -> str:
-    """Markdown: one row a folder."""
-    rows = ['| folder | config | works | why not |', '|---|---|---|---|']
-    for tried in outcomes:
-        shown = tried[-1] if not tried[-1].reason else tried[0]
-        folder, name = shown.config.partition('::')[2].split('/', 1)
-        reason = shown.reason.replace('|', '/').replace('<', '(').replace('>', ')')
-        rows.append(f'| {folder} | {name.removesuffix(".py")} | {"no" if reason else "yes"} | {reason} |')
-    good = sum(not tried[-1].reason for tried in outcomes)
-    return f'## {host}: {good} of {len(outcomes)} method folders\n\n' + '\n'.join(rows) + '\n'
+def row(tried: list[Outcome]) -> tuple[str, str]:
+    """A folder and its row of the table."""
+    shown = tried[-1] if not tried[-1].reason else tried[0]
+    folder, name = shown.config.partition('::')[2].split('/', 1)
+    reason = shown.reason.replace(sys.prefix, '...').replace('|', '/').replace('<', '(').replace('>', ')')
+    return folder, f'| {folder} | {name.removesuffix(".py")} | {"no" if reason else "yes"} | {reason} |'
+
+
+def read_rows(text: str) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """What an earlier run wrote: its commands, and for every host the rows by folder."""
+    commands: list[str] = []
+    hosts: dict[str, dict[str, str]] = {}
+    for line in text.splitlines():
+        if line.startswith('`python '):
+            commands.append(line)
+        elif line.startswith('## '):
+            hosts[line[3:].partition(':')[0]] = {}
+        elif line.startswith('| ') and not line.startswith('| folder '):
+            list(hosts.values())[-1][line.split(' | ')[0][2:]] = line
+    return commands, hosts
+
+
+def write_tables(path: Path, command: str, found: dict[str, dict[str, str]], *, partly: bool) -> None:
+    """Write the tables; after a run of some folders the others keep their rows."""
+    commands, hosts = read_rows(path.read_text(encoding='utf-8')) if partly and path.is_file() else ([], {})
+    for host, rows in found.items():
+        hosts[host] = dict(sorted((hosts.get(host, {}) | rows).items()))
+    parts = ['# Fast-iTPN in the method folders of the hosts', *commands, f'`{command}`']
+    for host, rows in hosts.items():
+        good = sum(' | yes | ' in line for line in rows.values())
+        parts.append(f'## {host}: {good} of {len(rows)} method folders')
+        parts.append('\n'.join(['| folder | config | works | why not |', '|---|---|---|---|', *rows.values()]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    tables = []
+    found: dict[str, dict[str, str]] = {}
     columns = (TextColumn('{task.description}'), MofNCompleteColumn(), TimeRemainingColumn())
     for host in args.host:
         try:
@@ -52,24 +77,21 @@ def main(argv: list[str] | None = None) -> int:
         except ValueError as error:
             sys.stderr.write(f'error: {error}\n')
             return 1
-        outcomes = []
+        rows: dict[str, str] = {}
         with Progress(*columns) as progress:
             task = progress.add_task(host, total=len(folders))
             for tried in try_families(host, arch=args.arch, tries=args.tries, seconds=args.seconds, folders=folders):
-                outcomes.append(tried)
+                rows |= [row(tried)]
                 progress.advance(task)
                 last = tried[-1]
                 progress.print(
                     f'{"no " if last.reason else "yes"} {last.config} {last.reason}', soft_wrap=True, highlight=False
                 )
-        tables.append(table(host, outcomes))
-    text = '\n'.join(tables)
+        if rows:
+            found[host] = rows
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         command = shlex.join(['python', 'tools/analysis/swap_families.py', *(sys.argv[1:] if argv is None else argv)])
-        args.out.write_text(
-            f'# Fast-iTPN in the method folders of the hosts\n\n`{command}`\n\n{text}', encoding='utf-8'
-        )
+        write_tables(args.out, command, found, partly=args.only is not None)
     return 0
 
 
