@@ -50,7 +50,8 @@ def test_trains_and_tests_one_iteration_on_photographs(path, photos, tmp_path):
     cfg.val_evaluator.ann_file = str(photos / 'annotations' / 'instances_val2017.json')
     cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
     cfg.train_cfg.max_epochs = 1
-    cfg.model.test_cfg.rcnn.score_thr = 0.0  # so that there is something to evaluate
+    cfg.model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=10)  # so that there is something to evaluate, not all
+    cfg.model.test_cfg.rpn.max_per_img = cfg.model.train_cfg.rpn_proposal.max_per_img = 50
     cfg.default_hooks.logger.interval = 1
     cfg.default_hooks.checkpoint.update(interval=-1, save_last=False)
     runner = Runner.from_cfg(cfg)
