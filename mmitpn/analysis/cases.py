@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .methods import backbone_settings
+
 PARTS = ('backbone', 'pyramid', 'backbone+pyramid', 'detector')
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
 
@@ -30,6 +32,8 @@ class Case:
         with_cp: Checkpointing of all that has it, see :func:`set_checkpointing`.
         objects: Objects a picture, in a training step of a detector.
         device: ``'cpu'`` or ``'cuda'``.
+        method: How the backbone works with fewer tokens, a name of ``mmitpn.analysis.methods.METHODS``.
+        keep_ratio: Share of the tokens that it keeps.
     """
 
     part: str
@@ -43,6 +47,8 @@ class Case:
     with_cp: bool = False
     objects: int = 8
     device: str = 'cpu'
+    method: str = 'global'
+    keep_ratio: float = 1.0
 
     def __post_init__(self) -> None:
         """Check what a user can get wrong."""
@@ -58,7 +64,9 @@ class Case:
     @property
     def name(self) -> str:
         """How a table calls it."""
-        return self.config if self.config is not None else f'{self.arch} {self.part}'
+        if self.config is not None:
+            return self.config
+        return f'{self.arch} {self.part}' + (f', {self.method}' if self.method != 'global' else '')
 
 
 def set_checkpointing(model: nn.Module, *, on: bool) -> list[str]:
@@ -99,7 +107,7 @@ def _network(case: Case) -> tuple[nn.Module, Any]:
     pictures = torch.randn(case.batch, 3, height, width, device=case.device)
     from mmitpn import FastITPN
 
-    backbone = FastITPN(case.arch)
+    backbone = FastITPN(case.arch, **backbone_settings(case.method, keep_ratio=case.keep_ratio))
     if case.part == 'backbone':
         return backbone, pictures
     from mmitpn import ITPNPyramid

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from mmitpn.checkpoint.convert import to_ours
 from mmitpn.checkpoint.explain import explain_backbone, explain_family, explain_layout, explain_pyramid, some
+from mmitpn.checkpoint.fresh import settle_fresh
 from mmitpn.checkpoint.io import read_checkpoint
 from mmitpn.checkpoint.layouts import AUTHORS, FOREIGN, OURS, FileInfo, identify, part_of
-from mmitpn.checkpoint.positions import is_relative, resize_pos_embed, resize_relative
+from mmitpn.checkpoint.positions import resize_pos_embed, resize_relative
 from mmitpn.checkpoint.report import LoadReport
 from mmitpn.checkpoint.sizes import family_of
 
@@ -138,7 +139,7 @@ def _choose(targets: _Targets, info: FileInfo, report: LoadReport) -> list[tuple
             _leave_norm_out(given['backbone'], report)
         fitting = _match(own, given['backbone'], report, module=targets.backbone, info=info)
         chosen.append((targets.backbone, fitting))
-        _settle_relative(report, info)
+        settle_fresh(report, info)
         missing, unexpected = _problems(report, _BACKBONE_PARTS)
         report.errors += filter(None, [explain_backbone(info, own, missing, unexpected)])
         if fitting:
@@ -216,28 +217,6 @@ def _leave_norm_out(given: dict[str, Tensor], report: LoadReport) -> None:
     if left:
         report.part('main').ignored += left
         report.notes.append("the file's last norm is left out: this backbone has none (final_norm=False)")
-
-
-def _settle_relative(report: LoadReport, info: FileInfo) -> None:
-    """Let relative positions that the file has not start fresh, as in the authors' recipes.
-
-    Tables of the file are left out where the module has vectors instead.
-    """
-    main = report.part('main')
-    fresh = [name for name in main.missing if is_relative(name)]
-    if fresh and info.arch is not None:
-        main.missing = [name for name in main.missing if not is_relative(name)]
-        report.part('main (fresh)').missing += fresh
-        left = [name for name in main.unexpected if is_relative(name)]
-        main.unexpected = [name for name in main.unexpected if not is_relative(name)]
-        main.ignored += left
-        instead = ': the file has tables, which vectors cannot be made from' if left else ': the file has none'
-        report.warnings.append(f'the relative positions start fresh ({len(fresh)} weights){instead}')
-    resized = [name for name in main.resized if is_relative(name)]
-    if resized:
-        report.notes.append(
-            f'relative positions of {len(resized)} weights were resized from window {info.relative_window}'
-        )
 
 
 def _authors_head(whole: nn.Module | None) -> dict[str, str]:

@@ -119,7 +119,7 @@ class HierarchicalBackbone(PretrainedModule):
             ValueError: If ``x`` has another shape or holds NaN or infinite values.
         """
         check_images(x)
-        height, width = x.shape[-2:]
+        height, width = map(int, x.shape[-2:])  # numbers also where a tracer gives tensors
         last = self.out_indices[-1]
         x = self.patch_embed(pad_to_multiple(x, STRIDES[2]))  # B, H / 4, W / 4, C / 4
         maps = [run_blocks(self.stage1, x, recompute=self.with_cp)]
@@ -136,7 +136,10 @@ class HierarchicalBackbone(PretrainedModule):
         _, height, width, dim = x.shape
         position = resize_position_embedding(self.pos_embed, self.grid, (height, width)).to(x.dtype)
         x = x + position.view(1, height, width, dim)
-        return self.norm(run_blocks(self.blocks, x, recompute=self.with_cp))
+        return self.norm(self._run_main_blocks(x))
+
+    def _run_main_blocks(self, x: Tensor) -> Tensor:
+        return run_blocks(self.blocks, x, recompute=self.with_cp)
 
     # --- training ----------------------------------------------------------------------------------------------
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmitpn.registry import MODELS
 
 from ..layers import Attention, PatchEmbed, PatchMerge, PointwiseBlock, SwiGLU, TransformerBlock, layer_norm
+from ..token_reduction import TokenReduction
 from .archs import Arch
 from .base import STRIDES, HierarchicalBackbone
 
@@ -40,6 +41,12 @@ class FastITPN(HierarchicalBackbone):
             (``fc_norm``): there the classification head has it.
         weight_init: ``'trunc_normal'`` or ``'xavier'``, see :func:`initialize_weights`; the latter is to learn from
             nothing.
+        token_migration: Work with fewer tokens from some block of the main stage on, and with all again for the
+            pyramid: the arguments of :class:`TokenMigration`, ``dict(keep_ratio=0.5, at=None, score=...)``; ``type``
+            names another way (``'TokenMerging'``, ``'TokenPropagation'``, ``'SemanticTokens'``). ``dict()`` takes the
+            defaults, None leaves it out.
+        token_gathering: Attention in windows, with gathering tokens between them: the arguments of
+            :class:`TokenGathering`, ``dict(window_size=16, num_tokens=4, global_blocks=(), learned=False)``.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` loads any Fast-iTPN file as it is.
 
     Raises:
@@ -60,6 +67,8 @@ class FastITPN(HierarchicalBackbone):
         frozen_stages: int = -1,
         final_norm: bool = True,
         weight_init: str = 'trunc_normal',
+        token_migration: Mapping | None = None,
+        token_gathering: Mapping | None = None,
         init_cfg: Mapping | None = None,
     ) -> None:
         self._layer_scale = layer_scale_init_value
@@ -74,6 +83,13 @@ class FastITPN(HierarchicalBackbone):
             weight_init=weight_init,
             init_cfg=init_cfg,
         )
+        self.token_reduction = None
+        if token_migration is not None or token_gathering is not None:
+            self.token_reduction = TokenReduction(self.depths[2], migration=token_migration, gathering=token_gathering)
+            gathering = self.token_reduction.gathering
+            for index in () if gathering is None else gathering.learned_blocks:
+                self.blocks[index].attn.add_gathering_offset(gathering.num_tokens)
+            self._freeze()
 
     def _stem(self, dim: int) -> nn.Module:
         return PatchEmbed(3, dim, stride=STRIDES[0])
@@ -88,6 +104,11 @@ class FastITPN(HierarchicalBackbone):
         dim = sizes.embed_dim
         attention, mlp = Attention(dim, sizes.num_heads), SwiGLU(dim, MLP_RATIO * dim)
         return TransformerBlock(dim, attention, mlp, layer_scale=self._layer_scale, drop_path=drop_path)
+
+    def _run_main_blocks(self, x: Tensor) -> Tensor:
+        if self.token_reduction is None:
+            return super()._run_main_blocks(x)
+        return self.token_reduction(self.blocks, x, recompute=self.with_cp)
 
     def _final_norm(self, dim: int) -> nn.Module:
         return layer_norm(dim) if self._with_final_norm else nn.Identity()

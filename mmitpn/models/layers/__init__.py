@@ -1,7 +1,7 @@
 """What every network of the family is made of. Maps are channels-last, ``(B, H, W, C)``, throughout."""
 
 from .attention import Attention
-from .blocks import PointwiseBlock, TransformerBlock, run_blocks
+from .blocks import PointwiseBlock, TransformerBlock, run_block, run_blocks
 from .initialize import WEIGHT_INITS, initialize_weights
 from .mlp import Mlp, SwiGLU
 from .norm import EPS_ITPN, layer_norm, set_norm_eps
@@ -30,6 +30,7 @@ __all__ = [
     'pad_to_multiple',
     'resize_position_embedding',
     'resize_table',
+    'run_block',
     'run_blocks',
     'set_norm_eps',
 ]

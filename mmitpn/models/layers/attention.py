@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Attention(nn.Module):
@@ -25,17 +29,30 @@ class Attention(nn.Module):
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
+        self.gathering_offset: nn.Parameter | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, N, C)``, or any ``(B, ..., C)``, to the same shape."""
-        shape, dim = x.shape, x.shape[-1]
-        x = x.flatten(1, -2)
-        batch, tokens, _ = x.shape
+    def add_gathering_offset(self, number: int) -> None:
+        """Give ``number`` gathering tokens a learned offset of their keys and values, 0 at first."""
+        dim = self.proj.in_features // self.num_heads
+        self.gathering_offset = nn.Parameter(torch.zeros(2, self.num_heads, number, dim))
+
+    def forward(self, x: Tensor, attend: Attend = F.scaled_dot_product_attention) -> Tensor:
+        """``(B, N, C)``, or any ``(B, ..., C)``, to the same shape.
+
+        Args:
+            x: The tokens.
+            attend: What makes one tensor ``(B, heads, N, C / heads)`` of the queries, keys and values of that shape.
+        """
+        shape = x.shape
+        x = attend(*self.project(x.flatten(1, -2)))
+        return self.proj(x.transpose(1, 2).reshape(shape))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values ``(B, heads, N, C / heads)`` of ``(B, N, C)``."""
+        batch, tokens, dim = x.shape
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
         qkv = F.linear(x, self.qkv.weight, bias).view(batch, tokens, 3, self.num_heads, dim // self.num_heads)
         qkv = qkv.permute(2, 0, 3, 1, 4)  # 3, B, heads, N, C / heads
         if qkv.device.type == 'cpu':  # its fused attention reads rows that lie together a tenth faster
             qkv = qkv.contiguous()
-        query, key, value = qkv.unbind(0)
-        x = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(x.transpose(1, 2).reshape(shape))
+        return qkv.unbind(0)

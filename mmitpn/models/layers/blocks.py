@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,9 +62,9 @@ class TransformerBlock(nn.Module):
         self.gamma_1 = _layer_scale(dim, layer_scale)
         self.gamma_2 = _layer_scale(dim, layer_scale)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, ..., dim)`` to ``(B, ..., dim)``."""
-        x = _add(x, self.drop_path(self.attn(self.norm1(x))), self.gamma_1)
+    def forward(self, x: Tensor, *attend: Callable) -> Tensor:
+        """``(B, ..., dim)`` to ``(B, ..., dim)``; ``attend`` is handed to the attention."""
+        x = _add(x, self.drop_path(self.attn(self.norm1(x), *attend)), self.gamma_1)
         return _add(x, self.drop_path(self.mlp(self.norm2(x))), self.gamma_2)
 
 
@@ -87,5 +88,12 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *, recompute: bool) -> Te
         The last block's output.
     """
     for block in blocks:
-        x = checkpoint(block, x, use_reentrant=False) if recompute and torch.is_grad_enabled() else block(x)
+        x = run_block(block, x, recompute=recompute)
     return x
+
+
+def run_block(block: nn.Module, x: Tensor, *more: Any, recompute: bool) -> Tensor:
+    """Run one block as :func:`run_blocks` does, with more arguments."""
+    return (
+        checkpoint(block, x, *more, use_reentrant=False) if recompute and torch.is_grad_enabled() else block(x, *more)
+    )

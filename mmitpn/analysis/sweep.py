@@ -1,0 +1,100 @@
+"""Token reduction against the global path: size x method x share of the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from rich.table import Table
+
+from .cases import Case
+from .methods import drops_tokens
+from .subprocess_job import run_job
+
+PART = 'backbone+pyramid'
+BASELINE = 'global'
+
+
+def sweep_cases(
+    arch: str, size: tuple[int, int], *, methods: Sequence[str], keep_ratios: Sequence[float], **settings: Any
+) -> list[Case]:
+    """The rows of one arch at one size, the global path first; methods without a share come once."""
+    cases = [Case(PART, size, arch=arch, method=BASELINE, **settings)]
+    for method in methods:
+        shares = keep_ratios if drops_tokens(method) else (1.0,)
+        cases += [
+            Case(PART, size, arch=arch, method=method, keep_ratio=share, **settings)
+            for share in shares
+            if method != BASELINE
+        ]
+    return cases
+
+
+def measure_sweep(
+    cases: Sequence[Case], *, threads: int | None, seconds: float, min_rounds: int
+) -> list[dict[str, Any]]:
+    """Figures of one arch at one size: each beside its ratio to the global path of the same run.
+
+    Args:
+        cases: What :func:`sweep_cases` gave.
+        threads: Of the CPU.
+        seconds: Time for all, at least.
+        min_rounds: Runs of each, at least.
+
+    Returns:
+        One dict a case; ``speedup`` and ``mac_ratio`` are global / this, ``speedups`` those of every round.
+    """
+    memory = [run_job('memory', [case], threads=threads) for case in cases]
+    speed = run_job('speed', list(cases), threads=threads, seconds=seconds, min_rounds=min_rounds)
+    rows = []
+    base_speed, base_memory = speed['cases'][0], memory[0]
+    for case, row, used in zip(cases, speed['cases'], memory, strict=True):
+        speedups = [ours / theirs for ours, theirs in zip(base_speed['seconds'], row['seconds'], strict=True)]
+        rows.append(
+            {
+                'arch': case.arch,
+                'size': list(case.size),
+                'dtype': case.dtype,
+                'method': case.method,
+                'keep_ratio': case.keep_ratio,
+                'macs': row['macs'],
+                'mac_ratio': base_speed['macs'] / row['macs'],
+                'seconds': row['seconds'],
+                'speedup': median(speedups),
+                'speedups': speedups,
+                'peak_bytes': used['peak_bytes'],
+                'memory_ratio': used['peak_bytes'] / base_memory['peak_bytes'],
+                'threads': speed['threads'],
+                'torch': speed['torch'],
+            }
+        )
+    return rows
+
+
+def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The table a person reads."""
+    table = Table(title=f'{PART}, {rows[0]["dtype"]}, one image: ratios to global attention of the same run')
+    for heading, side in (
+        ('arch', 'left'),
+        ('size', 'left'),
+        ('method', 'left'),
+        ('keep', 'right'),
+        ('GMAC', 'right'),
+        ('global / this, GMAC', 'right'),
+        ('global / this, time (range)', 'right'),
+        ('this / global, memory', 'right'),
+    ):
+        table.add_column(heading, justify=side)
+    for row in rows:
+        table.add_row(
+            row['arch'],
+            'x'.join(map(str, row['size'])),
+            row['method'],
+            f'{row["keep_ratio"]:g}' if drops_tokens(row['method']) else '',
+            f'{row["macs"] / 1e9:.1f}',
+            f'{row["mac_ratio"]:.2f}',
+            f'{row["speedup"]:.2f} ({min(row["speedups"]):.2f}-{max(row["speedups"]):.2f})',
+            f'{row["memory_ratio"]:.2f}',
+        )
+    return table

@@ -1,0 +1,79 @@
+"""The main stage with fewer tokens: what a backbone with token migration or token gathering runs its blocks by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..layers import run_block
+from .attend import GatheringAttend, GlobalAttend
+from .gathering import TokenGathering
+from .migration import TokenReducer
+from .reducers import REDUCERS
+from .tokens import TokenSet
+from .windows import WindowGrid
+
+
+class TokenReduction(nn.Module):
+    """Windows, gathering tokens and fewer tokens for the blocks of a main stage.
+
+    Args:
+        depth: Blocks of the main stage.
+        migration: ``token_migration`` of the backbone: ``type`` (a name of ``REDUCERS``) and its arguments.
+        gathering: ``token_gathering`` of the backbone: the arguments of :class:`TokenGathering`.
+    """
+
+    def __init__(self, depth: int, *, migration: Mapping | None, gathering: Mapping | None) -> None:
+        super().__init__()
+        self.gathering = None if gathering is None else TokenGathering(depth, **_options(gathering))
+        self.migration: TokenReducer | None = None
+        if migration is not None:
+            options = _options(migration)
+            kind = options.pop('type', 'TokenMigration')
+            if kind not in REDUCERS:
+                raise ValueError(f'token_migration has the type {kind!r}; allowed: {", ".join(map(repr, REDUCERS))}')
+            self.migration = REDUCERS[kind](depth, **options)
+        # Called before every block with its number, its tokens and how they attend; for those who want to look.
+        self.observer: Callable[[int, TokenSet, GlobalAttend | GatheringAttend], None] | None = None
+
+    def forward(self, blocks: Sequence[nn.Module], x: Tensor, *, recompute: bool) -> Tensor:
+        """Run the blocks.
+
+        Args:
+            blocks: The main stage.
+            x: Its input with the position embedding, ``(B, H, W, C)``.
+            recompute: Compute every block again in the backward pass.
+
+        Returns:
+            ``(B, H, W, C)``, all tokens in their places.
+        """
+        height, width = map(int, x.shape[1:3])  # numbers also where a tracer gives tensors
+        grid = WindowGrid(height, width) if self.gathering is None else self.gathering.windows(height, width)
+        tokens = TokenSet.of(x, grid)
+        attends: dict[bool, Any] = {}  # windowed or not -> how the present tokens attend
+        for i, block in enumerate(blocks):
+            if self.migration is not None and i in self.migration.at:
+                before = tokens
+                tokens = self.migration(tokens, block)
+                if tokens is not before:
+                    attends.clear()
+            windowed = grid.number > 1 and i not in self.gathering.global_blocks
+            if windowed not in attends:
+                attends[windowed] = (
+                    GatheringAttend(tokens, self.gathering.num_tokens) if windowed else GlobalAttend(tokens)
+                )
+            offset = block.attn.gathering_offset if windowed else None
+            if self.observer is not None:
+                self.observer(i, tokens, attends[windowed])
+            attend = attends[windowed] if offset is None else partial(attends[windowed], offset=offset)
+            tokens = tokens.update(run_block(block, tokens.x, attend, recompute=recompute))
+        return tokens.restore()
+
+
+def _options(given: Mapping) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise TypeError(f'token_migration and token_gathering take a dict of settings, not {given!r}')
+    return dict(given)

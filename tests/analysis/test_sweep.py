@@ -1,0 +1,56 @@
+"""Token reduction against the global path."""
+
+from __future__ import annotations
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from mmitpn.analysis.methods import METHODS, backbone_settings, drops_tokens
+from mmitpn.analysis.sweep import measure_sweep, sweep_cases, sweep_table
+from mmitpn.models.backbones import FastITPN
+from mmitpn.visualization.trade_off import draw_trade_off
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_every_method_builds(method):
+    model = FastITPN('nano', **backbone_settings(method, keep_ratio=0.6, window_size=4))
+    reduction = model.token_reduction
+    if method == 'global':
+        assert reduction is None
+        return
+    assert (reduction.gathering is None) == (not method.startswith('gathering'))
+    if drops_tokens(method):
+        assert reduction.migration.keep_ratio == 0.6
+
+
+def test_an_unknown_method_is_told():
+    with pytest.raises(ValueError, match="unknown method 'x'; allowed: 'global', 'gathering'"):
+        backbone_settings('x')
+
+
+def test_rows_of_a_sweep():
+    cases = sweep_cases('nano', (64, 64), methods=['global', 'gathering', 'migration'], keep_ratios=[0.5, 0.7])
+    assert [(case.method, case.keep_ratio) for case in cases] == [
+        ('global', 1.0),
+        ('gathering', 1.0),
+        ('migration', 0.5),
+        ('migration', 0.7),
+    ]
+
+
+@pytest.mark.slow
+def test_a_sweep_is_measured_shown_and_drawn(tmp_path):
+    cases = sweep_cases('nano', (320, 320), methods=['gathering+migration'], keep_ratios=[0.5])
+    rows = measure_sweep(cases, threads=1, seconds=0.1, min_rounds=2)
+    assert rows[0]['speedup'] == rows[0]['mac_ratio'] == rows[0]['memory_ratio'] == 1
+    assert rows[1]['mac_ratio'] > 1.02
+    assert len(rows[1]['speedups']) == 2
+    console = Console(width=150, record=True)
+    console.print(sweep_table(rows))
+    assert 'gathering+migration' in console.export_text()
+    scores = {'box AP': {'global': [0.5, 0.6], 'gathering+migration': [0.5], 'never measured': [1.0]}}
+    with Image.open(draw_trade_off(rows, scores, tmp_path / 'new' / 'sweep.png')) as png:
+        assert min(png.size) > 300
+    with pytest.raises(ValueError, match='nothing to draw'):
+        draw_trade_off(rows, {'box AP': {'never measured': [1.0]}}, tmp_path / 'none.png')

@@ -1,0 +1,77 @@
+"""What is seen of token migration and token gathering, and the picture of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmitpn.analysis.token_trace import trace_tokens
+from mmitpn.models.backbones import FastITPN
+from mmitpn.visualization.tokens import draw_tokens
+
+SMALL = {'depths': (1, 1, 3), 'embed_dim': 48, 'num_heads': 3}
+SIZE = (136, 200)  # 9x13 tokens: windows of 3x4, the last column a padded one
+
+
+@pytest.fixture
+def trace():
+    torch.manual_seed(0)
+    model = FastITPN(
+        SMALL,
+        weight_init='xavier',
+        token_gathering={'window_size': 4, 'num_tokens': 4, 'global_blocks': (1,)},
+        token_migration={'at': (1, 2)},
+    ).eval()
+    return trace_tokens(model, torch.randn(1, 3, *SIZE))
+
+
+def test_what_was_dropped(trace):
+    assert list(trace.kept) == [1, 2]
+    assert [tuple(kept.shape) for kept in trace.kept.values()] == [(9, 13)] * 2
+    first, second = trace.kept.values()
+    assert first.sum() == 9 * 6 + 3 * 3  # half of the 12 slots a window; the 3 tokens of padded ones all stay
+    assert (first | ~second).all()  # what is gone stays gone
+
+
+def test_attention_between_windows(trace):
+    assert list(trace.received) == [0, 2]  # block 1 is global
+    for block, received in trace.received.items():
+        leaving = trace.leaving[block]
+        assert leaving.shape == (trace.grid.rows, trace.grid.columns)
+        assert ((leaving > 0.3) & (leaving < 1)).all()
+        assert received.shape == (9, 13)
+    # Before tokens are dropped, what leaves the windows is what arrives in them.
+    tokens = trace.grid.weight(torch.device('cpu')).sum(-1).view(trace.grid.rows, trace.grid.columns)
+    padded = trace.grid.padding
+    assert padded == (0, 3)
+    whole = trace.received[0][:, : trace.grid.wide * (trace.grid.columns - 1)]
+    assert whole.sum() < (trace.leaving[0] * tokens).sum()
+
+
+def test_nothing_is_left_behind_in_the_network():
+    model = FastITPN(SMALL, token_migration={}).eval()
+    trace_tokens(model, torch.randn(1, 3, 64, 64))
+    assert model.token_reduction.observer is None
+
+
+def test_what_cannot_be_traced_is_told():
+    with pytest.raises(ValueError, match='no token_migration and no token_gathering here'):
+        trace_tokens(FastITPN(SMALL), torch.randn(1, 3, 64, 64))
+    with pytest.raises(ValueError, match='2 pictures were given'):
+        trace_tokens(FastITPN(SMALL, token_migration={}), torch.randn(2, 3, 64, 64))
+
+
+def test_the_picture(trace, tmp_path):
+    image = np.full((*SIZE, 3), 200, np.uint8)
+    out = draw_tokens(image, trace, tmp_path / 'new' / 'tokens.png', title='a test')
+    with Image.open(out) as png:
+        assert png.format == 'PNG'
+        assert min(png.size) > 300
+
+
+def test_a_trace_without_gathering_is_drawn_too(tmp_path):
+    model = FastITPN(SMALL, token_migration={}).eval()
+    trace = trace_tokens(model, torch.randn(1, 3, 64, 64))
+    assert draw_tokens(np.zeros((64, 64, 3), np.uint8), trace, tmp_path / 'tokens.png').is_file()

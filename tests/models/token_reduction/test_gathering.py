@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mmitpn import LayerDecayOptimWrapperConstructor
+from mmitpn.checkpoint import load_pretrained
+from mmitpn.models.token_reduction.attend import GatheringAttend, GlobalAttend
+from mmitpn.models.token_reduction.tokens import TokenSet
+from mmitpn.models.token_reduction.windows import WindowGrid
+
+SIZES = [(256, 256), (200, 333), (33, 500)]
+WINDOWS = {'window_size': 4, 'num_tokens': 4}
+
+
+def run(model, size, batch=2):
+    torch.manual_seed(2)
+    with torch.no_grad():
+        return model.eval()(torch.randn(batch, 3, *size))[-1]
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_as_many_gathering_tokens_as_tokens_are_global_attention(network, size):
+    full = network(token_gathering={'window_size': 4, 'num_tokens': 16})
+    assert_close(run(full, size), run(network(), size), rtol=1e-4, atol=1e-5)
+
+
+def test_where_the_grid_is_one_window_nothing_changes(network):
+    one = network(token_gathering={'window_size': 16, 'num_tokens': 0})
+    assert torch.equal(run(one, (256, 256)), run(network(), (256, 256)))
+
+
+def test_all_blocks_global_is_global_also_where_windows_are_padded(network):
+    model = network(token_gathering={**WINDOWS, 'global_blocks': (0, 1, 2, 3)})
+    assert_close(run(model, (200, 333)), run(network(), (200, 333)), rtol=1e-4, atol=1e-5)
+
+
+def test_content_crosses_windows_by_gathering_tokens_only(network):
+    def moved(**gathering) -> float:
+        model = network(token_gathering={'window_size': 4, **gathering}).eval()
+        image = torch.randn(1, 3, 128, 128)
+        other = image.clone()
+        other[:, :, :64, :64] += 1  # the first window
+        with torch.no_grad():
+            return float((model(image)[-1] - model(other)[-1])[:, :, :, 4:].abs().max())
+
+    assert moved(num_tokens=0) == 0
+    assert moved(num_tokens=1) > 1e-4
+
+
+def attend(cls, x, grid, *more, heads=2):
+    tokens = TokenSet.of(x, grid)
+    qkv = tokens.x.flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2)
+    return tokens, cls(tokens, *more), qkv
+
+
+@pytest.mark.parametrize(('cls', 'more'), [(GatheringAttend, (4,)), (GatheringAttend, (0,)), (GlobalAttend, ())])
+def test_padding_is_never_attended_to(cls, more):
+    grid = WindowGrid.fit(7, 9, 4)
+    tokens, rule, x = attend(cls, torch.randn(2, 7, 9, 16), grid, *more)
+    real = tokens.weight.flatten() > 0
+    spoilt = torch.where(real[:, None], x, torch.full_like(x, 1e4))
+    assert_close(rule(x, x, x)[:, :, real], rule(x, spoilt, spoilt)[:, :, real])
+
+
+def test_a_gathering_token_counts_as_its_cell():
+    """Where all keys of other windows are the same, their gathering tokens are as good as all of them."""
+    grid = WindowGrid.fit(8, 8, 4)
+    x = torch.randn(1, 8, 8, 16)
+    x[:, :, 4:] = x[:, :1, 4:5]
+    x[:, 4:] = x[:, :1, 4:5]
+    _, gathered, qkv = attend(GatheringAttend, x, grid, 1)
+    everything = GlobalAttend(TokenSet.of(x, grid))
+    assert_close(gathered(qkv, qkv, qkv)[:, :, :16], everything(qkv, qkv, qkv)[:, :, :16], rtol=1e-4, atol=1e-5)
+
+
+def test_no_parameters_unless_learned(network):
+    assert network(token_gathering=WINDOWS).state_dict().keys() == network().state_dict().keys()
+
+
+def test_learned_offsets_start_at_nothing_and_learn(network):
+    learned = network(token_gathering={**WINDOWS, 'learned': True, 'global_blocks': (3,)})
+    assert_close(run(learned, (256, 256)), run(network(token_gathering={**WINDOWS, 'global_blocks': (3,)}), (256, 256)))
+    learned.train()(torch.randn(1, 3, 128, 192))[-1].square().mean().backward()
+    offsets = [block.attn.gathering_offset for block in learned.blocks]
+    assert [None if one is None else bool(one.grad.abs().max() > 0) for one in offsets] == [True] * 3 + [None]
+    assert learned.get_layer_depth('blocks.1.attn.gathering_offset') == learned.get_layer_depth('blocks.1.norm1.weight')
+
+
+def test_offsets_are_in_a_group_of_the_layer_decay(network):
+    from torch import nn
+
+    model = nn.Module()
+    model.backbone = network(token_gathering={**WINDOWS, 'learned': True})
+    wrapper = {'type': 'OptimWrapper', 'optimizer': {'type': 'AdamW', 'lr': 1.0}}
+    optimizer = LayerDecayOptimWrapperConstructor(wrapper, {'decay_rate': 0.5})(model).optimizer
+    rates = {id(p): group['lr'] for group in optimizer.param_groups for p in group['params']}
+    attention = model.backbone.blocks[0].attn
+    assert rates[id(attention.gathering_offset)] == rates[id(attention.qkv.weight)]
+
+
+def test_a_file_without_offsets_loads_and_says_so(network):
+    model = network(token_gathering={**WINDOWS, 'learned': True})
+    report = load_pretrained(model, network().state_dict())
+    assert report.part('main (fresh)').missing == [f'blocks.{i}.attn.gathering_offset' for i in range(4)]
+    assert any('offsets of the gathering tokens start at 0' in note for note in report.notes)
+
+
+def test_recomputing_gives_the_same_gradients(network):
+    grads = []
+    image = torch.randn(2, 3, 130, 97)
+    for with_cp in (False, True):
+        model = network(token_gathering={**WINDOWS, 'learned': True}, token_migration={'at': (1, 3)}, with_cp=with_cp)
+        sum(x.square().mean() for x in model(image)).backward()
+        grads.append([p.grad for p in model.parameters()])
+    for kept, again in zip(*grads, strict=True):
+        assert_close(kept, again)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast_stays_finite(network, dtype):
+    model = network(token_gathering=WINDOWS, token_migration={})
+    with torch.autocast('cpu', dtype=dtype):
+        out = model(torch.randn(1, 3, 200, 333))[-1]
+    assert out.isfinite().all()
+    out.float().square().mean().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ('gathering', 'message'),
+    [
+        ({'window_size': 0}, 'window_size is 0; allowed: whole numbers of tokens from 1'),
+        ({'num_tokens': 257}, 'num_tokens is 257; allowed: 0 to 256, what a window of 16x16 tokens holds'),
+        ({'num_tokens': -1}, 'num_tokens is -1'),
+        ({'global_blocks': (4,)}, r'global_blocks is \(4,\); allowed: blocks of the main stage, 0 to 3'),
+        ({'global_blocks': (2, 1)}, 'ascending and each once'),
+    ],
+)
+def test_bad_settings_are_explained(network, gathering, message):
+    with pytest.raises(ValueError, match=message):
+        network(token_gathering=gathering)
+
+
+def test_settings_must_be_a_dict(network):
+    with pytest.raises(TypeError, match='take a dict of settings, not True'):
+        network(token_gathering=True)

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mmitpn.models.token_reduction.migration import TokenMigration, nearest, redundancy, unit_features
+from mmitpn.models.token_reduction.scores import SCORES, register_score
+from mmitpn.models.token_reduction.tokens import TokenSet
+from mmitpn.models.token_reduction.windows import WindowGrid
+
+
+def run(model, size=(200, 333)):
+    torch.manual_seed(2)
+    with torch.no_grad():
+        return model.eval()(torch.randn(2, 3, *size))[-1]
+
+
+@pytest.mark.parametrize('gathering', [None, {'window_size': 4, 'num_tokens': 4}])
+def test_keeping_all_is_the_same_to_the_bit(network, gathering):
+    kept = network(token_migration={'keep_ratio': 1.0, 'at': (0, 2)}, token_gathering=gathering)
+    assert torch.equal(run(kept), run(network(token_gathering=gathering)))
+
+
+@pytest.mark.parametrize('grid', [WindowGrid(7, 9), WindowGrid.fit(7, 9, 4), WindowGrid.fit(1, 5, 2)])
+@pytest.mark.parametrize('follow', [False, True])
+@pytest.mark.parametrize('score', SCORES)
+def test_every_token_returns_to_its_place(grid, score, follow):
+    x = torch.randn(2, grid.height, grid.width, 6)
+    tokens = TokenSet.of(x, grid)
+    migration = TokenMigration(4, score=score, follow=follow, keep_ratio=0.6, at=(0, 1, 2))
+    for _ in migration.at:
+        tokens = migration(tokens, nn.Identity())
+    assert tokens.x.shape[2] < grid.slots
+    assert torch.equal(tokens.restore(), x)
+    # What the blocks do to those that are left arrives at their places, and at all others that follow them.
+    changed = tokens.update(tokens.x + 1).restore() - x
+    slots = grid.merge(torch.zeros(2, grid.number, grid.slots, 1).scatter(2, tokens.place.unsqueeze(-1), 1.0))
+    torch.testing.assert_close(changed, torch.ones_like(changed) if follow else slots.expand_as(changed))
+
+
+def test_how_many_stay(network):
+    seen = []
+    model = network(token_migration={'keep_ratio': 0.5, 'at': (1, 3)}).eval()
+    model.token_reduction.observer = lambda i, tokens, _: seen.append((i, tokens.x.shape[2]))
+    model(torch.randn(1, 3, 96, 80))
+    assert seen == [(0, 30), (1, 15), (2, 15), (3, 8)]
+
+
+def test_one_token_stays_in_the_smallest_picture(network):
+    assert run(network(token_migration={'keep_ratio': 0.01}), (1, 1)).isfinite().all()
+
+
+def test_by_default_a_quarter_of_the_way(network):
+    assert network(token_migration={}).token_reduction.migration.at == (1,)
+
+
+def test_gradients_reach_dropped_tokens_up_to_where_they_were_dropped():
+    tokens = TokenSet.of(torch.randn(1, 4, 4, 8, requires_grad=True), WindowGrid(4, 4))
+    layer = nn.Linear(8, 8)
+    before = tokens.update(layer(tokens.x))
+    before.x.retain_grad()
+    reduced = TokenMigration(2, at=(0,), follow=False)(before, layer)
+    later = nn.Linear(8, 8)
+    full = reduced.update(later(reduced.x)).restore()
+    dropped = torch.ones(16, dtype=torch.bool)
+    dropped[reduced.place[0, 0]] = False
+    full.view(16, 8)[dropped].sum().backward()
+    assert (before.x.grad[0, 0, dropped] == 1).all()  # straight through: no later layer touched them
+    assert later.weight.grad is None or not later.weight.grad.any()
+
+
+def test_a_dropped_token_follows_the_one_it_was_most_like():
+    x = torch.randn(1, 4, 4, 8)
+    x[0, 3, 3] = 1.01 * x[0, 0, 0]
+    tokens = TokenSet.of(x, WindowGrid(4, 4))
+    kept = torch.arange(15).view(1, 1, 15)
+    dropped = torch.tensor([[[15]]])
+    reduced = tokens.select(kept, dropped, leader=nearest(unit_features(tokens), kept, dropped))
+    change = torch.randn_like(reduced.x)
+    found = reduced.update(reduced.x + change).restore()
+    torch.testing.assert_close(found[0, 3, 3], x[0, 3, 3] + change[0, 0, 0])
+
+
+def test_training_and_testing_may_keep_different_shares(network):
+    model = network(token_migration={'keep_ratio': 1.0, 'test_keep_ratio': 0.5})
+    plain = network()
+    image = torch.randn(1, 3, 128, 128)
+    assert torch.equal(model.train()(image)[-1], plain.train()(image)[-1])
+    assert not torch.equal(model.eval()(image)[-1], plain.eval()(image)[-1])
+
+
+def odd_one_out(score):
+    x = torch.ones(1, 6, 6, 4) + 0.01 * torch.randn(1, 6, 6, 4)
+    x[0, 2, 3] = torch.tensor([1.0, -3.0, 2.0, -4.0])
+    return redundancy_of(TokenSet.of(x, WindowGrid(6, 6)), score)[0, 0]
+
+
+def redundancy_of(tokens, score):
+    return redundancy(tokens, unit_features(tokens), score)
+
+
+@pytest.mark.parametrize('score', ['neighborhood', 'mean'])
+def test_what_stands_out_is_the_least_redundant(score):
+    assert odd_one_out(score).argmin() == 2 * 6 + 3
+
+
+def test_bipartite_drops_one_half_first_and_what_stands_out_last_of_it():
+    found = odd_one_out('bipartite').view(6, 6)
+    first = (torch.arange(6)[:, None] + torch.arange(6)) % 2 == 0
+    assert found[first].min() > found[~first].max()
+    assert found[2, 3] == found[~first].min()
+
+
+def test_neighborhood_is_the_mean_similarity_of_those_that_are_there():
+    grid = WindowGrid(3, 4)
+    features = nn.functional.normalize(torch.randn(1, 1, 12, 5), dim=-1)
+    places = torch.tensor([[[0, 1, 5, 11]]])
+    found = SCORES['neighborhood'](features[:, :, places[0, 0]], places, grid)[0, 0]
+    one = features[0, 0]
+    expected = [(one[0] @ one[1] + one[0] @ one[5]) / 2, (one[1] @ one[0] + one[1] @ one[5]) / 2]
+    torch.testing.assert_close(found[:2], torch.stack(expected))
+    assert found[3] == 0  # alone
+
+
+@pytest.mark.parametrize('score', SCORES)
+def test_padding_is_dropped_first(score):
+    tokens = TokenSet.of(torch.randn(1, 7, 7, 4), WindowGrid.fit(7, 7, 4))
+    assert redundancy_of(tokens, score)[tokens.weight == 0].isinf().all()
+
+
+def test_own_scores_can_be_registered(network):
+    @register_score('first')
+    def first(features, places, grid):
+        return places.float()
+
+    try:
+        assert run(network(token_migration={'score': 'first'})).isfinite().all()
+        with pytest.raises(ValueError, match="'first' is registered already"):
+            register_score('first')(first)
+    finally:
+        del SCORES['first']
+
+
+@pytest.mark.parametrize(
+    ('migration', 'message'),
+    [
+        ({'keep_ratio': 0}, 'keep_ratio is 0; allowed: more than 0, up to 1'),
+        ({'keep_ratio': 1.5}, r'keep_ratio is 1\.5; allowed'),
+        ({'keep_ratio': float('nan')}, 'keep_ratio is nan; allowed'),
+        ({'test_keep_ratio': 2}, 'test_keep_ratio is 2; allowed'),
+        ({'at': (4,)}, r'at is \(4,\); allowed: blocks of the main stage, 0 to 3'),
+        ({'at': (3, 1)}, 'ascending and each once'),
+        ({'score': 'x'}, "unknown score 'x'; allowed: 'neighborhood', 'bipartite', 'mean'"),
+        ({'type': 'X'}, "token_migration has the type 'X'; allowed: 'TokenMigration', 'TokenMerging'"),
+    ],
+)
+def test_bad_settings_are_explained(network, migration, message):
+    with pytest.raises(ValueError, match=message):
+        network(token_migration=migration)

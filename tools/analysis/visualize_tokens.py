@@ -1,0 +1,74 @@
+r"""Draw what token migration dropped from a photograph, and where the attention of gathering tokens goes.
+
+    python tools/analysis/visualize_tokens.py IMAGE --config CONFIG --checkpoint FILE --out tokens.png
+    python tools/analysis/visualize_tokens.py IMAGE --config CONFIG --checkpoint FILE --cfg-options \
+        model.backbone.token_gathering.window_size=16 model.backbone.token_migration.keep_ratio=0.5
+
+CONFIG is a detector's, segmentor's or classifier's, of this project or a host's with Fast-iTPN in it; the picture goes
+through its test pipeline. FILE is a checkpoint of the whole model, or a released file for its backbone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.registry import DefaultScope
+
+from mmitpn.analysis.host_model import build_from_config
+from mmitpn.analysis.token_trace import trace_tokens
+from mmitpn.checkpoint import load_pretrained
+from mmitpn.engine.host_configs import register_host_configs, resolve_config
+from mmitpn.visualization.tokens import draw_tokens
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('image', type=Path, help='a picture')
+    parser.add_argument('--config', required=True, help='config file, or HOST::NAME')
+    parser.add_argument('--checkpoint', help='weights; without them the pictures show what random weights do')
+    parser.add_argument('--out', type=Path, default=Path('tokens.png'), metavar='FILE.png', help='default: tokens.png')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings')
+    return parser.parse_args(argv)
+
+
+def prepare(cfg: Config, image: Path) -> dict:
+    """The picture after the test pipeline, as a batch of one."""
+    pipeline = [step for step in cfg.test_dataloader.dataset.pipeline if 'LoadAnnotations' not in step['type']]
+    return pseudo_collate([Compose(pipeline)({'img_path': str(image), 'img_id': 0})])
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    register_host_configs()
+    try:
+        if not args.image.is_file():
+            raise FileNotFoundError(f'no picture {args.image}')
+        path = resolve_config(args.config)
+        cfg = Config.fromfile(path)
+        cfg.merge_from_dict(args.cfg_options or {})
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):
+            model = build_from_config(path, overrides=args.cfg_options).eval()
+            if args.checkpoint:
+                load_pretrained(model, args.checkpoint)
+            batch = prepare(cfg, args.image)
+            with torch.no_grad():
+                inputs = model.data_preprocessor(batch, False)['inputs']
+            trace = trace_tokens(model.backbone, inputs)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        sys.stderr.write(f'error: {error}\n')
+        return 2
+    picture = batch['inputs'][0].numpy()[::-1].transpose(1, 2, 0)  # the hosts' pipelines load BGR
+    weights = Path(args.checkpoint).name if args.checkpoint else 'random weights'
+    title = f'{args.image.name}: {Path(args.config).stem}, {weights}'
+    print(draw_tokens(np.clip(picture, 0, 255).astype(np.uint8), trace, args.out, title=title))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
