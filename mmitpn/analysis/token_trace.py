@@ -93,7 +93,9 @@ def _look(
         received.index_add_(0, attend.others, far.sum(1).flatten().float())
         leaving += far.sum((1, 2)) / real.sum(1)
     cell = grid.cells(cut, torch.device('cpu'))
-    spread = received.view(grid.number, attend.number) / cell.bincount(minlength=attend.number).clamp(min=1)
-    spread = spread[:, cell] / attention.num_heads
+    weight = grid.weight(torch.device('cpu'))
+    there = torch.ones(grid.number, grid.slots) if weight is None else weight[0]
+    size = torch.zeros(grid.number, attend.number).index_add(1, cell, there)  # of each cell, without padding
+    spread = (received.view(grid.number, attend.number) / size.clamp(min=1))[:, cell] / attention.num_heads
     trace.received[block] = grid.merge(spread.view(1, grid.number, grid.slots, 1))[0, :, :, 0]
     trace.leaving[block] = (leaving / attention.num_heads).view(grid.rows, grid.columns)

@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 
 
 def draw_trade_off(
-    rows: Sequence[Mapping[str, Any]], scores: Mapping[str, Mapping[str, Sequence[float]]], out_file: str | Path
+    rows: Sequence[Mapping[str, Any]], scores: Mapping[str, Mapping[str, Mapping[str, float]]], out_file: str | Path
 ) -> Path:
     """Draw a PNG with one panel a task.
 
     Args:
         rows: Figures of a sweep (``measure_sweep``) at one size: ``method``, ``speedup``, ``arch``, ``size``.
-        scores: Task -> method -> score of each seed. Methods without scores, or without a row, are left out.
+        scores: Task -> method -> seed -> score. Methods without scores, or without a row, are left out.
         out_file: The PNG; its folder is made.
 
     Returns:
@@ -36,7 +36,7 @@ def draw_trade_off(
     canvas = FigureCanvasAgg(figure)
     for axes, (task, names) in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks.items(), strict=True):
         for index, name in enumerate(names):
-            values = scores[task][name]
+            values = list(scores[task][name].values())
             middle = mean(values)
             axes.errorbar(
                 speed[name],

@@ -49,8 +49,8 @@ def test_a_sweep_is_measured_shown_and_drawn(tmp_path):
     console = Console(width=150, record=True)
     console.print(sweep_table(rows))
     assert 'gathering+migration' in console.export_text()
-    scores = {'box AP': {'global': [0.5, 0.6], 'gathering+migration': [0.5], 'never measured': [1.0]}}
+    scores = {'box AP': {'global': {'0': 0.5, '1': 0.6}, 'gathering+migration': {'0': 0.5}, 'x': {'0': 1.0}}}
     with Image.open(draw_trade_off(rows, scores, tmp_path / 'new' / 'sweep.png')) as png:
         assert min(png.size) > 300
     with pytest.raises(ValueError, match='nothing to draw'):
-        draw_trade_off(rows, {'box AP': {'never measured': [1.0]}}, tmp_path / 'none.png')
+        draw_trade_off(rows, {'box AP': {'x': {'0': 1.0}}}, tmp_path / 'none.png')

@@ -68,7 +68,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--method', nargs='+', choices=list(METHODS), default=list(METHODS), help='of the sweep')
     parser.add_argument('--keep', nargs='+', type=float, default=[0.5], help='shares of the tokens, of the sweep')
     parser.add_argument('--plot', type=Path, metavar='OUT.png', help='speed and accuracy of the sweep; with --accuracy')
-    parser.add_argument('--accuracy', type=Path, metavar='FILE.json', help='scores: {task: {method: [of each seed]}}')
+    parser.add_argument('--accuracy', type=Path, metavar='FILE.json', help='scores: {task: {method: {seed: score}}}')
     parser.add_argument('--compare', type=Path, metavar='OLD', help='an earlier --json to compare with')
     args = parser.parse_args(argv)
     if bool(args.config) != ('detector' in args.part):

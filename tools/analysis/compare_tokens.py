@@ -68,18 +68,17 @@ def main(argv: list[str] | None = None) -> int:
         for task in args.task:
             for method in args.method:
                 score = score_of(task, method, seed, args)
-                scores = found.setdefault(SCORES[task][1], {}).setdefault(method, [])
-                if score not in scores:
-                    scores.append(score)
+                found.setdefault(SCORES[task][1], {}).setdefault(method, {})[str(seed)] = score
                 args.out.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
     table = Table(title=f'keep {args.keep}, windows {WINDOWS}')
     for heading in ('task', 'method', 'seeds', 'mean', 'to global'):
         table.add_column(heading)
     for task, methods in found.items():
         for method, scores in methods.items():
-            change = mean(scores) - mean(methods['global']) if 'global' in methods else float('nan')
-            seeds = ' '.join(f'{score:.3f}' for score in scores)
-            table.add_row(task, method, seeds, f'{mean(scores):.3f}', f'{change:+.3f}')
+            average = mean(scores.values())
+            change = average - mean(methods['global'].values()) if 'global' in methods else float('nan')
+            seeds = ' '.join(f'{score:.3f}' for score in scores.values())
+            table.add_row(task, method, seeds, f'{average:.3f}', f'{change:+.3f}')
     Console(width=110).print(table)
     return 0
 

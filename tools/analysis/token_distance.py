@@ -39,9 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--img-size', type=int, default=224, help='side that pictures are resized to (default: 224)')
     parser.add_argument('--number', type=int, default=24, help='pictures (default: 24)')
     parser.add_argument('--window-size', type=int, default=16, help='of token gathering (default: 16)')
-    parser.add_argument(
-        '--num-tokens', type=int, nargs='+', default=[0, 1, 4], help='gathering tokens'
-    )
+    parser.add_argument('--num-tokens', type=int, nargs='+', default=[0, 1, 4], help='gathering tokens')
     parser.add_argument('--keep', type=float, nargs='+', default=[0.75, 0.5, 0.25], help='shares of the tokens')
     return parser.parse_args(argv)
 

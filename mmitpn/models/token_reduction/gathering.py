@@ -12,11 +12,11 @@ class TokenGathering:
     """Settings of token gathering.
 
     The paper (arXiv 2211.12735, 3.2) says that few gathering tokens replace global attention by attention in windows;
-    the rest is our reading. Windows are at most ``window_size`` wide and as equal as possible, at most a row and a
-    column of each is padding, which nobody attends to. The gathering tokens of a window are the means of the keys and
-    of the values of its ``num_tokens`` cells; they count in the softmax with the number of tokens they stand for. So
-    they need no parameters, any released checkpoint runs with them, and where the grid is one window the block is the
-    global one, to the bit.
+    the rest is our reading. Windows are as few as sides of at most ``window_size`` allow, and all of one size, the
+    smallest that covers the grid; what lies beyond the grid is padding, which nobody attends to. The gathering tokens
+    of a window are the means of the keys and of the values of its ``num_tokens`` cells; they count in the softmax with
+    the number of tokens they stand for. So they need no parameters, any released checkpoint runs with them, and where
+    the grid is one window the block is the global one, to the bit.
 
     Args:
         depth: Blocks of the main stage.

@@ -37,8 +37,10 @@ def test_cells_are_as_square_as_can_be(number, cut):
     windows = WindowGrid(16, 16)
     assert windows.cut(number) == cut
     cells = windows.cells(cut, torch.device('cpu'))
-    assert cells.bincount().tolist() == [256 // number] * number if 256 % number == 0 else True
-    assert set(cells.tolist()) == set(range(number))
+    sizes = cells.bincount()
+    assert len(sizes) == number
+    assert sizes.sum() == 256
+    assert sizes.max() - sizes.min() <= 16  # a row or a column, where the side is no multiple
     middles = windows.middles(cut, torch.device('cpu'))
     assert cells[middles].tolist() == list(range(number))  # the middle of a cell lies in it
 
