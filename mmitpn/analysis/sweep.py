@@ -63,6 +63,7 @@ def measure_sweep(
                 'seconds': row['seconds'],
                 'speedup': median(speedups),
                 'speedups': speedups,
+                'bookkeeping_share': row['bookkeeping_share'],
                 'peak_bytes': used['peak_bytes'],
                 'memory_ratio': used['peak_bytes'] / base_memory['peak_bytes'],
                 'threads': speed['threads'],
@@ -83,6 +84,7 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
         ('GMAC', 'right'),
         ('global / this, GMAC', 'right'),
         ('global / this, time (range)', 'right'),
+        ('handling tokens', 'right'),
         ('this / global, memory', 'right'),
     ):
         table.add_column(heading, justify=side)
@@ -95,6 +97,7 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
             f'{row["macs"] / 1e9:.1f}',
             f'{row["mac_ratio"]:.2f}',
             f'{row["speedup"]:.2f} ({min(row["speedups"]):.2f}-{max(row["speedups"]):.2f})',
+            f'{row["bookkeeping_share"]:.1%}',
             f'{row["memory_ratio"]:.2f}',
         )
     return table

@@ -56,6 +56,7 @@ def measure_speed(job: dict[str, Any]) -> dict[str, Any]:
     cases = _load(job)
     import torch
 
+    from .bookkeeping import bookkeeping_share
     from .cases import DTYPES, build
     from .macs import count_macs
     from .speed import GemmPeak, interleave
@@ -66,7 +67,7 @@ def measure_speed(job: dict[str, Any]) -> dict[str, Any]:
     timings = interleave(calls, gemm, seconds=job['seconds'], min_rounds=job.get('min_rounds', 5))
     peak, rounds = gemm.macs_per_second, gemm.by_round()
     results = []
-    for case, n, timing in zip(cases, macs, timings, strict=True):
+    for case, call, n, timing in zip(cases, calls, macs, timings, strict=True):
         # The matrix product was measured before and after each round: compare with the mean of the two.
         shares = [
             n / seconds / ((before + after) / 2)
@@ -80,6 +81,7 @@ def measure_speed(job: dict[str, Any]) -> dict[str, Any]:
                 'images_per_second': case.batch / timing.median,
                 'gemm_share': n / timing.median / peak,
                 'gemm_share_by_round': shares,
+                'bookkeeping_share': bookkeeping_share(call) if case.device == 'cpu' and case.method != 'global' else 0,
             }
         )
     return {

@@ -2,9 +2,9 @@
 
     python tools/analysis/compare_tokens.py --task det seg --method global gathering --seeds 0 1 2
 
-About ten minutes a run on two cores. Runs that are done are not done again: stop and go on at any time. The scores go
-to docs/token_reduction.json, which benchmark.py --sweep --accuracy draws. Pictures of 128 pixels are 8x8 tokens, so the
-windows are 4x4 and have one gathering token: 16 tokens for each, where a window of 16x16 with four has 64.
+Five to ten minutes a run on two cores. The scores go to docs/token_reduction.json, which benchmark.py draws in a sweep;
+what has a score there is not trained again (--again does), so stop and go on at any time. Pictures of 128 pixels are 8x8
+tokens, so the windows are 4x4 and have one gathering token: 16 tokens for each, where a window of 16x16 with four has 64.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--keep', type=float, default=0.5, help='share of the tokens that stay (default: 0.5)')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/tokens'), help='default: work_dirs/tokens')
     parser.add_argument('--out', type=Path, default=ROOT / 'docs/token_reduction.json', metavar='FILE.json')
+    parser.add_argument('--again', action='store_true', help='train also what has a score already')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='more settings of every run')
     return parser.parse_args(argv)
 
@@ -48,16 +49,14 @@ def options_of(method: str, keep: float) -> list[str]:
 
 
 def score_of(task: str, method: str, seed: int, args: argparse.Namespace) -> float:
-    """Train, unless it was done before, and read the score."""
+    """Train, or go on with a training that was stopped, and read the score."""
     folder = args.work_dir / f'{task}_{method}_{seed}'
-    metrics = folder / 'metrics.json'
-    if not metrics.is_file():
-        options = [*options_of(method, args.keep), *args.cfg_options]
-        command = [sys.executable, 'tools/quickstart.py', '--task', task, '--seed', str(seed), '--resume']
-        command += ['--work-dir', str(folder), *(['--cfg-options', *options] if options else [])]
-        subprocess.run(command, cwd=ROOT, check=True)
+    options = [*options_of(method, args.keep), *args.cfg_options]
+    command = [sys.executable, 'tools/quickstart.py', '--task', task, '--seed', str(seed), '--work-dir', str(folder)]
+    command += ([] if args.again else ['--resume']) + (['--cfg-options', *options] if options else [])
+    subprocess.run(command, cwd=ROOT, check=True)
     name, _, unit = SCORES[task]
-    return json.loads(metrics.read_text(encoding='utf-8'))[name] / unit
+    return json.loads((folder / 'metrics.json').read_text(encoding='utf-8'))[name] / unit
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,8 +66,10 @@ def main(argv: list[str] | None = None) -> int:
     for seed in args.seeds:
         for task in args.task:
             for method in args.method:
-                score = score_of(task, method, seed, args)
-                found.setdefault(SCORES[task][1], {}).setdefault(method, {})[str(seed)] = score
+                scores = found.setdefault(SCORES[task][1], {}).setdefault(method, {})
+                if str(seed) in scores and not args.again:
+                    continue
+                scores[str(seed)] = score_of(task, method, seed, args)
                 args.out.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
     table = Table(title=f'keep {args.keep}, windows {WINDOWS}')
     for heading in ('task', 'method', 'seeds', 'mean', 'to global'):

@@ -83,13 +83,33 @@ class FastITPN(HierarchicalBackbone):
             weight_init=weight_init,
             init_cfg=init_cfg,
         )
-        self.token_reduction = None
+        self.token_reduction: TokenReduction | None = None
+        self.set_token_reduction(token_migration=token_migration, token_gathering=token_gathering)
+
+    def set_token_reduction(
+        self, *, token_migration: Mapping | None = None, token_gathering: Mapping | None = None
+    ) -> None:
+        """Work with fewer tokens from now on, or with all again: the arguments of that name, of a built network.
+
+        Weights stay as they are; offsets that ``learned=True`` adds start at 0, and go with the setting.
+
+        Args:
+            token_migration: As in the constructor.
+            token_gathering: As in the constructor.
+
+        Raises:
+            ValueError: If an argument is outside what is allowed; the message says what is.
+        """
+        reduction = None
         if token_migration is not None or token_gathering is not None:
-            self.token_reduction = TokenReduction(self.depths[2], migration=token_migration, gathering=token_gathering)
-            gathering = self.token_reduction.gathering
-            for index in () if gathering is None else gathering.learned_blocks:
-                self.blocks[index].attn.add_gathering_offset(gathering.num_tokens)
-            self._freeze()
+            reduction = TokenReduction(self.depths[2], migration=token_migration, gathering=token_gathering)
+            reduction.train(self.training)
+        self.token_reduction = reduction
+        gathering = None if reduction is None else reduction.gathering
+        for index, block in enumerate(self.blocks):
+            learned = gathering is not None and index in gathering.learned_blocks
+            block.attn.set_gathering_offset(gathering.num_tokens if learned else 0)
+        self._freeze()
 
     def _stem(self, dim: int) -> nn.Module:
         return PatchEmbed(3, dim, stride=STRIDES[0])

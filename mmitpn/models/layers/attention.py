@@ -31,10 +31,13 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.gathering_offset: nn.Parameter | None = None
 
-    def add_gathering_offset(self, number: int) -> None:
-        """Give ``number`` gathering tokens a learned offset of their keys and values, 0 at first."""
-        dim = self.proj.in_features // self.num_heads
-        self.gathering_offset = nn.Parameter(torch.zeros(2, self.num_heads, number, dim))
+    def set_gathering_offset(self, number: int) -> None:
+        """Give ``number`` gathering tokens a learned offset of their keys and values, 0 at first; 0 takes it away."""
+        shape = (2, self.num_heads, number, self.proj.in_features // self.num_heads)
+        if number == 0:
+            self.gathering_offset = None
+        elif self.gathering_offset is None or self.gathering_offset.shape != shape:
+            self.gathering_offset = nn.Parameter(self.q_bias.new_zeros(shape))
 
     def forward(self, x: Tensor, attend: Attend = F.scaled_dot_product_attention) -> Tensor:
         """``(B, N, C)``, or any ``(B, ..., C)``, to the same shape.
