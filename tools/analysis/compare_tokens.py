@@ -1,10 +1,15 @@
-"""Does token reduction keep the accuracy? Train the quick start's detector and segmentor with each method and seed.
+"""Does token reduction keep the accuracy? Train small models with each method and seed, and compare.
 
     python tools/analysis/compare_tokens.py --task det seg --method global gathering --seeds 0 1 2
+    python tools/analysis/compare_tokens.py --task photos --photos PHOTOS/ --seeds 0
 
-Five to ten minutes a run on two cores. The scores go to docs/token_reduction.json, which benchmark.py draws in a sweep;
-what has a score there is not trained again (--again does), so stop and go on at any time. Pictures of 128 pixels are 8x8
-tokens, so the windows are 4x4 and have one gathering token: 16 tokens for each, where a window of 16x16 with four has 64.
+det and seg are the quick start's detector and segmentor on generated shapes, photos is its detector on a handful of
+photographs in COCO's layout, until it knows them by heart. Five to ten minutes a run on two cores. The scores go to
+docs/token_reduction.json, which benchmark.py --sweep draws; what has a score there is not trained again (--again
+does), so stop and go on at any time.
+
+Pictures of 128 pixels are 8x8 tokens, so the windows are 4x4 and have one gathering token: 16 tokens for each, where a
+window of 16x16 with four has 64. Photographs of 320 pixels are 20x20 tokens, in windows of 10x10 with two: 50 for each.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -21,18 +27,43 @@ from rich.console import Console
 from rich.table import Table
 
 from mmitpn.analysis.methods import METHODS, backbone_settings
+from mmitpn.engine import find_resumable
 
 ROOT = Path(__file__).resolve().parents[2]
-SCORES = {'det': ('bbox_mAP', 'box AP on shapes', 1), 'seg': ('mIoU', 'mean IoU on shapes', 100)}
-WINDOWS = {'window_size': 4, 'num_tokens': 1}
+PHOTOS = 'configs/quickstart/dino_fast-itpn-nano_photos.py'
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained, and how it is scored.
+
+    Attributes:
+        metric: Name of the score in the metrics, without what stands before a slash.
+        words: What a table and a plot call it.
+        unit: What 1 is written as.
+        windows: Settings of token gathering that fit its pictures.
+    """
+
+    metric: str
+    words: str
+    unit: float
+    windows: dict[str, int]
+
+
+TASKS = {
+    'det': Task('bbox_mAP', 'box AP on shapes', 1, {'window_size': 4, 'num_tokens': 1}),
+    'seg': Task('mIoU', 'mean IoU on shapes', 100, {'window_size': 4, 'num_tokens': 1}),
+    'photos': Task('bbox_mAP', 'box AP on the photographs trained on', 1, {'window_size': 10, 'num_tokens': 2}),
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--task', nargs='+', choices=tuple(SCORES), default=list(SCORES))
+    parser.add_argument('--task', nargs='+', choices=tuple(TASKS), default=['det', 'seg'])
     parser.add_argument('--method', nargs='+', choices=tuple(METHODS), default=list(METHODS)[:4])
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.add_argument('--keep', type=float, default=0.5, help='share of the tokens that stay (default: 0.5)')
+    parser.add_argument('--photos', default='data/coco', metavar='DIR', help='folder of the task photos')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/tokens'), help='default: work_dirs/tokens')
     parser.add_argument('--out', type=Path, default=ROOT / 'docs/token_reduction.json', metavar='FILE.json')
     parser.add_argument('--again', action='store_true', help='train also what has a score already')
@@ -40,23 +71,46 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def options_of(method: str, keep: float) -> list[str]:
+def options_of(task: Task, method: str, keep: float) -> list[str]:
     """``--cfg-options`` of a method."""
-    settings = backbone_settings(method, keep_ratio=keep, **WINDOWS)
+    settings = backbone_settings(method, keep_ratio=keep, **task.windows)
     return [
         f'model.backbone.{group}.{name}={value}' for group, values in settings.items() for name, value in values.items()
     ]
 
 
-def score_of(task: str, method: str, seed: int, args: argparse.Namespace) -> float:
-    """Train, or go on with a training that was stopped, and read the score."""
-    folder = args.work_dir / f'{task}_{method}_{seed}'
-    options = [*options_of(method, args.keep), *args.cfg_options]
-    command = [sys.executable, 'tools/quickstart.py', '--task', task, '--seed', str(seed), '--work-dir', str(folder)]
+def train_quickstart(task: str, seed: int, folder: Path, options: list[str], args: argparse.Namespace) -> dict:
+    """Metrics of the quick start."""
+    command = ['tools/quickstart.py', '--task', task, '--seed', str(seed), '--work-dir', str(folder)]
     command += ([] if args.again else ['--resume']) + (['--cfg-options', *options] if options else [])
-    subprocess.run(command, cwd=ROOT, check=True)
-    name, _, unit = SCORES[task]
-    return json.loads((folder / 'metrics.json').read_text(encoding='utf-8'))[name] / unit
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+    return json.loads((folder / 'metrics.json').read_text(encoding='utf-8'))
+
+
+def train_photos(seed: int, folder: Path, options: list[str], args: argparse.Namespace) -> dict:
+    """Metrics of the photographs, by the tools that users train and test with."""
+    root = Path(args.photos).resolve()
+    options = [*options, *(f'{part}_dataloader.dataset.data_root={root}/' for part in ('train', 'val', 'test'))]
+    options += [f'{part}_evaluator.ann_file={root}/annotations/instances_train2017.json' for part in ('val', 'test')]
+    options += [f'randomness.seed={seed}']
+    shared = ['--work-dir', str(folder), '--cfg-options', *options]
+    train = ['tools/train.py', PHOTOS, *([] if args.again else ['--resume']), *shared]
+    subprocess.run([sys.executable, *train], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, 'tools/test.py', PHOTOS, str(find_resumable(folder)), *shared], cwd=ROOT, check=True
+    )
+    return json.loads((folder / 'test_metrics.json').read_text(encoding='utf-8'))['metrics']
+
+
+def score_of(name: str, method: str, seed: int, args: argparse.Namespace) -> float:
+    """Train, or go on with a training that was stopped, and read the score."""
+    task, folder = TASKS[name], args.work_dir / f'{name}_{method}_{seed}'
+    options = [*options_of(task, method, args.keep), *args.cfg_options]
+    if name == 'photos':
+        metrics = train_photos(seed, folder, options, args)
+    else:
+        metrics = train_quickstart(name, seed, folder, options, args)
+    return next(value for key, value in metrics.items() if key.rsplit('/', 1)[-1] == task.metric) / task.unit
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,22 +118,24 @@ def main(argv: list[str] | None = None) -> int:
     args.work_dir = args.work_dir.resolve()
     found: dict[str, dict[str, Any]] = json.loads(args.out.read_text(encoding='utf-8')) if args.out.is_file() else {}
     for seed in args.seeds:
-        for task in args.task:
+        for name in args.task:
             for method in args.method:
-                scores = found.setdefault(SCORES[task][1], {}).setdefault(method, {})
+                scores = found.setdefault(TASKS[name].words, {}).setdefault(method, {})
                 if str(seed) in scores and not args.again:
                     continue
-                scores[str(seed)] = score_of(task, method, seed, args)
+                scores[str(seed)] = score_of(name, method, seed, args)
                 args.out.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
-    table = Table(title=f'keep {args.keep}, windows {WINDOWS}')
+    table = Table(title=f'keep {args.keep}')
     for heading in ('task', 'method', 'seeds', 'mean', 'to global'):
         table.add_column(heading)
-    for task, methods in found.items():
+    for words, methods in found.items():
         for method, scores in methods.items():
+            if not scores:
+                continue
             average = mean(scores.values())
-            change = average - mean(methods['global'].values()) if 'global' in methods else float('nan')
+            change = average - mean(methods['global'].values()) if methods.get('global') else float('nan')
             seeds = ' '.join(f'{score:.3f}' for score in scores.values())
-            table.add_row(task, method, seeds, f'{average:.3f}', f'{change:+.3f}')
+            table.add_row(words, method, seeds, f'{average:.3f}', f'{change:+.3f}')
     Console(width=110).print(table)
     return 0
 

@@ -78,6 +78,7 @@ def compare(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     backbone = getattr(model, 'backbone', None)
     if not hasattr(backbone, 'set_token_reduction'):
         raise ValueError(f'the backbone of {args.config} is {type(backbone).__name__}; only FastITPN reduces tokens')
+    runner.call_hook('before_run')
     runner.load_or_resume()
     steps.append(first_step)
     rows: list[tuple[str, dict[str, float]]] = []

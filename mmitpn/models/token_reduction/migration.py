@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from .scores import SCORES, best_match
 from .tokens import TokenSet, take
 
+# Added to the scores of those that may go: more than any two scores, which are cosines, differ by.
+_CANDIDATES = 4.0
+
 
 def check_keep_ratio(value: float, name: str = 'keep_ratio') -> float:
     """A share of tokens, more than 0."""
@@ -77,29 +80,38 @@ class TokenMigration(TokenReducer):
 
     Before each block of ``at`` the most redundant tokens of every window are put aside; after the last block they
     return to their places, for the pyramid, which has no attention and works on every position for itself. A dropped
-    token *follows* the kept token that it was most like: it returns changed by as much as that one was changed since.
-    Without this (``follow=False``) it returns as it went, a stranger among tokens that are many blocks further.
+    token *follows* the kept token that it was most like: that one counts for it in the softmax meanwhile
+    (proportional attention, ToMe), and it returns changed by as much as that one was changed. Without this
+    (``follow=False``) it is forgotten meanwhile and returns as it went, a stranger among tokens many blocks further.
     It has no parameters: any released checkpoint runs with it.
 
     Args:
         depth: Blocks of the main stage.
         score: What redundant means, a name of ``SCORES``.
+        rounds: Tokens are dropped in so many steps, scored anew among those that are left; in every other step only
+            those on the white places of a checkerboard may go, in the others those on the black ones, so that no token
+            goes because of one that goes too. 1: all at once, wherever they lie.
         follow: Whether dropped tokens follow kept ones.
         **ratios: See :class:`TokenReducer`.
     """
 
-    def __init__(self, depth: int, *, score: str = 'bipartite', follow: bool = True, **ratios: object) -> None:
+    def __init__(
+        self, depth: int, *, score: str = 'bipartite', rounds: int = 2, follow: bool = True, **ratios: object
+    ) -> None:
         super().__init__(depth, **ratios)
         if score not in SCORES:
             raise ValueError(f'unknown score {score!r}; allowed: {", ".join(map(repr, SCORES))}')
+        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+            raise ValueError(f'rounds is {rounds!r}; allowed: whole numbers from 1')
         self.score = score
+        self.rounds = rounds
         self.follow = follow
 
     def reduce(self, tokens: TokenSet, _block: nn.Module, keep: int) -> TokenSet:
         """Keep the ``keep`` least redundant tokens of every window."""
         features = unit_features(tokens)
-        kept, dropped = split_by_redundancy(redundancy(tokens, features, self.score), keep)
-        return tokens.select(kept, dropped, leader=nearest(features, kept, dropped) if self.follow else None)
+        kept, dropped = split_by_redundancy(tokens, features, keep, score=self.score, rounds=self.rounds)
+        return tokens.select(kept, dropped, leader=nearest(tokens, features, kept, dropped) if self.follow else None)
 
 
 @torch.no_grad()
@@ -109,21 +121,46 @@ def unit_features(tokens: TokenSet) -> Tensor:
 
 
 @torch.no_grad()
-def redundancy(tokens: TokenSet, features: Tensor, score: str) -> Tensor:
-    """Redundancy of every token, ``(B, windows, m)`` in fp32; padding is more redundant than anything."""
-    found = SCORES[score](features, tokens.places(), tokens.grid)
-    if tokens.weight is not None:
-        found = found.masked_fill(tokens.weight == 0, float('inf'))
-    return found
+def split_by_redundancy(
+    tokens: TokenSet, features: Tensor, keep: int, *, score: str, rounds: int
+) -> tuple[Tensor, Tensor]:
+    """Which tokens stay and which go.
+
+    Args:
+        tokens: The tokens; padding goes before anything else.
+        features: Of :func:`unit_features`.
+        keep: Tokens of every window that stay.
+        score: A name of ``SCORES``.
+        rounds: See :class:`TokenMigration`.
+
+    Returns:
+        Positions of the ``keep`` least redundant tokens of every window and of the others, both ascending.
+    """
+    places, grid = tokens.places(), tokens.grid
+    count = int(places.shape[-1])
+    left, gone = torch.arange(count, device=places.device).expand_as(places), []
+    for step in range(rounds):
+        before, after = int(left.shape[-1]), count - round((count - keep) * (step + 1) / rounds)
+        if after == before:
+            continue
+        at, present = places.gather(-1, left), features if before == count else take(features, left)
+        found = SCORES[score](present, at, grid)
+        if rounds > 1:
+            found = found + _CANDIDATES * ((at // grid.wide + at % grid.wide + step) % 2 == 0)
+        if tokens.weight is not None:
+            found = found.masked_fill(tokens.weights().gather(-1, left) == 0, float('inf'))
+        order = found.topk(before, largest=False).indices  # a sort that ONNX has too
+        gone.append(left.gather(-1, order[..., after:]))
+        left = left.gather(-1, order[..., :after].sort(-1).values)
+    return left, torch.cat(gone, -1).sort(-1).values
 
 
 @torch.no_grad()
-def nearest(features: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
-    """For each dropped token the number of the kept token that is most like it."""
-    return best_match(take(features, dropped), take(features, kept))[1]
-
-
-def split_by_redundancy(found: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """Positions of the ``keep`` least redundant tokens and of the others, both ascending."""
-    order = found.topk(int(found.shape[-1]), largest=False).indices  # a sort that ONNX has too
-    return order[..., :keep].sort(-1).values, order[..., keep:].sort(-1).values
+def nearest(tokens: TokenSet, features: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
+    """For each dropped token the number of the kept token that is most like it; never padding."""
+    queries, keys = take(features, dropped), take(features, kept)
+    if tokens.weight is not None:  # one more channel makes padding unlike everything
+        padding = tokens.weights().gather(-1, kept) == 0
+        keys = torch.cat((keys, torch.where(padding, -4.0, 0.0).unsqueeze(-1)), -1)
+        queries = F.pad(queries, (0, 1), value=1.0)
+    return best_match(queries, keys)[1]

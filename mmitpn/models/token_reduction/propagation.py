@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from .migration import TokenMigration, redundancy, split_by_redundancy, unit_features
+from .migration import TokenMigration, split_by_redundancy, unit_features
 from .tokens import TokenSet, take
 
 
@@ -30,7 +30,7 @@ class TokenPropagation(TokenMigration):
     def __init__(
         self, depth: int, *, alpha: float = 0.1, neighbours: int = 8, score: str = 'neighborhood', **ratios: object
     ) -> None:
-        super().__init__(depth, score=score, follow=False, **ratios)
+        super().__init__(depth, score=score, rounds=1, follow=False, **ratios)
         if not 0 <= alpha <= 1:
             raise ValueError(f'alpha is {alpha!r}; allowed: 0 to 1')
         if isinstance(neighbours, bool) or not isinstance(neighbours, int) or neighbours < 1:
@@ -41,7 +41,7 @@ class TokenPropagation(TokenMigration):
     def reduce(self, tokens: TokenSet, _block: nn.Module, keep: int) -> TokenSet:
         """Hand on and put aside all but ``keep`` tokens of every window."""
         features = unit_features(tokens)
-        kept, dropped = split_by_redundancy(redundancy(tokens, features, self.score), keep)
+        kept, dropped = split_by_redundancy(tokens, features, keep, score=self.score, rounds=self.rounds)
         reduced = tokens.select(kept, dropped)
         graph = self._graph(tokens, features, kept, dropped)
         weights = tokens.weights()

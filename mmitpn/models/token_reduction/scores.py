@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .windows import WindowGrid
 
-# features (B, W, m, C) of length 1, places (B, W, m), windows -> redundancy (B, W, m), the higher the more redundant
+# features (B, W, m, C) of length 1, places (B, W, m), windows -> redundancy (B, W, m), the higher the more redundant,
+# in a range of at most 4
 Score = Callable[[Tensor, Tensor, WindowGrid], Tensor]
 
 SCORES: dict[str, Score] = {}
@@ -22,7 +23,7 @@ def register_score(name: str) -> Callable[[Score], Score]:
     """Make a score available as ``token_migration=dict(score=name)``.
 
     Args:
-        name: What configs call it.
+        name: What configs call it. Scores differ by at most 4, as cosines do.
 
     Raises:
         ValueError: If the name is taken.
@@ -56,17 +57,15 @@ def neighborhood_similarity(features: Tensor, places: Tensor, grid: WindowGrid) 
 
 @register_score('bipartite')
 def bipartite_similarity(features: Tensor, places: Tensor, grid: WindowGrid) -> Tensor:
-    """Cosine similarity to the nearest token of the other half; ToMe's matching (arXiv 2210.09461).
+    """Cosine similarity to the nearest token of the other half, as ToMe matches (arXiv 2210.09461).
 
-    The halves are a checkerboard. Tokens of the first half are always more redundant than those of the second, so that
-    no token goes together with the one that it resembles before half of them are gone.
+    The halves are a checkerboard: not every other place, which would be stripes in a window of even width.
     """
-    # Not by every other place: in a window of even width that would be stripes.
-    first = (places // grid.wide + places % grid.wide) % 2 == 0
+    white = (places // grid.wide + places % grid.wide) % 2 == 0
     # The halves are not equally large: one more channel keeps each from matching its own (+1 and -1, scaled).
-    side = torch.where(first, 2.0, -2.0).unsqueeze(-1)
+    side = torch.where(white, 2.0, -2.0).unsqueeze(-1)
     best, _ = best_match(torch.cat((features, side), -1), torch.cat((features, -side), -1))
-    return best + 2.0 * first
+    return best - 4.0
 
 
 def best_match(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:

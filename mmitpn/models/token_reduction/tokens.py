@@ -57,8 +57,9 @@ class TokenSet:
         Args:
             kept: Positions among the present tokens, ``(B, windows, k)``.
             dropped: The positions of all others, ``(B, windows, d)``.
-            leader: For each of ``dropped`` the number of the kept token that it follows, ``(B, windows, d)``: when it
-                comes back, it is changed by as much as that one was meanwhile. None: it comes back as it went.
+            leader: For each of ``dropped`` the number of the kept token that it follows, ``(B, windows, d)``: that one
+                counts for both meanwhile, and when it comes back, it is changed by as much as that one was. None: it
+                comes back as it went.
         """
         order = torch.cat((kept, dropped), -1)
         ranks = torch.arange(order.shape[-1], device=order.device).expand_as(order)
@@ -69,10 +70,14 @@ class TokenSet:
             back = stashed if leader is None else stashed + take(x - before, leader)
             return take(torch.cat((x, back), 2), origin)
 
+        weight = None if self.weight is None else self.weights().gather(-1, kept)
+        if leader is not None:
+            weights = self.weights()
+            weight = weights.gather(-1, kept).scatter_add(-1, leader, weights.gather(-1, dropped))
         return replace(
             self,
             x=before,
-            weight=None if self.weight is None else self.weights().gather(-1, kept),
+            weight=weight,
             place=self.places().gather(-1, kept),
             undo=(*self.undo, undo),
         )

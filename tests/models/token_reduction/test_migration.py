@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmitpn.models.token_reduction.migration import TokenMigration, nearest, redundancy, unit_features
+from mmitpn.models.token_reduction.migration import TokenMigration, nearest, split_by_redundancy, unit_features
 from mmitpn.models.token_reduction.scores import SCORES, register_score
 from mmitpn.models.token_reduction.tokens import TokenSet
 from mmitpn.models.token_reduction.windows import WindowGrid
@@ -76,7 +76,8 @@ def test_a_dropped_token_follows_the_one_it_was_most_like():
     tokens = TokenSet.of(x, WindowGrid(4, 4))
     kept = torch.arange(15).view(1, 1, 15)
     dropped = torch.tensor([[[15]]])
-    reduced = tokens.select(kept, dropped, leader=nearest(unit_features(tokens), kept, dropped))
+    reduced = tokens.select(kept, dropped, leader=nearest(tokens, unit_features(tokens), kept, dropped))
+    assert reduced.weight.tolist() == [[[2.0] + [1.0] * 14]]
     change = torch.randn_like(reduced.x)
     found = reduced.update(reduced.x + change).restore()
     torch.testing.assert_close(found[0, 3, 3], x[0, 3, 3] + change[0, 0, 0])
@@ -97,7 +98,7 @@ def odd_one_out(score):
 
 
 def redundancy_of(tokens, score):
-    return redundancy(tokens, unit_features(tokens), score)
+    return SCORES[score](unit_features(tokens), tokens.places(), tokens.grid)
 
 
 @pytest.mark.parametrize('score', ['neighborhood', 'mean'])
@@ -105,11 +106,27 @@ def test_what_stands_out_is_the_least_redundant(score):
     assert odd_one_out(score).argmin() == 2 * 6 + 3
 
 
-def test_bipartite_drops_one_half_first_and_what_stands_out_last_of_it():
-    found = odd_one_out('bipartite').view(6, 6)
-    first = (torch.arange(6)[:, None] + torch.arange(6)) % 2 == 0
-    assert found[first].min() > found[~first].max()
-    assert found[2, 3] == found[~first].min()
+def test_bipartite_is_the_similarity_to_the_nearest_of_the_other_half():
+    tokens = TokenSet.of(torch.randn(1, 3, 3, 5), WindowGrid(3, 3))
+    features = unit_features(tokens)[0, 0]
+    white, black = [0, 2, 4, 6, 8], [1, 3, 5, 7]
+    expected = torch.empty(9)
+    for own, other in ((white, black), (black, white)):
+        expected[own] = (features[own] @ features[other].T).max(1).values
+    torch.testing.assert_close(redundancy_of(tokens, 'bipartite')[0, 0], expected)
+
+
+@pytest.mark.parametrize('score', SCORES)
+def test_what_goes_lies_on_both_halves_and_is_scored_anew(score):
+    """Of tokens that are the same in pairs, side by side, one of each pair stays, whatever it looks like."""
+    tokens = TokenSet.of(torch.randn(1, 6, 3, 8).repeat_interleave(2, 2), WindowGrid(6, 6))
+    kept, dropped = split_by_redundancy(tokens, unit_features(tokens), 18, score=score, rounds=2)
+    white = (dropped // 6 + dropped % 6) % 2 == 0
+    assert white.sum() == 9
+    if score == 'bipartite':
+        assert (kept // 2).unique().numel() == 18
+    both = torch.cat((kept, dropped), -1)
+    assert both.sort(-1).values.tolist() == [[list(range(36))]]
 
 
 def test_neighborhood_is_the_mean_similarity_of_those_that_are_there():
@@ -123,10 +140,30 @@ def test_neighborhood_is_the_mean_similarity_of_those_that_are_there():
     assert found[3] == 0  # alone
 
 
+@pytest.mark.parametrize('rounds', [1, 2, 3])
 @pytest.mark.parametrize('score', SCORES)
-def test_padding_is_dropped_first(score):
+def test_padding_is_dropped_first(score, rounds):
     tokens = TokenSet.of(torch.randn(1, 7, 7, 4), WindowGrid.fit(7, 7, 4))
-    assert redundancy_of(tokens, score)[tokens.weight == 0].isinf().all()
+    _, dropped = split_by_redundancy(tokens, unit_features(tokens), 9, score=score, rounds=rounds)
+    assert tokens.weight.gather(-1, dropped).sum(-1).tolist() == [[7, 3, 3, 0]]  # of 16, 12, 12 and 9 that are there
+
+
+def test_padding_that_stays_is_followed_by_none():
+    x = -torch.rand(1, 7, 7, 4)
+    x[:, 4:, 4:] = torch.eye(4)[:3].repeat(3, 1).view(1, 3, 3, 4)
+    tokens = TokenSet.of(x, WindowGrid.fit(7, 7, 4))
+    kept = torch.tensor([0, 1, 3, 4]).expand(1, 4, 4)  # of the last window's, 3 is padding
+    dropped = torch.tensor([2, 6, 8]).expand(1, 4, 3)
+    leader = nearest(tokens, unit_features(tokens), kept, dropped)
+    assert (tokens.weight.gather(-1, kept).gather(-1, leader) > 0).all()
+
+
+def test_a_token_that_is_followed_counts_for_those_that_follow(network):
+    reduced = TokenMigration(4, at=(0, 1), keep_ratio=0.4)
+    tokens = TokenSet.of(torch.randn(2, 7, 9, 6), WindowGrid.fit(7, 9, 4))
+    for _ in reduced.at:
+        tokens = reduced(tokens, nn.Identity())
+    assert tokens.weight.sum((1, 2)).tolist() == [63, 63]
 
 
 def test_own_scores_can_be_registered(network):
@@ -151,6 +188,7 @@ def test_own_scores_can_be_registered(network):
         ({'test_keep_ratio': 2}, 'test_keep_ratio is 2; allowed'),
         ({'at': (4,)}, r'at is \(4,\); allowed: blocks of the main stage, 0 to 3'),
         ({'at': (3, 1)}, 'ascending and each once'),
+        ({'rounds': 0}, 'rounds is 0; allowed: whole numbers from 1'),
         ({'score': 'x'}, "unknown score 'x'; allowed: 'neighborhood', 'bipartite', 'mean'"),
         ({'type': 'X'}, "token_migration has the type 'X'; allowed: 'TokenMigration', 'TokenMerging'"),
     ],
