@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
@@ -17,22 +17,33 @@ BASELINE = 'global'
 
 
 def sweep_cases(
-    arch: str, size: tuple[int, int], *, methods: Sequence[str], keep_ratios: Sequence[float], **settings: Any
+    arch: str,
+    size: tuple[int, int],
+    *,
+    methods: Sequence[str],
+    keep_ratios: Sequence[float],
+    dtypes: Sequence[str] = ('fp32',),
+    **settings: Any,
 ) -> list[Case]:
-    """The rows of one arch at one size, the global path first; methods without a share come once."""
-    cases = [Case(PART, size, arch=arch, method=BASELINE, **settings)]
+    """The rows of one arch at one size, the global path first; methods without a share come once for each dtype."""
+    rows = [(BASELINE, 1.0)]
     for method in methods:
         shares = keep_ratios if drops_tokens(method) else (1.0,)
-        cases += [
-            Case(PART, size, arch=arch, method=method, keep_ratio=share, **settings)
-            for share in shares
-            if method != BASELINE
-        ]
-    return cases
+        rows += [(method, share) for share in shares if method != BASELINE]
+    return [
+        Case(PART, size, arch=arch, method=method, keep_ratio=share, dtype=dtype, **settings)
+        for dtype in dtypes
+        for method, share in rows
+    ]
 
 
 def measure_sweep(
-    cases: Sequence[Case], *, threads: int | None, seconds: float, min_rounds: int
+    cases: Sequence[Case],
+    *,
+    threads: int | None,
+    seconds: float,
+    min_rounds: int,
+    advance: Callable[[], Any] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Figures of one arch at one size: each beside its ratio to the global path of the same run.
 
@@ -41,12 +52,18 @@ def measure_sweep(
         threads: Of the CPU.
         seconds: Time for all, at least.
         min_rounds: Runs of each, at least.
+        advance: Called after each of the ``len(cases) + 1`` steps: a case's memory, and the speed of all.
 
     Returns:
-        One dict a case; ``speedup`` and ``mac_ratio`` are global / this, ``speedups`` those of every round.
+        One dict a case; ``speedup`` and ``mac_ratio`` are global / this, ``speedups`` those of every round. Global is
+        the first case: where there are several dtypes, that of the first one.
     """
-    memory = [run_job('memory', [case], threads=threads) for case in cases]
+    memory = []
+    for case in cases:
+        memory.append(run_job('memory', [case], threads=threads))
+        advance()
     speed = run_job('speed', list(cases), threads=threads, seconds=seconds, min_rounds=min_rounds)
+    advance()
     rows = []
     base_speed, base_memory = speed['cases'][0], memory[0]
     for case, row, used in zip(cases, speed['cases'], memory, strict=True):
@@ -75,10 +92,11 @@ def measure_sweep(
 
 def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The table a person reads."""
-    table = Table(title=f'{PART}, {rows[0]["dtype"]}, one image: ratios to global attention of the same run')
+    table = Table(title=f'{PART}, one image: ratios to global attention of the same run, in {rows[0]["dtype"]}')
     for heading, side in (
         ('arch', 'left'),
         ('size', 'left'),
+        ('type', 'left'),
         ('method', 'left'),
         ('keep', 'right'),
         ('GMAC', 'right'),
@@ -92,6 +110,7 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
         table.add_row(
             row['arch'],
             'x'.join(map(str, row['size'])),
+            row['dtype'],
             row['method'],
             f'{row["keep_ratio"]:g}' if drops_tokens(row['method']) else '',
             f'{row["macs"] / 1e9:.1f}',

@@ -12,6 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from mmitpn.allocator import keep_freed_memory
+
 from .memory import process_peak_bytes
 
 
@@ -20,6 +22,8 @@ def _load(job: dict[str, Any]) -> list:
 
     from .cases import Case
 
+    if not any(case['device'] == 'cuda' for case in job['cases']):
+        keep_freed_memory()  # as the tools for training and testing do
     if job.get('threads'):
         torch.set_num_threads(job['threads'])
     # fp32 means fp32, in the model and in the matrix product it is compared with.

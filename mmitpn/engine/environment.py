@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
 
+from mmitpn.allocator import keep_freed_memory
 from mmitpn.checkpoint.safe_globals import register_safe_globals
 from mmitpn.engine.atomic import register_atomic_backend
 from mmitpn.engine.host_configs import register_host_configs
@@ -19,8 +20,11 @@ def setup_environment() -> None:
     """Prepare this process for any config, of this project or of a host; call it before a config is read.
 
     Training checkpoints become readable under torch's ``weights_only``, checkpoints are written whole or not at all,
-    and ``mmdet::`` and ``mmseg::`` name configs on both stacks. Calling it again changes nothing.
+    and ``mmdet::`` and ``mmseg::`` name configs on both stacks. Where there is no accelerator, freed memory is kept
+    (:func:`keep_freed_memory`). Calling it again changes nothing.
     """
+    if get_device() == 'cpu':
+        keep_freed_memory()
     register_safe_globals()
     register_atomic_backend()
     register_host_configs()

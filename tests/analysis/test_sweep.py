@@ -39,10 +39,24 @@ def test_rows_of_a_sweep():
     ]
 
 
+def test_every_dtype_has_its_own_global_row():
+    cases = sweep_cases('nano', (64, 64), methods=['gathering'], keep_ratios=[0.5], dtypes=['fp32', 'bf16'])
+    assert [(case.dtype, case.method) for case in cases] == [
+        ('fp32', 'global'),
+        ('fp32', 'gathering'),
+        ('bf16', 'global'),
+        ('bf16', 'gathering'),
+    ]
+
+
 @pytest.mark.slow
 def test_a_sweep_is_measured_shown_and_drawn(tmp_path):
     cases = sweep_cases('nano', (320, 320), methods=['gathering+migration'], keep_ratios=[0.5])
-    rows = measure_sweep(cases, threads=1, seconds=0.1, min_rounds=2)
+    steps = []
+    rows = measure_sweep(cases, threads=1, seconds=0.1, min_rounds=2, advance=lambda: steps.append(1))
+    assert len(steps) == 3
+    assert rows[0]['bookkeeping_share'] == 0
+    assert 0 < rows[1]['bookkeeping_share'] < 1
     assert rows[0]['speedup'] == rows[0]['mac_ratio'] == rows[0]['memory_ratio'] == 1
     assert rows[1]['mac_ratio'] > 1.02
     assert len(rows[1]['speedups']) == 2

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 TOOLS = Path(__file__).parents[2] / 'tools' / 'analysis'
 
@@ -43,6 +44,74 @@ def test_trainings_are_compared_and_not_done_twice(tmp_path, monkeypatch, capsys
         'gathering+migration': {'0': 0.59, '1': 0.59},
     }
     assert '-0.010' in capsys.readouterr().out
+
+
+def test_photographs_are_trained_and_tested_by_the_tools(tmp_path, monkeypatch, capsys):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        folder = Path(command[command.index('--work-dir') + 1])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'iter_5.pth').write_bytes(b'')
+        (folder / 'last_checkpoint').write_text(str(folder / 'iter_5.pth'))
+        (folder / 'test_metrics.json').write_text(json.dumps({'metrics': {'coco/bbox_mAP': 0.625}}))
+
+    tool = load('compare_tokens')
+    monkeypatch.setattr(subprocess, 'run', run)
+    monkeypatch.setattr(tool, 'find_resumable', lambda folder: folder / 'iter_5.pth')
+    arguments = ['--task', 'photos', '--method', 'gathering', '--seeds', '7', '--photos', str(tmp_path)]
+    assert tool.main([*arguments, '--work-dir', str(tmp_path / 'work'), '--out', str(tmp_path / 'scores.json')]) == 0
+    (train, test) = commands
+    assert train[1] == 'tools/train.py'
+    assert test[1] == 'tools/test.py'
+    assert test[3].endswith('iter_5.pth')
+    for command in commands:
+        assert {f'{part}_dataloader.dataset.data_root={tmp_path}/' for part in ('train', 'test')} <= set(command)
+        assert {'randomness.seed=7', 'model.backbone.token_gathering.window_size=10'} <= set(command)
+    assert '0.625' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_settings_are_tried_on_a_trained_model(tmp_path, capsys, monkeypatch):
+    pytest.importorskip('mmdet')
+    from mmitpn.datasets import generate_shapes
+
+    config = TOOLS.parents[1] / 'configs/quickstart/dino_fast-itpn-nano_shapes.py'
+    data = generate_shapes(tmp_path / 'shapes', num_train=2, num_val=3) / 'coco'
+    monkeypatch.chdir(tmp_path)
+    tool = load('token_accuracy')
+    checkpoint = tmp_path / 'trained.pth'
+    from mmengine.config import Config
+    from mmengine.registry import MODELS, init_default_scope
+
+    cfg = Config.fromfile(config)
+    init_default_scope('mmdet')
+    torch.save({'state_dict': MODELS.build(cfg.model).state_dict(), 'meta': {}}, checkpoint)
+    options = [f'test_dataloader.dataset.data_root={data}/', 'test_dataloader.num_workers=0']
+    options += [
+        'test_dataloader.persistent_workers=False',
+        'test_evaluator.ann_file=' + str(data / 'annotations/instances_val2017.json'),
+    ]
+    arguments = [str(config), str(checkpoint), '--window-size', '4', '--num-tokens', '1', '--cfg-options', *options]
+    assert tool.run_command(tool.compare, tool.parse_args(arguments)) == 0
+    shown = capsys.readouterr().out
+    for name in ('global', 'gathering', 'migration, keep 0.5', 'gathering+migration, keep 0.5', 'bbox_mAP'):
+        assert name in shown
+    others = [*arguments[:2], '--set', "token_gathering={'window_size':99999}", '--cfg-options', *options]
+    assert tool.run_command(tool.compare, tool.parse_args(others)) == 0
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith('│')]
+    assert shown[-2].split('│')[2:] == shown[-1].split('│')[2:]  # one window: the same figures
+
+
+def test_a_setting_on_the_command_line(capsys):
+    tool = load('token_accuracy')
+    text = "token_migration={'score':'mean','at':(1,)},token_gathering={}"
+    assert tool.parse_setting(text) == {'token_migration': {'score': 'mean', 'at': (1,)}, 'token_gathering': {}}
+    for wrong in ('', 'x={}', 'token_migration=1', 'token_migration={', 'token_migration=open("x")'):
+        with pytest.raises(SystemExit):
+            tool.parse_args(['a.py', 'b.pth', '--set', wrong])
+        assert 'give one or both of token_migration={...},token_gathering={...}' in capsys.readouterr().err
 
 
 def test_a_picture_of_the_tokens(tmp_path, capsys):

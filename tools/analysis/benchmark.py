@@ -22,14 +22,17 @@ import json
 import os
 import platform
 import sys
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
 from mmitpn.analysis.cases import DTYPES, PARTS, Case
-from mmitpn.analysis.methods import METHODS
+from mmitpn.analysis.methods import METHODS, drops_tokens
 from mmitpn.analysis.subprocess_job import run_job
 from mmitpn.analysis.sweep import measure_sweep, sweep_cases, sweep_table
 from mmitpn.models.backbones.archs import ARCHS
@@ -54,7 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--size', nargs='+', type=parse_size, default=[(224, 224)], metavar='HxW', help='of the pictures'
     )
     parser.add_argument('--batch', type=int, default=1, help='pictures at once')
-    parser.add_argument('--dtype', choices=list(DTYPES), default='fp32', help='bf16 means autocast')
+    parser.add_argument('--dtype', nargs='+', choices=list(DTYPES), default=['fp32'], help='bf16 means autocast')
     parser.add_argument('--train', action='store_true', help='a training step: forward and backward')
     parser.add_argument('--predict', action='store_true', help='segmentors predict: sliding window and all')
     parser.add_argument('--with-cp', action='store_true', help='checkpointing of every module that has with_cp')
@@ -67,7 +70,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--sweep', action='store_true', help='token reduction: size x method x share of the tokens')
     parser.add_argument('--method', nargs='+', choices=list(METHODS), default=list(METHODS), help='of the sweep')
     parser.add_argument('--keep', nargs='+', type=float, default=[0.5], help='shares of the tokens, of the sweep')
-    parser.add_argument('--plot', type=Path, metavar='OUT.png', help='speed and accuracy of the sweep; with --accuracy')
+    parser.add_argument('--plot', type=Path, metavar='OUT.png', help='speed (first arch, size, share) and --accuracy')
     parser.add_argument('--accuracy', type=Path, metavar='FILE.json', help='scores: {task: {method: {seed: score}}}')
     parser.add_argument('--compare', type=Path, metavar='OLD', help='an earlier --json to compare with')
     args = parser.parse_args(argv)
@@ -92,7 +95,6 @@ def group_cases(args: argparse.Namespace) -> list[list[Case]]:
     """The rows, in groups that are timed in turns."""
     shared = {
         'batch': args.batch,
-        'dtype': args.dtype,
         'train': args.train,
         'predict': args.predict,
         'with_cp': args.with_cp,
@@ -100,10 +102,12 @@ def group_cases(args: argparse.Namespace) -> list[list[Case]]:
         'device': args.device,
     }
     parts = [part for part in args.part if part != 'detector']
-    groups = [
-        [Case(part, size, arch=arch, **shared) for part in parts] for arch in args.arch for size in args.size if parts
-    ]
-    groups += [[Case('detector', size, config=config, **shared)] for config in args.config for size in args.size]
+    groups = []
+    for dtype, size in product(args.dtype, args.size):
+        groups += [
+            [Case(part, size, arch=arch, dtype=dtype, **shared) for part in parts] for arch in args.arch if parts
+        ]
+        groups += [[Case('detector', size, config=config, dtype=dtype, **shared)] for config in args.config]
     return groups
 
 
@@ -161,9 +165,9 @@ def peak_bytes(row: dict[str, Any]) -> int:
 def make_table(rows: list[dict[str, Any]], old: list[dict[str, Any]] | None = None) -> Table:
     """The table a person reads; with ``old``, the change in time and memory beside each figure."""
     before = {_key(row): row for row in old or []}
-    table = Table(title=f'{rows[0]["mode"]}, {rows[0]["dtype"]}, batch {rows[0]["batch"]}')
+    table = Table(title=f'{rows[0]["mode"]}, batch {rows[0]["batch"]}')
     table.add_column('what', overflow='fold')
-    for heading in ('size', 'M param', 'GMAC', 'images/s', 'ms', 'peak memory', 'of GEMM peak'):
+    for heading in ('size', 'type', 'M param', 'GMAC', 'images/s', 'ms', 'peak memory', 'of GEMM peak'):
         table.add_column(heading, justify='right')
     if old is not None:
         table.add_column('time, memory to before', justify='right')
@@ -172,6 +176,7 @@ def make_table(rows: list[dict[str, Any]], old: list[dict[str, Any]] | None = No
         cells = [
             row['name'],
             'x'.join(map(str, row['size'])),
+            row['dtype'],
             f'{row["parameters"] / 1e6:.2f}',
             f'{row["macs"] / 1e9:.2f}',
             f'{row["images_per_second"]:.3g}',
@@ -192,23 +197,35 @@ def make_table(rows: list[dict[str, Any]], old: list[dict[str, Any]] | None = No
 
 def sweep(args: argparse.Namespace, console: Console) -> int:
     """All rows of a sweep, its table, and what else was asked for."""
-    shared = {'batch': args.batch, 'dtype': args.dtype, 'device': args.device}
+    shared = {'batch': args.batch, 'dtypes': args.dtype, 'device': args.device}
+    groups = [
+        sweep_cases(arch, size, methods=args.method, keep_ratios=args.keep, **shared)
+        for arch, size in product(args.arch, args.size)
+    ]
     rows: list[dict[str, Any]] = []
     try:
         scores = json.loads(args.accuracy.read_text(encoding='utf-8')) if args.accuracy else {}
-        for arch in args.arch:
-            for size in args.size:
-                cases = sweep_cases(arch, size, methods=args.method, keep_ratios=args.keep, **shared)
-                with console.status(f'{arch} at {"x".join(map(str, size))}: {len(cases)} rows'):
-                    rows += measure_sweep(cases, threads=args.threads, seconds=args.seconds, min_rounds=args.rounds)
+        with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
+            task = progress.add_task('', total=sum(len(cases) + 1 for cases in groups))
+            for cases in groups:
+                progress.update(task, description=f'{cases[0].arch} at {"x".join(map(str, cases[0].size))}')
+                rows += measure_sweep(
+                    cases,
+                    threads=args.threads,
+                    seconds=args.seconds,
+                    min_rounds=args.rounds,
+                    advance=partial(progress.advance, task),
+                )
         console.print(sweep_table(rows))
         if args.json:
             args.json.parent.mkdir(parents=True, exist_ok=True)
             report = {'command': sys.argv, 'machine': describe_machine(), 'rows': rows}
             args.json.write_text(json.dumps(report, indent=1), encoding='utf-8')
         if args.plot:
-            last = [row for row in rows if (row['arch'], row['size']) == (rows[-1]['arch'], rows[-1]['size'])]
-            console.print(f'written: {draw_trade_off(last, scores, args.plot)}', markup=False, highlight=False)
+            same = (rows[0]['arch'], rows[0]['size'], rows[0]['dtype'])
+            shown = [row for row in rows if (row['arch'], row['size'], row['dtype']) == same]
+            shown = [row for row in shown if not drops_tokens(row['method']) or row['keep_ratio'] == args.keep[0]]
+            console.print(f'written: {draw_trade_off(shown, scores, args.plot)}', markup=False, highlight=False)
     except (RuntimeError, ValueError, OSError) as error:
         console.print(str(error), style='red', markup=False)
         return 1

@@ -18,10 +18,9 @@ import argparse
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -33,8 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = 'configs/quickstart/dino_fast-itpn-nano_photos.py'
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """What is trained, and how it is scored.
 
     Attributes:

@@ -64,7 +64,14 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, *attend: Callable) -> Tensor:
         """``(B, ..., dim)`` to ``(B, ..., dim)``; ``attend`` is handed to the attention."""
-        x = _add(x, self.drop_path(self.attn(self.norm1(x), *attend)), self.gamma_1)
+        return self.feed(self.mix(x, *attend))
+
+    def mix(self, x: Tensor, *attend: Callable) -> Tensor:
+        """The first half: what tokens take in from each other."""
+        return _add(x, self.drop_path(self.attn(self.norm1(x), *attend)), self.gamma_1)
+
+    def feed(self, x: Tensor) -> Tensor:
+        """The second half: every token for itself."""
         return _add(x, self.drop_path(self.mlp(self.norm2(x))), self.gamma_2)
 
 
@@ -92,8 +99,8 @@ def run_blocks(blocks: Iterable[nn.Module], x: Tensor, *, recompute: bool) -> Te
     return x
 
 
-def run_block(block: nn.Module, x: Tensor, *more: Any, recompute: bool) -> Tensor:
-    """Run one block as :func:`run_blocks` does, with more arguments."""
+def run_block(block: Callable[..., Tensor], x: Tensor, *more: Any, recompute: bool) -> Tensor:
+    """Run one block, or a part of one, as :func:`run_blocks` does, with more arguments."""
     return (
         checkpoint(block, x, *more, use_reentrant=False) if recompute and torch.is_grad_enabled() else block(x, *more)
     )

@@ -7,6 +7,10 @@ from torch import Tensor, nn
 
 from .norm import layer_norm
 
+# Matrix products are up to a third faster where rows are so many values long, or a multiple: 682 hidden channels, those
+# of the pyramid, are computed as 688, of which the last 6 are zero (and GELU leaves zero alone).
+_ALIGNMENT = 16
+
 
 class Mlp(nn.Module):
     """Two linear layers with GELU between them.
@@ -22,10 +26,14 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, hidden)
         self.ffn_ln = layer_norm(hidden) if sub_norm else nn.Identity()
         self.fc2 = nn.Linear(hidden, dim)
+        self._padding = 0 if sub_norm else -hidden % _ALIGNMENT
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., dim)`` to ``(..., dim)``."""
-        return self.fc2(self.ffn_ln(F.gelu(self.fc1(x))))
+        if not self._padding:
+            return self.fc2(self.ffn_ln(F.gelu(self.fc1(x))))
+        x = F.linear(x, F.pad(self.fc1.weight, (0, 0, 0, self._padding)), F.pad(self.fc1.bias, (0, self._padding)))
+        return F.linear(F.gelu(x), F.pad(self.fc2.weight, (0, self._padding)), self.fc2.bias)
 
 
 class SwiGLU(nn.Module):

@@ -33,13 +33,13 @@ def check_blocks(value: Sequence[int], depth: int, name: str) -> tuple[int, ...]
 
 
 class TokenReducer(nn.Module):
-    """Fewer tokens from some blocks of the main stage on, and all of them again after the last.
+    """Fewer tokens from some blocks of the main stage on, and all of them again after the attention of the last.
 
     A subclass defines :meth:`reduce`.
 
     Args:
         depth: Blocks of the main stage.
-        at: The blocks before which tokens are taken away; None: one quarter of the way.
+        at: The blocks before which tokens are taken away; None: one block after a quarter of the way.
         keep_ratio: Share of the tokens present that stay, at each of ``at``.
         test_keep_ratio: The share while not training; None: the same.
     """
@@ -53,7 +53,7 @@ class TokenReducer(nn.Module):
         test_keep_ratio: float | None = None,
     ) -> None:
         super().__init__()
-        self.at = (depth // 4,) if at is None else check_blocks(at, depth, 'at')
+        self.at = (depth // 4 + 1,) if at is None else check_blocks(at, depth, 'at')
         self.keep_ratio = check_keep_ratio(keep_ratio)
         self.test_keep_ratio = (
             self.keep_ratio if test_keep_ratio is None else check_keep_ratio(test_keep_ratio, 'test_keep_ratio')
@@ -78,12 +78,12 @@ class TokenReducer(nn.Module):
 class TokenMigration(TokenReducer):
     """Migration (arXiv 2211.12735, 3.2; the paper names the idea only: all else is our reading).
 
-    Before each block of ``at`` the most redundant tokens of every window are put aside; after the last block they
-    return to their places, for the pyramid, which has no attention and works on every position for itself. A dropped
-    token *follows* the kept token that it was most like: that one counts for it in the softmax meanwhile
-    (proportional attention, ToMe), and it returns changed by as much as that one was changed. Without this
-    (``follow=False``) it is forgotten meanwhile and returns as it went, a stranger among tokens many blocks further.
-    It has no parameters: any released checkpoint runs with it.
+    Before each block of ``at`` the most redundant tokens of every window are put aside; after the last attention they
+    return to their places, for the last feed-forward network, the norm and the pyramid, which have no attention and
+    work on every position for itself. A dropped token *follows* the kept token that it was most like: that one counts
+    for it in the softmax meanwhile (proportional attention, ToMe), and it returns changed by as much as that one was
+    changed. Without this (``follow=False``) it is forgotten meanwhile and returns as it went, a stranger among tokens
+    many blocks further. It has no parameters: any released checkpoint runs with it.
 
     Args:
         depth: Blocks of the main stage.

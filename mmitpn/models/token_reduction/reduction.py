@@ -40,7 +40,7 @@ class TokenReduction(nn.Module):
         self.observer: Callable[[int, TokenSet, GlobalAttend | GatheringAttend], None] | None = None
 
     def forward(self, blocks: Sequence[nn.Module], x: Tensor, *, recompute: bool) -> Tensor:
-        """Run the blocks.
+        """Run the blocks. Tokens that were taken away are back after the attention of the last one.
 
         Args:
             blocks: The main stage.
@@ -69,6 +69,10 @@ class TokenReduction(nn.Module):
             if self.observer is not None:
                 self.observer(i, tokens, attends[windowed])
             attend = attends[windowed] if offset is None else partial(attends[windowed], offset=offset)
+            if tokens.undo and i == len(blocks) - 1:
+                # After the last attention all works on every token for itself, beginning with this block's second half.
+                tokens = tokens.update(run_block(block.mix, tokens.x, attend, recompute=recompute))
+                return run_block(block.feed, tokens.restore(), recompute=recompute)
             tokens = tokens.update(run_block(block, tokens.x, attend, recompute=recompute))
         return tokens.restore()
 
