@@ -5,6 +5,7 @@ from .blocks import PointwiseBlock, TransformerBlock, run_block, run_blocks
 from .initialize import WEIGHT_INITS, initialize_weights
 from .mlp import Mlp, SwiGLU
 from .norm import EPS_ITPN, layer_norm, set_norm_eps
+from .parts import run_in_bands
 from .patch import PatchConcatMerge, PatchEmbed, PatchMerge, PatchSplit, as_map, as_tokens, pad_to_multiple
 from .position import resize_position_embedding
 from .relative import RELATIVE_POSITIONS, RelativeAttention, resize_table
@@ -32,5 +33,6 @@ __all__ = [
     'resize_table',
     'run_block',
     'run_blocks',
+    'run_in_bands',
     'set_norm_eps',
 ]

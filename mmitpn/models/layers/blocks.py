@@ -12,6 +12,7 @@ from torchvision.ops import StochasticDepth
 
 from .mlp import Mlp
 from .norm import layer_norm
+from .parts import run_in_parts
 
 
 class PointwiseBlock(nn.Module):
@@ -36,6 +37,9 @@ class PointwiseBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, ..., dim)`` to ``(B, ..., dim)``."""
+        return run_in_parts(self._whole, x, self.mlp.hidden)
+
+    def _whole(self, x: Tensor) -> Tensor:
         return _add(x, self.drop_path(self.mlp(self.norm(x))), self.gamma)
 
 
@@ -72,6 +76,9 @@ class TransformerBlock(nn.Module):
 
     def feed(self, x: Tensor) -> Tensor:
         """The second half: every token for itself."""
+        return run_in_parts(self._feed, x, self.mlp.hidden)
+
+    def _feed(self, x: Tensor) -> Tensor:
         return _add(x, self.drop_path(self.mlp(self.norm2(x))), self.gamma_2)
 
 

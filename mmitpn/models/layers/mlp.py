@@ -23,6 +23,7 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden: int, *, sub_norm: bool) -> None:
         super().__init__()
+        self.hidden = hidden
         self.fc1 = nn.Linear(dim, hidden)
         self.ffn_ln = layer_norm(hidden) if sub_norm else nn.Identity()
         self.fc2 = nn.Linear(hidden, dim)
@@ -46,6 +47,7 @@ class SwiGLU(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
+        self.hidden = hidden
         self.w1 = nn.Linear(dim, hidden)
         self.w2 = nn.Linear(dim, hidden)
         self.ffn_ln = layer_norm(hidden)

@@ -20,6 +20,7 @@ from ..layers import (
     as_tokens,
     initialize_weights,
     run_blocks,
+    run_in_bands,
     set_norm_eps,
 )
 from ..layers.initialize import check_weight_init
@@ -156,14 +157,13 @@ class ITPNPyramid(PretrainedModule):
         """
         self._check(inputs)
         fine, middle, main = (as_tokens(x) for x in inputs)
-        levels = [(self.out16, self.align16(main))]
+        outs, top = [run_blocks([self.out16], self.align16(main), recompute=self.with_cp)], main
         if self.start_level < 2:
-            top = self._merge(self.split8(main), self.align8(middle), self.blocks8)
-            levels.insert(0, (self.out8, top))
+            top, out = self._finer(top, middle, self.split8, self.align8, self.blocks8, self.out8)
+            outs.insert(0, out)
         if self.start_level < 1:
-            top = self._merge(self.split4(top), self.align4(fine), self.blocks4)
-            levels.insert(0, (self.out4, top))
-        outs = [run_blocks([block], x, recompute=self.with_cp) for block, x in levels]
+            _, out = self._finer(top, fine, self.split4, self.align4, self.blocks4, self.out4, last=True)
+            outs.insert(0, out)
         if self.concat_backbone:
             inner = (fine, middle, main)[min(self.start_level, 2) :]
             outs = [torch.cat(pair, dim=-1) for pair in zip(outs, inner, strict=True)]
@@ -174,10 +174,26 @@ class ITPNPyramid(PretrainedModule):
             outs.append(self._pool(outs[-1]))
         return tuple(outs[coarser:])
 
-    def _merge(self, coarse: Tensor, fine: Tensor, blocks: nn.ModuleList) -> Tensor:
-        """Add the split coarse map, cut to the finer one's odd sides, to the aligned finer map; then the blocks."""
-        x = coarse[:, : fine.shape[1], : fine.shape[2]] + fine
-        return run_blocks(blocks, x, recompute=self.with_cp)
+    def _finer(
+        self,
+        coarse: Tensor,
+        fine: Tensor,
+        split: nn.Module,
+        align: nn.Module,
+        blocks: nn.ModuleList,
+        out: nn.Module,
+        *,
+        last: bool = False,
+    ) -> tuple[Tensor | None, Tensor]:
+        """The next finer level ``(B, H, W, out_channels)``: for the level after it, unless last, and for heads."""
+
+        def band(coarse: Tensor, fine: Tensor) -> tuple[Tensor | None, Tensor]:
+            # The split map is cut to the finer one's odd sides.
+            x = split(coarse)[:, : fine.shape[1], : fine.shape[2]] + align(fine)
+            x = run_blocks(blocks, x, recompute=self.with_cp)
+            return None if last else x, run_blocks([out], x, recompute=self.with_cp)
+
+        return run_in_bands(band, coarse, fine, self.out_channels)
 
     def _pool(self, x: Tensor) -> Tensor:
         # ceil_mode keeps a side of 1 at 1; the average counts only what is there.

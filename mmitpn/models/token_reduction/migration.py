@@ -53,7 +53,7 @@ class TokenReducer(nn.Module):
         test_keep_ratio: float | None = None,
     ) -> None:
         super().__init__()
-        self.at = (depth // 4 + 1,) if at is None else check_blocks(at, depth, 'at')
+        self.at = (min(depth // 4 + 1, depth - 1),) if at is None else check_blocks(at, depth, 'at')
         self.keep_ratio = check_keep_ratio(keep_ratio)
         self.test_keep_ratio = (
             self.keep_ratio if test_keep_ratio is None else check_keep_ratio(test_keep_ratio, 'test_keep_ratio')

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from mmitpn.models.layers import Attention, SwiGLU, TransformerBlock, initialize_weights, resize_position_embedding
+from mmitpn.models.layers.mlp import Mlp
 
 
 @pytest.mark.parametrize('target', [(14, 14), (1, 1), (9, 30), (64, 64)])
@@ -38,6 +39,18 @@ def test_attention_equals_the_written_out_formula():
     weights = (heads[0] @ heads[1].transpose(-1, -2) / math.sqrt(8)).softmax(-1)
     expected = attention.proj((weights @ heads[2]).transpose(1, 2).reshape(2, 10, 24))
     assert_close(attention(x), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize('hidden', [682, 64, 5])
+def test_an_mlp_whose_rows_are_padded_is_the_same_and_learns(hidden):
+    mlp = Mlp(24, hidden, sub_norm=False)
+    x = torch.randn(2, 7, 24, requires_grad=True)
+    expected = mlp.fc2(F.gelu(mlp.fc1(x)))
+    wanted = torch.autograd.grad(expected.square().sum(), [x, *mlp.parameters()])
+    found = mlp(x)
+    assert_close(found, expected)
+    for ours, theirs in zip(torch.autograd.grad(found.square().sum(), [x, *mlp.parameters()]), wanted, strict=True):
+        assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_xavier_scales_what_sub_ln_scales():

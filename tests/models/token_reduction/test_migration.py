@@ -51,8 +51,20 @@ def test_one_token_stays_in_the_smallest_picture(network):
     assert run(network(token_migration={'keep_ratio': 0.01}), (1, 1)).isfinite().all()
 
 
-def test_by_default_a_quarter_of_the_way(network):
-    assert network(token_migration={}).token_reduction.migration.at == (1,)
+@pytest.mark.parametrize(('depth', 'at'), [(1, 0), (4, 2), (12, 4), (20, 6), (24, 7), (40, 11)])
+def test_by_default_one_block_after_a_quarter_of_the_way(depth, at):
+    assert TokenMigration(depth).at == (at,)
+
+
+def test_tokens_are_back_for_the_last_feed_forward_network(network):
+    """All after the last attention works on every token for itself, so all tokens go through it."""
+    model = network(token_migration={'at': (1,)}).eval()
+    seen = []
+    for block in model.blocks:
+        block.attn.register_forward_hook(lambda _, x, __: seen.append(x[0].shape[1:-1].numel()))
+        block.mlp.register_forward_hook(lambda _, x, __: seen.append(x[0].shape[1:-1].numel()))
+    model(torch.randn(1, 3, 96, 96))
+    assert seen == [36, 36, 18, 18, 18, 18, 18, 36]
 
 
 def test_gradients_reach_dropped_tokens_up_to_where_they_were_dropped():

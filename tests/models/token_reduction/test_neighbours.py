@@ -21,7 +21,7 @@ def block() -> TransformerBlock:
 @pytest.mark.parametrize('gathering', [None, {'window_size': 4, 'num_tokens': 4}])
 @pytest.mark.parametrize('keep_ratio', [0.5, 0.2])
 def test_gives_the_full_grid_and_learns(network, kind, gathering, keep_ratio):
-    model = network(token_migration={'type': kind, 'keep_ratio': keep_ratio}, token_gathering=gathering)
+    model = network(token_migration={'type': kind, 'keep_ratio': keep_ratio, 'at': (1,)}, token_gathering=gathering)
     counts = []
     model.token_reduction.observer = lambda _, tokens, __: counts.append(tokens.x.shape[2])
     out = model(torch.randn(2, 3, 200, 333))[-1]
