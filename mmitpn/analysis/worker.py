@@ -85,7 +85,9 @@ def measure_speed(job: dict[str, Any]) -> dict[str, Any]:
                 'images_per_second': case.batch / timing.median,
                 'gemm_share': n / timing.median / peak,
                 'gemm_share_by_round': shares,
-                'bookkeeping_share': bookkeeping_share(call) if case.device == 'cpu' and case.method != 'global' else 0,
+                'bookkeeping_share': bookkeeping_share(call, rounds=2)
+                if case.device == 'cpu' and case.method != 'global'
+                else 0,
             }
         )
     return {

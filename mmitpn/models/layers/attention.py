@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .parts import in_parts, part_rows
+
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -53,9 +55,21 @@ class Attention(nn.Module):
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values ``(B, heads, N, C / heads)`` of ``(B, N, C)``."""
         batch, tokens, dim = x.shape
+        shape = (3, self.num_heads, dim // self.num_heads)
         bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
-        qkv = F.linear(x, self.qkv.weight, bias).view(batch, tokens, 3, self.num_heads, dim // self.num_heads)
-        qkv = qkv.permute(2, 0, 3, 1, 4)  # 3, B, heads, N, C / heads
-        if qkv.device.type == 'cpu':  # its fused attention reads rows that lie together a tenth faster
-            qkv = qkv.contiguous()
-        return qkv.unbind(0)
+
+        def part(x: Tensor) -> Tensor:
+            return F.linear(x, self.qkv.weight, bias).unflatten(-1, shape).permute(2, 0, 3, 1, 4)  # 3, B, heads, n, d
+
+        if not in_parts(x):
+            qkv = part(x)
+            # A CPU's fused attention reads rows that lie together a tenth faster.
+            return (qkv.contiguous() if x.device.type == 'cpu' else qkv).unbind(0)
+        found = None
+        step = part_rows(batch * 3 * dim)
+        for first in range(0, tokens, step):
+            rows = part(x[:, first : first + step])
+            if found is None:
+                found = rows.new_empty(3, batch, self.num_heads, tokens, shape[-1])
+            found[:, :, :, first : first + step] = rows
+        return found.unbind(0)

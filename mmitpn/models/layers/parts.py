@@ -1,7 +1,7 @@
 """Large maps a part at a time, where positions do not see each other and nothing is kept for a backward pass.
 
-What lies between the input and the output of a part is then small: it stays in the processor's caches, and the C library
-hands the same memory out again for the next part, where a large map would come from the system, page by page.
+What lies between the input and the output of a part is then small: it stays in the processor's caches, and the C
+library hands the same memory out again for the next part, where a large map would come from the system, page by page.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ def in_parts(x: Tensor) -> bool:
     return x.device.type == 'cpu' and not torch.is_grad_enabled() and not traced
 
 
+def part_rows(width: int) -> int:
+    """How many rows of so many values are worked on at once."""
+    return max(1, _VALUES // width)
+
+
 def run_in_parts(function: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
     """Run a function that works on every position for itself.
 
@@ -32,7 +37,7 @@ def run_in_parts(function: Callable[[Tensor], Tensor], x: Tensor, width: int) ->
     Returns:
         ``(..., dim_out)``.
     """
-    rows, step = x.numel() // x.shape[-1], max(1, _VALUES // width)
+    rows, step = x.numel() // x.shape[-1], part_rows(width)
     if rows <= step or not in_parts(x):
         return function(x)
     out = None

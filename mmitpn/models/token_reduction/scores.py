@@ -16,7 +16,7 @@ Score = Callable[[Tensor, Tensor, WindowGrid], Tensor]
 
 SCORES: dict[str, Score] = {}
 # Bytes of similarities that are held at once.
-_BUDGET = 64 * 2**20
+_BUDGET = 8 * 2**20
 
 
 def register_score(name: str) -> Callable[[Score], Score]:

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from mmitpn import FastITPN, ITPNPyramid
-from mmitpn.models.layers import PointwiseBlock, parts
+from mmitpn.models.layers import Attention, PointwiseBlock, parts
 
 
 @pytest.fixture
@@ -28,6 +28,16 @@ def test_a_block(small_parts, shape):
     whole, split = both(PointwiseBlock(24, 72, sub_norm=True), torch.randn(shape))
     assert_close(split, whole)
     assert split.shape == shape
+
+
+@pytest.mark.parametrize('tokens', [1, 20, 57])
+def test_the_projections_of_attention(small_parts, tokens):
+    attention = Attention(24, 3)
+    for bias in (attention.q_bias, attention.v_bias):
+        torch.nn.init.normal_(bias)
+    whole, split = both(attention.project, torch.randn(2, tokens, 24))
+    for one, other in zip(whole, split, strict=True):
+        assert_close(other, one)
 
 
 @pytest.mark.parametrize('size', [(128, 128), (101, 259), (16, 320)])
