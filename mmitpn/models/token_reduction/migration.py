@@ -39,7 +39,7 @@ class TokenReducer(nn.Module):
 
     Args:
         depth: Blocks of the main stage.
-        at: The blocks before which tokens are taken away; None: one block after a quarter of the way.
+        at: The blocks before which tokens are taken away; None: a quarter of the way, block 2 at the earliest.
         keep_ratio: Share of the tokens present that stay, at each of ``at``.
         test_keep_ratio: The share while not training; None: the same.
     """
@@ -53,7 +53,7 @@ class TokenReducer(nn.Module):
         test_keep_ratio: float | None = None,
     ) -> None:
         super().__init__()
-        self.at = (min(depth // 4 + 1, depth - 1),) if at is None else check_blocks(at, depth, 'at')
+        self.at = (min(max(depth // 4, 2), depth - 1),) if at is None else check_blocks(at, depth, 'at')
         self.keep_ratio = check_keep_ratio(keep_ratio)
         self.test_keep_ratio = (
             self.keep_ratio if test_keep_ratio is None else check_keep_ratio(test_keep_ratio, 'test_keep_ratio')

@@ -51,8 +51,8 @@ def test_one_token_stays_in_the_smallest_picture(network):
     assert run(network(token_migration={'keep_ratio': 0.01}), (1, 1)).isfinite().all()
 
 
-@pytest.mark.parametrize(('depth', 'at'), [(1, 0), (4, 2), (12, 4), (20, 6), (24, 7), (40, 11)])
-def test_by_default_one_block_after_a_quarter_of_the_way(depth, at):
+@pytest.mark.parametrize(('depth', 'at'), [(1, 0), (4, 2), (12, 3), (20, 5), (24, 6), (40, 10)])
+def test_by_default_a_quarter_of_the_way(depth, at):
     assert TokenMigration(depth).at == (at,)
 
 
