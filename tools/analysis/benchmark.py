@@ -103,11 +103,11 @@ def group_cases(args: argparse.Namespace) -> list[list[Case]]:
     }
     parts = [part for part in args.part if part != 'detector']
     groups = []
-    for dtype, size in product(args.dtype, args.size):
-        groups += [
-            [Case(part, size, arch=arch, dtype=dtype, **shared) for part in parts] for arch in args.arch if parts
-        ]
-        groups += [[Case('detector', size, config=config, dtype=dtype, **shared)] for config in args.config]
+    for dtype in args.dtype:
+        for arch, size in product(args.arch, args.size):
+            groups += [[Case(part, size, arch=arch, dtype=dtype, **shared) for part in parts]] if parts else []
+        for config, size in product(args.config, args.size):
+            groups.append([Case('detector', size, config=config, dtype=dtype, **shared)])
     return groups
 
 

@@ -37,8 +37,10 @@ def run_in_parts(function: Callable[[Tensor], Tensor], x: Tensor, width: int) ->
     Returns:
         ``(..., dim_out)``.
     """
+    if not in_parts(x):
+        return function(x)
     rows, step = x.numel() // x.shape[-1], part_rows(width)
-    if rows <= step or not in_parts(x):
+    if rows <= step:
         return function(x)
     out = None
     for first, part in enumerate(x.reshape(rows, -1).split(step)):
@@ -66,7 +68,7 @@ def run_in_bands(
     """
     batch, height, columns = fine.shape[:3]
     step = max(1, 2 * _VALUES // (2 * columns * batch * width))  # coarse rows
-    if coarse.shape[1] <= step or not in_parts(fine):
+    if not in_parts(fine) or coarse.shape[1] <= step:
         return function(coarse, fine)
     first = second = None
     for row in range(0, coarse.shape[1], step):
