@@ -20,7 +20,7 @@ kept = keep_freed_memory()
 def step():
     torch.empty(2**22).fill_(1.0)  # 16 MB
 
-for _ in range(10):
+for _ in range(60):
     step()
 before = faults()
 for _ in range(5):
