@@ -37,7 +37,8 @@ class PointwiseBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, ..., dim)`` to ``(B, ..., dim)``."""
-        return run_in_parts(self._whole, x, self.mlp.hidden)
+        # Stochastic depth skips whole samples, not rows of a part.
+        return self._whole(x) if self.training else run_in_parts(self._whole, x, self.mlp.hidden)
 
     def _whole(self, x: Tensor) -> Tensor:
         return _add(x, self.drop_path(self.mlp(self.norm(x))), self.gamma)
@@ -76,7 +77,7 @@ class TransformerBlock(nn.Module):
 
     def feed(self, x: Tensor) -> Tensor:
         """The second half: every token for itself."""
-        return run_in_parts(self._feed, x, self.mlp.hidden)
+        return self._feed(x) if self.training else run_in_parts(self._feed, x, self.mlp.hidden)
 
     def _feed(self, x: Tensor) -> Tensor:
         return _add(x, self.drop_path(self.mlp(self.norm2(x))), self.gamma_2)

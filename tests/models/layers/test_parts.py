@@ -25,9 +25,17 @@ def both(model, *inputs):
 
 @pytest.mark.parametrize('shape', [(2, 33, 21, 24), (1, 1, 1, 24), (500, 24)])
 def test_a_block(small_parts, shape):
-    whole, split = both(PointwiseBlock(24, 72, sub_norm=True), torch.randn(shape))
+    whole, split = both(PointwiseBlock(24, 72, sub_norm=True).eval(), torch.randn(shape))
     assert_close(split, whole)
     assert split.shape == shape
+
+
+def test_while_training_stochastic_depth_skips_whole_samples_also_without_gradients(small_parts):
+    block, x = PointwiseBlock(24, 72, sub_norm=True, drop_path=0.5).train(), torch.randn(8, 20, 20, 24)
+    with torch.no_grad():
+        same = (block(x) == x).flatten(1)
+    assert 0 < same.all(1).sum() < 8
+    assert (same.all(1) | ~same.all(1) & (same.float().mean(1) < 0.5)).all()
 
 
 @pytest.mark.parametrize('tokens', [1, 20, 57])
