@@ -60,7 +60,7 @@ def measure_sweep(
     """
     memory = []
     for case in cases:
-        memory.append(run_job('memory', [case], threads=threads))
+        memory.append(run_job('memory', [case], threads=threads, tensors=True))
         advance()
     speed = run_job('speed', list(cases), threads=threads, seconds=seconds, min_rounds=min_rounds)
     advance()
@@ -83,6 +83,8 @@ def measure_sweep(
                 'bookkeeping_share': row['bookkeeping_share'],
                 'peak_bytes': used['peak_bytes'],
                 'memory_ratio': used['peak_bytes'] / base_memory['peak_bytes'],
+                'tensor_bytes': used['tensor_bytes'],
+                'tensor_ratio': used['tensor_bytes'] / base_memory['tensor_bytes'],
                 'threads': speed['threads'],
                 'torch': speed['torch'],
             }
@@ -103,7 +105,7 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
         ('global / this, GMAC', 'right'),
         ('global / this, time (range)', 'right'),
         ('handling tokens', 'right'),
-        ('this / global, memory', 'right'),
+        ('this / global, memory of the process, of tensors', 'right'),
     ):
         table.add_column(heading, justify=side)
     for row in rows:
@@ -117,6 +119,6 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
             f'{row["mac_ratio"]:.2f}',
             f'{row["speedup"]:.2f} ({min(row["speedups"]):.2f}-{max(row["speedups"]):.2f})',
             f'{row["bookkeeping_share"]:.1%}',
-            f'{row["memory_ratio"]:.2f}',
+            f'{row["memory_ratio"]:.2f}, {row["tensor_ratio"]:.2f}',
         )
     return table

@@ -1,7 +1,8 @@
 """The process that measures: ``python -m mmitpn.analysis.worker JOB.json RESULT.json``.
 
 A job is ``{"task": "memory" | "speed", "threads": N | null, "seconds": S, "cases": [...]}``. Memory takes one case and
-a fresh process, so that the peak is that case's own; speed takes any number, which are run in turns.
+a fresh process, so that the peak is that case's own (``"tensors": true``: and the peak of its tensors alone); speed takes
+any number, which are run in turns.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from mmitpn.allocator import keep_freed_memory
 
-from .memory import process_peak_bytes
+from .memory import peak_tensor_bytes, process_peak_bytes
 
 
 def _load(job: dict[str, Any]) -> list:
@@ -34,7 +35,7 @@ def _load(job: dict[str, Any]) -> list:
 
 
 def measure_memory(job: dict[str, Any]) -> dict[str, Any]:
-    """Peak memory of a process that imports, builds and runs one case once."""
+    """Peak memory of a process that imports, builds and runs one case once; ``tensors``: that of its tensors too."""
     (case,) = _load(job)
     import torch
 
@@ -50,6 +51,8 @@ def measure_memory(job: dict[str, Any]) -> dict[str, Any]:
         'peak_bytes': process_peak_bytes(),
         'parameters': sum(p.numel() for p in model.parameters()),
     }
+    if job.get('tensors'):
+        result['tensor_bytes'] = peak_tensor_bytes(step)
     if case.device == 'cuda':
         result['cuda_peak_bytes'] = torch.cuda.max_memory_allocated()
     return result

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmitpn import FastITPN
 from mmitpn.analysis.cases import set_checkpointing
-from mmitpn.analysis.memory import gradient_difference, measure_step, process_peak_bytes
+from mmitpn.analysis.memory import gradient_difference, measure_step, peak_tensor_bytes, process_peak_bytes
 
 
 def test_counts_each_storage_once_and_no_parameters() -> None:
@@ -32,6 +32,17 @@ def test_a_checkpointed_block_keeps_its_input_only() -> None:
     x = torch.rand(16, 8)
     report = measure_step(layer, lambda: checkpoint(layer, x, use_reentrant=False).sum())
     assert report.activation_bytes == x.numel() * 4
+
+
+def test_peak_of_the_tensors_of_a_call() -> None:
+    def call() -> Tensor:
+        first = torch.zeros(1000, 1000)  # 4 MB
+        del first
+        second = torch.zeros(500, 1000)  # 2 MB
+        return second + 1
+
+    torch.zeros(8000, 1000)  # of another call
+    assert peak_tensor_bytes(call) == pytest.approx(4e6, rel=0.01)
 
 
 def test_what_the_graph_has_dropped_is_not_counted() -> None:

@@ -59,6 +59,8 @@ def test_a_sweep_is_measured_shown_and_drawn(tmp_path):
     assert 0 < rows[1]['bookkeeping_share'] < 1
     assert rows[0]['speedup'] == rows[0]['mac_ratio'] == rows[0]['memory_ratio'] == 1
     assert rows[1]['mac_ratio'] > 1.02
+    assert rows[0]['tensor_ratio'] == 1
+    assert 0.5 < rows[1]['tensor_ratio'] < 1.1
     assert len(rows[1]['speedups']) == 2
     console = Console(width=150, record=True)
     console.print(sweep_table(rows))
