@@ -1,8 +1,8 @@
 """The process that measures: ``python -m mmitpn.analysis.worker JOB.json RESULT.json``.
 
 A job is ``{"task": "memory" | "speed", "threads": N | null, "seconds": S, "cases": [...]}``. Memory takes one case and
-a fresh process, so that the peak is that case's own (``"tensors": true``: and the peak of its tensors alone); speed takes
-any number, which are run in turns.
+a fresh process, so that the peak is that case's own (``"tensors": true``: and the peak of its tensors alone); speed
+takes any number, which are run in turns.
 """
 
 from __future__ import annotations
