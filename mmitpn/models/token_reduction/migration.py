@@ -33,15 +33,17 @@ def check_blocks(value: Sequence[int], depth: int, name: str) -> tuple[int, ...]
 
 
 class TokenReducer(nn.Module):
-    """Fewer tokens from some blocks of the main stage on, and all of them again after the attention of the last.
+    """Fewer tokens from some blocks of the main stage on, and all of them again for its last blocks.
 
     A subclass defines :meth:`reduce`.
 
     Args:
         depth: Blocks of the main stage.
-        at: The blocks before which tokens are taken away; None: a quarter of the way, block 2 at the earliest.
+        at: The blocks before which tokens are taken away; None: a fifth of the way, block 2 at the earliest.
         keep_ratio: Share of the tokens present that stay, at each of ``at``.
         test_keep_ratio: The share while not training; None: the same.
+        whole_blocks: So many blocks at the end work on all tokens again; 0: they are back after the last attention.
+            None: 1, or 0 where tokens are taken away before the last block.
     """
 
     def __init__(
@@ -51,9 +53,21 @@ class TokenReducer(nn.Module):
         at: Sequence[int] | None = None,
         keep_ratio: float = 0.5,
         test_keep_ratio: float | None = None,
+        whole_blocks: int | None = None,
     ) -> None:
         super().__init__()
-        self.at = (min(max(depth // 4, 2), depth - 1),) if at is None else check_blocks(at, depth, 'at')
+        given = None if at is None else check_blocks(at, depth, 'at')
+        if whole_blocks is None:
+            whole_blocks = int(depth > 1 and not (given and given[-1] == depth - 1))
+        elif isinstance(whole_blocks, bool) or not isinstance(whole_blocks, int) or not 0 <= whole_blocks < depth:
+            raise ValueError(f'whole_blocks is {whole_blocks!r}; allowed: 0 to {depth - 1} of the {depth} blocks')
+        self.back_at = depth - whole_blocks
+        self.at = (min(max(round(depth / 5), 2), self.back_at - 1),) if given is None else given
+        if self.at and self.at[-1] >= self.back_at:
+            raise ValueError(
+                f'at is {self.at}, but all tokens are back before block {self.back_at} (whole_blocks={whole_blocks});'
+                f' allowed: 0 to {self.back_at - 1}'
+            )
         self.keep_ratio = check_keep_ratio(keep_ratio)
         self.test_keep_ratio = (
             self.keep_ratio if test_keep_ratio is None else check_keep_ratio(test_keep_ratio, 'test_keep_ratio')
@@ -78,12 +92,12 @@ class TokenReducer(nn.Module):
 class TokenMigration(TokenReducer):
     """Migration (arXiv 2211.12735, 3.2; the paper names the idea only: all else is our reading).
 
-    Before each block of ``at`` the most redundant tokens of every window are put aside; after the last attention they
-    return to their places, for the last feed-forward network, the norm and the pyramid, which have no attention and
-    work on every position for itself. A dropped token *follows* the kept token that it was most like: that one counts
-    for it in the softmax meanwhile (proportional attention, ToMe), and it returns changed by as much as that one was
-    changed. Without this (``follow=False``) it is forgotten meanwhile and returns as it went, a stranger among tokens
-    many blocks further. It has no parameters: any released checkpoint runs with it.
+    Before each block of ``at`` the most redundant tokens of every window are put aside; before the last block they
+    return to their places: that block attends with all of them, and the norm and the pyramid work on all. A dropped
+    token *follows* the kept token that it was most like: that one counts for it in the softmax meanwhile (proportional
+    attention, ToMe), and it returns changed by as much as that one was changed. Without this (``follow=False``) it is
+    forgotten meanwhile and returns as it went, a stranger among tokens many blocks further. It has no parameters: any
+    released checkpoint runs with it.
 
     Args:
         depth: Blocks of the main stage.

@@ -40,7 +40,7 @@ class TokenReduction(nn.Module):
         self.observer: Callable[[int, TokenSet, GlobalAttend | GatheringAttend], None] | None = None
 
     def forward(self, blocks: Sequence[nn.Module], x: Tensor, *, recompute: bool) -> Tensor:
-        """Run the blocks. Tokens that were taken away are back after the attention of the last one.
+        """Run the blocks. Tokens that were taken away are back for the last of them, or after its attention.
 
         Args:
             blocks: The main stage.
@@ -55,6 +55,9 @@ class TokenReduction(nn.Module):
         tokens = TokenSet.of(x, grid)
         attends: dict[bool, Any] = {}  # windowed or not -> how the present tokens attend
         for i, block in enumerate(blocks):
+            if tokens.undo and i == self.migration.back_at:
+                tokens = tokens.all_back()
+                attends.clear()
             if self.migration is not None and i in self.migration.at:
                 before = tokens
                 tokens = self.migration(tokens, block)

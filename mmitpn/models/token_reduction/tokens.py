@@ -82,12 +82,16 @@ class TokenSet:
             undo=(*self.undo, undo),
         )
 
-    def restore(self) -> Tensor:
-        """The full grid ``(B, height, width, C)``, every token where it was."""
+    def all_back(self) -> TokenSet:
+        """All tokens again, each in the slot of its window where it was."""
         x = self.x
         for undo in reversed(self.undo):
             x = undo(x)
-        return self.grid.merge(x)
+        return TokenSet(x, self.grid, self.grid.weight(x.device))
+
+    def restore(self) -> Tensor:
+        """The full grid ``(B, height, width, C)``, every token where it was."""
+        return self.grid.merge(self.all_back().x)
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

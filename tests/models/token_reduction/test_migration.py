@@ -51,20 +51,31 @@ def test_one_token_stays_in_the_smallest_picture(network):
     assert run(network(token_migration={'keep_ratio': 0.01}), (1, 1)).isfinite().all()
 
 
-@pytest.mark.parametrize(('depth', 'at'), [(1, 0), (4, 2), (12, 3), (20, 5), (24, 6), (40, 10)])
-def test_by_default_a_quarter_of_the_way(depth, at):
-    assert TokenMigration(depth).at == (at,)
+@pytest.mark.parametrize(('depth', 'at'), [(1, 0), (2, 0), (4, 2), (12, 2), (20, 4), (24, 5), (40, 8)])
+def test_by_default_from_a_fifth_of_the_way_to_the_last_block(depth, at):
+    migration = TokenMigration(depth)
+    assert migration.at == (at,)
+    assert migration.back_at == max(depth - 1, 1)
 
 
-def test_tokens_are_back_for_the_last_feed_forward_network(network):
-    """All after the last attention works on every token for itself, so all tokens go through it."""
-    model = network(token_migration={'at': (1,)}).eval()
+@pytest.mark.parametrize(
+    ('whole_blocks', 'at', 'blocks'),
+    [
+        (0, (1,), [(36, 36), (18, 18), (18, 18), (18, 36)]),  # back after the last attention
+        (1, (1,), [(36, 36), (18, 18), (18, 18), (36, 36)]),
+        (2, (1,), [(36, 36), (18, 18), (36, 36), (36, 36)]),
+        (None, (1,), [(36, 36), (18, 18), (18, 18), (36, 36)]),
+        (None, (1, 3), [(36, 36), (18, 18), (18, 18), (9, 36)]),
+    ],
+)
+def test_how_many_tokens_attention_and_feed_forward_network_work_on(network, whole_blocks, at, blocks):
+    model = network(token_migration={'at': at, 'whole_blocks': whole_blocks}).eval()
     seen = []
     for block in model.blocks:
         block.attn.register_forward_hook(lambda _, x, __: seen.append(x[0].shape[1:-1].numel()))
         block.mlp.register_forward_hook(lambda _, x, __: seen.append(x[0].shape[1:-1].numel()))
     model(torch.randn(1, 3, 96, 96))
-    assert seen == [36, 36, 18, 18, 18, 18, 18, 36]
+    assert seen == [count for block in blocks for count in block]
 
 
 def test_gradients_reach_dropped_tokens_up_to_where_they_were_dropped():
@@ -200,6 +211,9 @@ def test_own_scores_can_be_registered(network):
         ({'test_keep_ratio': 2}, 'test_keep_ratio is 2; allowed'),
         ({'at': (4,)}, r'at is \(4,\); allowed: blocks of the main stage, 0 to 3'),
         ({'at': (3, 1)}, 'ascending and each once'),
+        ({'whole_blocks': 4}, 'whole_blocks is 4; allowed: 0 to 3 of the 4 blocks'),
+        ({'whole_blocks': -1}, 'whole_blocks is -1; allowed'),
+        ({'at': (1, 2), 'whole_blocks': 2}, r'at is \(1, 2\), but all tokens are back before block 2 .* allowed: 0 to 1'),
         ({'rounds': 0}, 'rounds is 0; allowed: whole numbers from 1'),
         ({'score': 'x'}, "unknown score 'x'; allowed: 'neighborhood', 'bipartite', 'mean'"),
         ({'type': 'X'}, "token_migration has the type 'X'; allowed: 'TokenMigration', 'TokenMerging'"),
