@@ -16,6 +16,10 @@ _PUBLIC = {
     'FastITPN': 'mmitpn.models.backbones',
     'ITPN': 'mmitpn.models.backbones',
     'ITPNPyramid': 'mmitpn.models.necks',
+    'MaskDINO': 'mmitpn.models.detectors',
+    'MaskDINODecodeHead': 'mmitpn.models.segmentors',
+    'MaskDINOFusionHead': 'mmitpn.models.heads',
+    'MaskDINOHead': 'mmitpn.models.heads',
     'MeanPoolClsHead': 'mmitpn.models.classifiers',
     'LayerDecayOptimWrapperConstructor': 'mmitpn.engine',
 }
@@ -26,6 +30,10 @@ __all__ = [
     'FastITPN',
     'ITPNPyramid',
     'LayerDecayOptimWrapperConstructor',
+    'MaskDINO',
+    'MaskDINODecodeHead',
+    'MaskDINOFusionHead',
+    'MaskDINOHead',
     'MeanPoolClsHead',
     '__version__',
 ]

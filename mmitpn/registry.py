@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from mmengine import registry as root
 
-_MODELS = [f'mmitpn.models.{folder}' for folder in ('backbones', 'necks', 'transformer', 'detectors', 'classifiers')]
+_FOLDERS = (
+    *('backbones', 'necks', 'transformer', 'mask_dino', 'heads'),
+    *('detectors', 'segmentors', 'classifiers'),
+)
+_MODELS = [f'mmitpn.models.{folder}' for folder in _FOLDERS]
 _ENGINE = ['mmitpn.engine']
 
 MODELS = root.Registry('model', parent=root.MODELS, scope='mmitpn', locations=_MODELS)

@@ -1,5 +1,17 @@
-"""What checks of exactness are made with."""
+"""What checks of exactness are made with. MaskDINO's is imported at its first use: it needs mmdet."""
+
+from __future__ import annotations
+
+from typing import Any
 
 from .reference import build_reference_case
 
-__all__ = ['build_reference_case']
+__all__ = ['build_mask_dino_case', 'build_reference_case']
+
+
+def __getattr__(name: str) -> Any:
+    if name == 'build_mask_dino_case':
+        from .mask_dino import build_mask_dino_case
+
+        return build_mask_dino_case
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}; public names: {", ".join(__all__)}')

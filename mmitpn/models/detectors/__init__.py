@@ -8,5 +8,6 @@ __all__: list[str] = []
 
 if find_spec('mmdet') is not None:
     from .dino import DINO
+    from .mask_dino import MaskDINO
 
-    __all__ = ['DINO']
+    __all__ = ['DINO', 'MaskDINO']

@@ -63,6 +63,7 @@ class DinoTransformerDecoder(DeformableDetrTransformerDecoder):
         num_layers: Number of layers.
         layer_cfg: Settings of each layer, as in mmdet: ``self_attn_cfg``, ``cross_attn_cfg``, ``ffn_cfg`` ...
         with_cp: Recompute the activations of all layers (True), or of so many from the first on, in the backward pass.
+        eps: How far from 0 and 1 boxes are kept when they are refined: DINO's 1e-3, MaskDINO's 1e-5.
         post_norm_cfg: Must be None: the decoder has its own norm. Here because mmdet's configs write it.
         return_intermediate: Must be True: DINO learns from every layer. Here because mmdet's configs write it.
         init_cfg: As in mmengine.
@@ -77,6 +78,7 @@ class DinoTransformerDecoder(DeformableDetrTransformerDecoder):
         layer_cfg: Mapping,
         *,
         with_cp: bool | int = False,
+        eps: float = 1e-3,
         post_norm_cfg: Mapping | None = None,
         return_intermediate: bool = True,
         init_cfg: Mapping | None = None,
@@ -88,6 +90,7 @@ class DinoTransformerDecoder(DeformableDetrTransformerDecoder):
             )
         super().__init__(num_layers, layer_cfg, post_norm_cfg=None, init_cfg=init_cfg)
         self.num_recomputed = count_recomputed(with_cp, num_layers)
+        self.eps = eps
 
     def _init_layers(self) -> None:
         self.layers = ModuleList(DinoDecoderLayer(**self.layer_cfg) for _ in range(self.num_layers))
@@ -146,7 +149,7 @@ class DinoTransformerDecoder(DeformableDetrTransformerDecoder):
                 reference_points=level_boxes,
             )
             with full_precision(query):
-                refined = (reg_branches[index](query.float()) + inverse_sigmoid(boxes, eps=1e-3)).sigmoid()
+                refined = (reg_branches[index](query.float()) + inverse_sigmoid(boxes, eps=self.eps)).sigmoid()
             # The next layer starts from these boxes without their gradient; the loss of the next layer's boxes, whose
             # reference this is, keeps it: "look forward twice".
             boxes = refined.detach()

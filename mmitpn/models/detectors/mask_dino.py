@@ -1,0 +1,90 @@
+"""MaskDINO on mmdet: instance and panoptic segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmdet.models.detectors import MaskFormer
+from mmdet.structures import SampleList
+from mmengine.config import ConfigDict
+from torch import Tensor
+
+from mmitpn.registry import MODELS
+
+
+@MODELS.register_module()
+class MaskDINO(MaskFormer):
+    """MaskDINO (arXiv 2206.02777) that trains and tests as any detector of mmdet.
+
+    Args:
+        backbone: Config of the backbone.
+        neck: Config of the neck, if there is one; backbone or neck must give maps from stride 4 on, finest first.
+        panoptic_head: Config of :class:`MaskDINOHead`.
+        panoptic_fusion_head: Config of :class:`MaskDINOFusionHead`; None: its defaults, with the head's classes.
+        train_cfg: Of the head.
+        test_cfg: Of the fusion head.
+        data_preprocessor: Config of the data preprocessor; ``pad_mask=True`` (and ``pad_seg`` for panoptic data).
+        init_cfg: As in mmengine.
+
+    Raises:
+        ValueError: If the two heads have different classes.
+    """
+
+    def __init__(
+        self,
+        backbone: Mapping,
+        neck: Mapping | None = None,
+        panoptic_head: Mapping | None = None,
+        panoptic_fusion_head: Mapping | None = None,
+        train_cfg: Mapping | None = None,
+        test_cfg: Mapping | None = None,
+        data_preprocessor: Mapping | None = None,
+        init_cfg: Mapping | None = None,
+    ) -> None:
+        head = ConfigDict(panoptic_head or {})
+        fusion = ConfigDict(panoptic_fusion_head or {'type': 'mmitpn.MaskDINOFusionHead'})
+        for name, default in (('num_things_classes', 80), ('num_stuff_classes', 0)):
+            ours = head.get(name, default)
+            theirs = fusion.setdefault(name, ours)
+            if theirs != ours:
+                raise ValueError(
+                    f'panoptic_head has {name}={ours}, panoptic_fusion_head {theirs}: give both the number that the'
+                    ' data set has, or leave it out of the second'
+                )
+        super().__init__(
+            backbone=backbone,
+            neck=neck,
+            panoptic_head=head,
+            panoptic_fusion_head=fusion,
+            train_cfg=train_cfg,
+            test_cfg=test_cfg,
+            data_preprocessor=data_preprocessor,
+            init_cfg=init_cfg,
+        )
+
+    def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
+        """Segment.
+
+        Args:
+            batch_inputs: Normalised pictures ``(B, 3, H, W)``.
+            batch_data_samples: One sample a picture.
+            rescale: In pixels of the picture as it was before resizing.
+
+        Returns:
+            The samples with ``pred_instances``, ``pred_panoptic_seg`` and ``pred_sem_seg``, as far as ``test_cfg``
+            switches them on; see :class:`MaskDINOFusionHead`.
+        """
+        prediction = self.panoptic_head.predict(self.extract_feat(batch_inputs), batch_data_samples)
+        results = self.panoptic_fusion_head.predict(prediction, batch_data_samples, rescale=rescale)
+        for sample, found in zip(batch_data_samples, results, strict=True):
+            if 'sem_results' in found:
+                sample.pred_sem_seg = found.pop('sem_results')
+        return self.add_pred_to_datasample(batch_data_samples, results)
+
+    def _forward(self, batch_inputs: Tensor, batch_data_samples: SampleList | None = None) -> tuple[Any, ...]:
+        """Class logits, boxes and mask logits of the last layer, as tensors: for tracing and counting."""
+        metas = [sample.metainfo for sample in batch_data_samples or []]
+        found, _ = self.panoptic_head(self.extract_feat(batch_inputs), metas)
+        last = found.layers[-1]
+        return last.logits, last.boxes, last.masks()
