@@ -30,3 +30,9 @@ if find_spec('mmcv') is not None:
     from .transforms import RandomTranspose
 
     __all__ += ['RandomTranspose']
+
+if find_spec('mmdet') is not None:
+    from .panoptic_loading import LoadPanopticAnnotations
+    from .panoptic_metric import PanopticMetric
+
+    __all__ += ['LoadPanopticAnnotations', 'PanopticMetric']
