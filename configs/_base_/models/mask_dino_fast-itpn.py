@@ -1,6 +1,6 @@
-# MaskDINO on Fast-iTPN-T: the pyramid's maps at strides 4, 8, 16, 32; the last three go into the encoder, which makes one
-# coarser level itself. The published recipe of COCO instance segmentation (R50, 50 epochs, encoder FFN 2048, 4 levels).
-# Another size: backbone.arch and neck.in_channels (channels at strides 4, 8, 16: C/4, C/2, C).
+# MaskDINO on Fast-iTPN-T: the pyramid's maps at strides 4, 8, 16, 32; the last three go into the encoder, which makes
+# one coarser level itself. The published recipe of COCO instance segmentation (R50, 50 epochs, encoder FFN 2048, 4
+# levels). Another size: backbone.arch and neck.in_channels (channels at strides 4, 8, 16: C/4, C/2, C).
 model = dict(
     type='mmitpn.MaskDINO',
     data_preprocessor=dict(

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip('mmdet')
+
+from mmitpn.models.mask_dino.levels import Levels
+from mmitpn.models.mask_dino.pixel_decoder import MaskDINOPixelDecoder
+
+R50 = (256, 512, 1024, 2048)
+STRIDES = (4, 8, 16, 32)
+
+
+@pytest.mark.parametrize(
+    ('order', 'num_inputs', 'num_levels', 'released', 'inputs', 'levels', 'positions', 'finest'),
+    [
+        ('low2high', 3, 3, False, [1, 2, 3], [0, 1, 2], [0, 1, 2], 0),
+        ('high2low', 3, 3, False, [3, 2, 1], [0, 1, 2], [0, 1, 2], 2),
+        ('low2high', 3, 5, False, [1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4], 0),
+        ('low2high', 3, 5, True, [1, 2, 3], [0, 1, 2, 4, 3], [0, 1, 2, 3, 4], 0),
+        ('high2low', 3, 5, False, [3, 2, 1], [4, 3, 0, 1, 2], [4, 3, 0, 1, 2], 4),
+        ('high2low', 3, 5, True, [3, 2, 1], [4, 3, 0, 1, 2], [3, 4, 0, 1, 2], 4),
+        ('low2high', 4, 5, True, [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2, 3, 4], 0),
+    ],
+)
+def test_order_of_levels(order, num_inputs, num_levels, released, inputs, levels, positions, finest):
+    found = Levels(R50, STRIDES, num_inputs, num_levels, order, released=released)
+    assert (found.inputs, found.order, found.positions, found.finest) == (inputs, levels, positions, finest)
+    assert found.base == 3
+
+
+@pytest.mark.parametrize(('order', 'base'), [('high2low', 1), ('low2high', 3)])
+def test_where_extra_levels_start_with_equal_widths(order, base):
+    assert Levels((256,) * 4, STRIDES, 3, 4, order, released=True).base == base
+    assert Levels((256,) * 4, STRIDES, 3, 4, order, released=False).base == 3
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'num_inputs': 5}, r'num_inputs is 5, but there are 4 maps .* allowed 1 to 4; let the neck give more'),
+        ({'num_levels': 2}, 'num_levels is 2; allowed: from num_inputs=3 on'),
+        ({'order': 'up'}, "order is 'up'; allowed: 'low2high', 'high2low'"),
+        ({'strides': (8, 16, 32, 64)}, r'strides \(8, 16, 32, 64\) .* beginning with 4'),
+        ({'strides': (4, 8)}, 'give one stride a map'),
+        ({'feat_channels': 48}, 'feat_channels is 48; give a multiple of 32'),
+    ],
+)
+def test_what_does_not_fit_is_told(change, message):
+    with pytest.raises(ValueError, match=message):
+        MaskDINOPixelDecoder(R50, **{'strides': STRIDES, **change})
+
+
+def small(**settings):
+    torch.manual_seed(1)
+    model = MaskDINOPixelDecoder(
+        (32, 32, 32, 32),
+        feat_channels=32,
+        out_channels=16,
+        num_layers=1,
+        num_heads=4,
+        feedforward_channels=32,
+        **{'num_levels': 5, **settings},
+    )
+    model.init_weights()
+    return model.eval()
+
+
+def maps(size, batch=2):
+    torch.manual_seed(2)
+    return [torch.randn(batch, 32, -(-size[0] // stride), -(-size[1] // stride)) for stride in STRIDES]
+
+
+@pytest.mark.parametrize('order', ['low2high', 'high2low'])
+@pytest.mark.parametrize('size', [(64, 96), (100, 61)])
+def test_shapes_of_odd_pictures(order, size):
+    features, levels = small(order=order)(maps(size))
+    assert features.shape == (2, 16, -(-size[0] // 4), -(-size[1] // 4))
+    sizes = [tuple(level.shape[-2:]) for level in levels]
+    assert sorted(sizes, reverse=order == 'low2high') == sizes
+    assert len(sizes) == 5
+
+
+def test_padding_is_not_attended_to():
+    model, inputs = small(num_levels=3), maps((64, 96))
+    for module in model.modules():
+        if isinstance(module, torch.nn.GroupNorm):  # it sees all of a map
+            module.forward = lambda x: x
+    padding = torch.zeros(2, 16, 24, dtype=torch.bool)
+    padding[1, :, 16:] = True
+    with torch.no_grad():
+        before = model(inputs, padding)[1][0]
+        for level in inputs[1:]:
+            level[1, :, :, level.shape[-1] * 2 // 3 :] += 100.0
+        after = model(inputs, padding)[1][0]
+    torch.testing.assert_close(after[..., :8], before[..., :8])
+    assert not torch.equal(after[1, :, :, 8:], before[1, :, :, 8:])
+
+
+def test_checkpointing_changes_nothing():
+    inputs = maps((64, 64))
+    outs = []
+    for with_cp in (False, True):
+        model = small(with_cp=with_cp).train()
+        features, _ = model(inputs)
+        features.square().mean().backward()
+        outs.append((features.detach(), model.encoder.layers[0].ffn.layers[1].weight.grad))
+    for one, two in zip(*outs, strict=True):
+        assert torch.equal(one, two)

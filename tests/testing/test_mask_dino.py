@@ -1,0 +1,201 @@
+"""MaskDINO with the made weights of the reference, against the published modules' outputs, losses and gradients."""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip('mmdet')
+
+from mmitpn.models.mask_dino.boxes import boxes_of_masks, first_boxes
+from mmitpn.models.mask_dino.denoising import add_noise
+from mmitpn.models.mask_dino.objects import Objects
+from mmitpn.testing import build_mask_dino_case
+
+REFERENCE = Path(__file__).parents[1] / 'data/reference/mask_dino.json'
+CASES = ('instance_bitmask_3of3', 'extra_smooth_bitmask_3of3')
+LOSSES = {'ce': 'cls', 'giou': 'iou'}
+WEIGHTS = {'cls': 4, 'mask': 5, 'dice': 5, 'bbox': 5, 'iou': 2}
+
+
+@pytest.fixture(scope='module')
+def reference():
+    return json.loads(REFERENCE.read_text())
+
+
+def weights_of(case, fill):
+    weights = fill.fill(case['shapes'])
+    for name, others in case['aliases'].items():
+        weights |= dict.fromkeys(others, weights[name])
+    return weights | {name: torch.ones(shape) for name, shape in case['buffers'].items()}
+
+
+def features_of(case):
+    features = {}
+    for name, shape in case['constructor']['encoder']['input_shape'].items():
+        channels, stride = shape['channels'], shape['stride']
+        size = [side // stride for side in case['size']]
+        kind, smooth = ('smooth', case['smooth_features']) if case['smooth_features'] else ('feat', size)
+        generator = torch.Generator().manual_seed(zlib.crc32(f'maskdino_{kind}_{name}'.encode()))
+        x = torch.randn(2, channels, *smooth, generator=generator)
+        features[name] = F.interpolate(x, size=size, mode='bilinear', align_corners=False) if kind == 'smooth' else x
+    return features
+
+
+def agree(actual, expected, fill, tolerance):
+    sample = fill.sample(actual)
+    assert sample['shape'] == expected['shape']
+    torch.testing.assert_close(torch.tensor(sample['values']), torch.tensor(expected['values']), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_every_stage_equals_the_published_modules(name, reference, fill):
+    case = reference[name]
+    model = build_mask_dino_case(case, {'model': weights_of(case, fill)})
+    with torch.no_grad():
+        stages = model(features_of(case))
+    agree(stages['pixel_decoder']['mask_features'], case['pixel_decoder']['mask_features'], fill, 1e-5)
+    for level, expected in zip(
+        stages['pixel_decoder']['multi_scale'], case['pixel_decoder']['multi_scale'], strict=True
+    ):
+        agree(level, expected, fill, 1e-5)
+    assert [list(level) for level in stages['decoder_levels']] == case['decoder_levels']
+    assert stages['topk'].tolist() == case['topk']
+    agree(stages['token_scores'], case['token_scores'], fill, 2e-5)
+    torch.testing.assert_close(
+        stages['refpoint_init_sigmoid'].flatten(),
+        torch.tensor(case['refpoint_init_sigmoid']['values']),
+        rtol=0,
+        atol=1e-6,
+    )
+    for layer, expected in case['references'].items():
+        agree(stages['references'][layer], expected, fill, 5e-6)
+    for layer, expected in case['outputs'].items():
+        found = stages['outputs'][layer]
+        agree(found['pred_logits'], expected['pred_logits'], fill, 2e-5)
+        agree(found['pred_boxes'], expected['pred_boxes'], fill, 5e-6)
+        agree(found['pred_masks'], expected['pred_masks'] or case['aux_masks_in_train_mode'][layer], fill, 1.6e-4)
+
+
+def objects_of(target, rectangles):
+    masks = torch.zeros(len(rectangles), 128, 160, dtype=torch.bool)
+    for mask, (x0, y0, x1, y1, _) in zip(masks, rectangles, strict=True):
+        mask[y0:y1, x0:x1] = True
+        mask[y0 : (y0 + y1) // 2, x0 : (x0 + x1) // 2] = False
+    labels = torch.tensor(target['labels'], dtype=torch.long)
+    boxes = torch.tensor(target['boxes']).view(-1, 4)
+    return Objects(labels, boxes, masks, torch.ones(len(labels), dtype=torch.bool))
+
+
+def our_name(name):
+    """loss_ce_dn_3 -> d3.dn_loss_cls, loss_mask_interm -> enc_loss_mask, loss_giou -> loss_iou."""
+    kind, denoising, layer = re.fullmatch(r'loss_(ce|mask|dice|bbox|giou)(_dn)?(?:_(\d+|interm))?', name).groups()
+    prefix = '' if layer is None else 'enc_' if layer == 'interm' else f'd{layer}.'
+    return f'{prefix}{"dn_" if denoising else ""}loss_{LOSSES.get(kind, kind)}'
+
+
+@pytest.fixture
+def fixed_points(monkeypatch):
+    """Random points as the reference has them: the same for all masks, by their number."""
+    real = torch.rand
+
+    def rand(*size, **kwargs):
+        size = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else size
+        if len(size) != 3 or size[2] != 2:
+            return real(*size, **kwargs)
+        generator = torch.Generator().manual_seed(zlib.crc32(f'maskdino_points_{size[1]}'.encode()))
+        return real(size[1], 2, generator=generator).expand(size).clone()
+
+    return lambda: monkeypatch.setattr(torch, 'rand', rand)
+
+
+@pytest.mark.parametrize('batch', ['3_0', '3_5', '0_0'])
+def test_losses_and_gradients_equal_the_published_criterion(batch, reference, fill, fixed_points):
+    case = reference[CASES[0]]
+    model = build_mask_dino_case(case, weights_of(case, fill)).train()
+    head, expected = model.head, case['train'][batch]
+    rectangles = {'A': 'A (3)', 'B': 'B (5)'}
+    objects = [
+        objects_of(target, reference['about']['objects'][rectangles[image]] if image in rectangles else [])
+        for target, image in zip(expected['targets'], expected['images'], strict=True)
+    ]
+    features = list(features_of(case).values())
+    torch.manual_seed(0)
+    found, noised = head(features, (), objects)
+    if expected['dn'] is None:
+        assert noised is None
+    else:
+        assert (noised.groups, noised.size) == (expected['dn']['scalar'], expected['dn']['single_pad'])
+        assert noised.labels.tolist() == expected['dn']['labels_after']
+        assert noised.query.tolist() == expected['dn']['map_known_indice']
+    fixed_points()
+    losses = head.losses
+    losses.num_points = losses.matcher.num_points = 512
+    for variant in ('importance', 'fixed'):
+        settings = expected['criterion'][variant]
+        losses.oversample_ratio = settings['oversample_ratio']
+        losses.importance_sample_ratio = settings['importance_sample_ratio']
+        ours = losses(found, objects, noised, denoising=True)
+        assert len(ours) == len(settings['losses'])
+        for name, value in settings['losses'].items():
+            mine = our_name(name)
+            weight = WEIGHTS[mine.rsplit('_', 1)[1]]
+            assert ours[mine].item() / weight == pytest.approx(value, rel=2e-5, abs=1e-6), name
+        assert sum(ours.values()).item() == pytest.approx(settings['total_weighted'], rel=1e-5)
+    if 'grad_norm' in expected:
+        from mmitpn.checkpoint.mask_dino_names import our_name as our_weight
+
+        sum(ours.values()).backward()
+        gradients = {name: weight.grad.norm().item() for name, weight in head.named_parameters()}
+        assert all(gradients.values())
+        for name, value in expected['grad_norm'].items():
+            # Bilinear sampling has kinks: a point that lies on the other side of one changes the offsets' gradients.
+            assert gradients[our_weight(name)] == pytest.approx(value, rel=2e-3), name
+
+
+@pytest.mark.parametrize('kind', ['bitmask', 'mask2box'])
+def test_first_boxes_of_given_masks(kind, reference):
+    case = reference['box_init']
+    masks = torch.zeros(len(case['masks']), *case['size'], dtype=torch.bool)
+    for mask, rectangles in zip(masks, case['masks'], strict=True):
+        for x0, y0, x1, y1 in rectangles:
+            mask[y0:y1, x0:x1] = True
+    logits = torch.where(masks, 3.0, -3.0)[None]
+    found = first_boxes(logits, torch.zeros(1, len(masks), 4), kind, released=True)[0]
+    torch.testing.assert_close(found, torch.tensor(case[kind]['refpoint_unsigmoid']), rtol=1e-5, atol=2e-5)
+    boxes, filled = boxes_of_masks(masks, kind)
+    assert filled.tolist() == [bool(rectangles) for rectangles in case['masks']]
+    torch.testing.assert_close(boxes[filled], torch.tensor(case[kind]['cxcywh_norm'])[filled], rtol=1e-6, atol=1e-6)
+
+
+def test_an_empty_mask_starts_from_its_proposal():
+    proposals = torch.randn(1, 2, 4)
+    logits = torch.full((1, 2, 8, 8), -1.0)
+    logits[0, 0, 2:4, 1:5] = 1.0
+    found = first_boxes(logits, proposals, 'bitmask', released=False)
+    assert torch.equal(found[0, 1], proposals[0, 1])
+    torch.testing.assert_close(found[0, 0].sigmoid(), torch.tensor([3 / 8, 3 / 8, 4 / 8, 2 / 8]))
+    assert torch.equal(first_boxes(logits, proposals, 'no', released=False), proposals)
+
+
+def test_wrong_weights_are_told(reference, fill):
+    case = reference[CASES[0]]
+    weights = weights_of(case, fill)
+    wrong = {'decoder': case['constructor']['decoder'], 'encoder': dict(case['constructor']['encoder'])}
+    wrong['encoder']['transformer_dim_feedforward'] = 2048
+    with pytest.raises(ValueError, match=r'num_levels=3, feedforward_channels=1024 in the pixel decoder, 80 classes'):
+        build_mask_dino_case({'constructor': wrong}, weights)
+    with pytest.raises(ValueError, match='no weight is below sem_seg_head'):
+        build_mask_dino_case(case, {'x': torch.zeros(1)})
+
+
+def test_noise_of_too_many_objects_is_left_out():
+    labels, boxes = [torch.zeros(101, dtype=torch.long)], [torch.rand(101, 4)]
+    assert add_noise(labels, boxes, num_queries=100, num_classes=5, noise_scale=0.4) is None
+    assert add_noise(labels, boxes, num_queries=101, num_classes=5, noise_scale=0.4).groups == 1
