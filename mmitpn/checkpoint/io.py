@@ -26,6 +26,7 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError
 
+from mmitpn.checkpoint.plain_pickle import read_plain_pickle
 from mmitpn.checkpoint.safe_globals import safe_globals
 
 ALLOW_OBJECTS_ENV = 'MMITPN_ALLOW_OBJECTS'
@@ -77,8 +78,8 @@ def read_checkpoint(source: str | os.PathLike, *, allow_objects: bool | None = N
     What a file is, is told by its contents and never by its extension.
 
     Args:
-        source: Path, ``file://`` or ``http(s)://`` address of a file written by ``torch.save`` or safetensors. A file
-            from the web is kept below ``torch.hub.get_dir()``.
+        source: Path, ``file://`` or ``http(s)://`` address of a file written by ``torch.save`` or safetensors, or of
+            detectron2's pickle of arrays (``.pkl``). A file from the web is kept below ``torch.hub.get_dir()``.
         allow_objects: What to do with a pickle that holds objects of other types than trainings usually store.
             False: raise. True: read its weights and put inert stand-ins in place of those objects. Either way nothing
             in the file is executed. None: the environment variable ``MMITPN_ALLOW_OBJECTS`` (0 or 1, unset is 0).
@@ -176,6 +177,8 @@ def _read(path: Path, source: str, allow_objects: bool) -> Any:
                 f'{source} is not a checkpoint: it starts with {head[:24]!r}; '
                 'give a file written by torch.save or a .safetensors file'
             )
+        elif (content := read_plain_pickle(path)) is not None:
+            return content
         return _load_pickle(path, source, allow_objects)
     except (_DamagedError, _RefusedError):
         raise

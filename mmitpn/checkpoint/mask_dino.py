@@ -19,7 +19,7 @@ TITLE = 'MaskDINO, the released detectron2 layout'
 
 
 def released_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a released file by name; numpy arrays of a ``.pkl`` become tensors.
+    """The tensors of a released file by name.
 
     Args:
         content: What the file holds, wrapped in ``model`` or not.
@@ -28,12 +28,7 @@ def released_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
         ValueError: If there is no MaskDINO head in it.
     """
     inner = content.get('model', content)
-    weights = {}
-    for name, value in inner.items():
-        if isinstance(value, Tensor):
-            weights[name] = value
-        elif hasattr(value, '__array__'):
-            weights[name] = torch.as_tensor(value)
+    weights = {name: value for name, value in inner.items() if isinstance(value, Tensor)}
     if not any(our_name(name) for name in weights):
         raise ValueError(
             f'this is no released MaskDINO checkpoint: no weight is below sem_seg_head. (it holds'
