@@ -2,6 +2,7 @@
 
     bash tools/quickstart.sh                 # sets the environment up first; a DINO detector
     bash tools/quickstart.sh --task seg      # a UperNet segmentor
+    bash tools/quickstart.sh --task instance # MaskDINO; also panoptic, semantic
     python tools/quickstart.py --seed 1 --work-dir work_dirs/quickstart_1
 
 Everything happens on the CPU; progress and remaining time are logged every 50 iterations,
@@ -19,7 +20,7 @@ import sys
 import time
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config, DictAction
@@ -30,14 +31,47 @@ from mmitpn.datasets import generate_shapes
 from mmitpn.datasets.check import check_config
 from mmitpn.engine import find_resumable, use_atomic_checkpoints
 from mmitpn.engine.command_line import FirstStepHook, build_runner, read_config, run_command
-from mmitpn.visualization import draw_curve, draw_label_maps, draw_predictions, find_scalars, read_history
+from mmitpn.visualization import (
+    draw_curve,
+    draw_label_maps,
+    draw_predictions,
+    draw_segments,
+    find_scalars,
+    read_history,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = {
-    'det': ROOT / 'configs/quickstart/dino_fast-itpn-nano_shapes.py',
-    'seg': ROOT / 'configs/quickstart/upernet_fast-itpn-nano_shapes.py',
+CONFIGS = ROOT / 'configs/quickstart'
+
+
+class Task(NamedTuple):
+    """What is trained, and how it is scored.
+
+    Attributes:
+        config: The config.
+        metric: Name of the score.
+        words: What the score is called.
+        unit: What 1 is written as.
+        output: Setting of the metric that keeps the predictions.
+        follow: Whose advice on what to do next it has, a key of ``NEXT``.
+    """
+
+    config: Path
+    metric: str
+    words: str
+    unit: int
+    output: str
+    follow: str
+
+
+MASK_DINO = 'mask-dino_fast-itpn-nano_shapes'
+TASKS = {
+    'det': Task(CONFIGS / 'dino_fast-itpn-nano_shapes.py', 'bbox_mAP', 'COCO box AP', 1, 'outfile_prefix', 'det'),
+    'seg': Task(CONFIGS / 'upernet_fast-itpn-nano_shapes.py', 'mIoU', 'mean IoU', 100, 'output_dir', 'seg'),
+    'instance': Task(CONFIGS / f'{MASK_DINO}-instance.py', 'segm_mAP', 'COCO mask AP', 1, 'outfile_prefix', 'instance'),
+    'panoptic': Task(CONFIGS / f'{MASK_DINO}-panoptic.py', 'PQ', 'panoptic quality', 100, 'output_dir', 'panoptic'),
+    'semantic': Task(CONFIGS / f'{MASK_DINO}-semantic.py', 'mIoU', 'mean IoU', 100, 'output_dir', 'seg'),
 }
-SCORES = {'det': ('bbox_mAP', 'COCO box AP', 1), 'seg': ('mIoU', 'mean IoU', 100)}  # name, words, what 1 is written as
 NEXT = {
     'det': """\
   1. COCO (needs data/coco and GPUs; the recipe is a reconstruction of the paper's):
@@ -47,6 +81,21 @@ NEXT = {
        train_dataloader.dataset.data_root=MY_DATA/ val_dataloader.dataset.data_root=MY_DATA/ \\
        val_evaluator.ann_file=MY_DATA/annotations/instances_val2017.json
      (other classes: also model.bbox_head.num_classes and the metainfo; see README.md, "Your own data")""",
+    'instance': """\
+  1. COCO (needs data/coco and GPUs; the recipe is a reconstruction):
+     python tools/train.py configs/mask_dino/mask-dino_fast-itpn-t_8xb2-12e_coco-instance.py --amp
+  2. Your own data, in COCO's format with masks, from the weights just trained:
+     python tools/train.py {config} --cfg-options load_from={checkpoint} \\
+       train_dataloader.dataset.data_root=MY_DATA/ val_dataloader.dataset.data_root=MY_DATA/ \\
+       val_evaluator.ann_file=MY_DATA/annotations/instances_val2017.json
+     (other classes: also model.panoptic_head.num_things_classes and the metainfo)""",
+    'panoptic': """\
+  1. COCO (needs data/coco and GPUs; the recipe is a reconstruction):
+     python tools/train.py configs/mask_dino/mask-dino_fast-itpn-t_8xb2-50e_coco-panoptic.py --amp
+  2. Your own data, in COCO's panoptic format, from the weights just trained:
+     python tools/train.py {config} --cfg-options load_from={checkpoint} \\
+       train_dataloader.dataset.data_root=MY_DATA/ val_dataloader.dataset.data_root=MY_DATA/
+     (other classes: also num_things_classes and num_stuff_classes of model.panoptic_head, and the metainfo)""",
     'seg': """\
   1. ADE20K (needs data/ade/ADEChallengeData2016 and GPUs):
      python tools/train.py configs/upernet/upernet_fast-itpn-t_8xb2-160k_ade20k-512x512.py
@@ -63,10 +112,10 @@ NEXT_LAST = """\
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--task', choices=tuple(CONFIGS), default='det', help='detection or segmentation')
+    parser.add_argument('--task', choices=tuple(TASKS), default='det', help='default: det')
     parser.add_argument('--config', help="default: the task's in configs/quickstart")
     parser.add_argument('--seed', type=int, default=0, help='of the training; the images are always the same')
-    parser.add_argument('--work-dir', help='default: work_dirs/quickstart, work_dirs/quickstart_seg')
+    parser.add_argument('--work-dir', help='default: work_dirs/quickstart, or work_dirs/quickstart_TASK')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings')
     parser.add_argument('--resume', action='store_true', help='go on from the last checkpoint in the work dir')
     parser.add_argument('--num-train', type=int, default=400, help='images to generate (default: 400)')
@@ -74,15 +123,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--debug', action='store_true', help='show where an error was raised')
     parser.set_defaults(launcher='none', local_rank=0)
     args = parser.parse_args(argv)
-    args.config = args.config or str(CONFIGS[args.task])
-    args.work_dir = args.work_dir or ('work_dirs/quickstart' if args.task == 'det' else 'work_dirs/quickstart_seg')
+    args.config = args.config or str(TASKS[args.task].config)
+    args.work_dir = args.work_dir or f'work_dirs/quickstart{"" if args.task == "det" else f"_{args.task}"}'
     return args
 
 
 def prepare_data(cfg: Config, args: argparse.Namespace) -> None:
     """Make the generated set unless it is there and whole."""
     root = Path(cfg.train_dataloader.dataset.data_root)
-    root = root.parent if args.task == 'det' else root.parents[1]  # of shapes/coco, of shapes/ade/ADEChallengeData2016
+    root = root.parents[1] if root.parent.name == 'ade' else root.parent  # shapes/ade/ADEChallengeData2016, shapes/coco
     print(f'[quickstart] 1/4 the generated images: {args.num_train} to train on, {args.num_val} held out, in {root}')
     generate_shapes(root, num_train=args.num_train, num_val=args.num_val)
 
@@ -90,8 +139,7 @@ def prepare_data(cfg: Config, args: argparse.Namespace) -> None:
 def prepare_run(cfg: Config, args: argparse.Namespace) -> None:
     """Settings of the run that the command line decides."""
     cfg.randomness = {**cfg.get('randomness', {}), 'seed': args.seed}
-    key = 'outfile_prefix' if args.task == 'det' else 'output_dir'
-    cfg.test_evaluator[key] = str(Path(cfg.work_dir) / 'predictions')
+    cfg.test_evaluator[TASKS[args.task].output] = str(Path(cfg.work_dir) / 'predictions')
     use_atomic_checkpoints(cfg)
     found = find_resumable(cfg.work_dir)
     if args.resume and found is not None:
@@ -134,9 +182,15 @@ def draw_sheet(cfg: Config, task: str, work_dir: Path, *, title: str) -> Path:
     """Draw the predictions that the evaluation left in the work dir next to the truth."""
     data_set, out_file = cfg.test_dataloader.dataset, work_dir / 'predictions.png'
     root, prefix = Path(data_set.data_root), data_set.data_prefix
-    if task == 'det':
-        results = work_dir / 'predictions.bbox.json'
-        return draw_predictions(cfg.test_evaluator.ann_file, root / prefix.img, results, out_file, title=title)
+    if task in ('det', 'instance'):
+        kind = 'bbox' if task == 'det' else 'segm'
+        results = work_dir / f'predictions.{kind}.json'
+        truth = cfg.test_evaluator.ann_file
+        return draw_predictions(truth, root / prefix.img, results, out_file, title=title, masks=kind == 'segm')
+    if task == 'panoptic':
+        truth = root / data_set.ann_file
+        folders = (root / prefix.img, root / prefix.seg, work_dir / 'predictions')
+        return draw_segments(truth, *folders, out_file, title=title)
     pictures = [
         (picture, root / prefix.seg_map_path / f'{picture.stem}.png', work_dir / 'predictions' / f'{picture.stem}.png')
         for picture in sorted((root / prefix.img_path).iterdir())
@@ -178,15 +232,17 @@ def quickstart(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
         read_history(logs if cfg.get('resume') else logs[-1:]), work_dir / 'training_curve.png', title=stem
     )
     sheet = draw_sheet(cfg, args.task, work_dir, title=f'{stem}, held-out images')
-    name, words, unit = SCORES[args.task]
-    score = next(value for key, value in metrics.items() if key.endswith(name)) / unit
+    task = TASKS[args.task]
+    score = next(value for key, value in metrics.items() if key.rsplit('/', 1)[-1] == task.metric) / task.unit
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f'\n[bold]{words} on the held-out images: {score:.3f}[/bold]  (training: {seconds / 60:.1f} minutes)')
+    console.print(
+        f'\n[bold]{task.words} on the held-out images: {score:.3f}[/bold]  (training: {seconds / 60:.1f} minutes)'
+    )
     for path in (checkpoint, work_dir / 'metrics.json', curve, sheet):
         console.print(f'  {path}', markup=False)
     shown = Path(args.config).resolve()
     shown = shown.relative_to(ROOT) if shown.is_relative_to(ROOT) else shown
-    steps_to_do = NEXT[args.task].format(config=shown, checkpoint=checkpoint)
+    steps_to_do = NEXT[task.follow].format(config=shown, checkpoint=checkpoint)
     console.print(f'What to do next:\n{steps_to_do}\n{NEXT_LAST}', markup=False)
 
 

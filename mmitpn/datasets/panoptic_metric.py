@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,15 +104,25 @@ class PanopticMetric(BaseMetric):
     Args:
         backend_args: Of mmengine's file client.
         classwise: Print a table of all classes.
+        output_dir: Write the predicted segments there, as COCO's PNGs: their numbers are class + 1000 * number of the
+            thing.
         **settings: As in mmengine's ``BaseMetric``.
     """
 
     default_prefix = 'coco_panoptic'
 
-    def __init__(self, *, backend_args: dict | None = None, classwise: bool = True, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        backend_args: dict | None = None,
+        classwise: bool = True,
+        output_dir: str | None = None,
+        **settings: Any,
+    ) -> None:
         super().__init__(**settings)
         self.backend_args = backend_args
         self.classwise = classwise
+        self.output_dir = None if output_dir is None else Path(output_dir)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:  # noqa: ARG002
         """Compare the pictures of a batch.
@@ -135,6 +146,10 @@ class PanopticMetric(BaseMetric):
             found = np.asarray(sample['pred_panoptic_seg']['sem_seg'].cpu())[0]
             labels = {int(number): int(number) % INSTANCE_OFFSET for number in np.unique(found)}
             labels = {number: label for number, label in labels.items() if label < len(names)}
+            if self.output_dir is not None:
+                self.output_dir.mkdir(parents=True, exist_ok=True)
+                pixels = np.stack([found >> shift & 255 for shift in (0, 8, 16)], -1).astype(np.uint8)
+                Image.fromarray(pixels).save(self.output_dir / f'{Path(sample["img_path"]).stem}.png')
             self.results.append(compare_segments(truth, segments, found, labels))
 
     def _read(self, path: str) -> np.ndarray:

@@ -19,12 +19,14 @@ class Thing:
         category: Place of its class, from 0.
         score: Of a found one; None for a true one.
         crowd: A true region of many, which the metric ignores.
+        segmentation: Its mask as COCO has it, polygons or RLE; None where there is none.
     """
 
     box: tuple[float, float, float, float]
     category: int
     score: float | None = None
     crowd: bool = False
+    segmentation: list | dict | None = None
 
 
 @dataclass
@@ -96,7 +98,12 @@ def read_pictures(
     pictures = {image['id']: Picture(Path(img_dir) / image['file_name']) for image in images}
     for one in truth['annotations']:
         pictures[one['image_id']].truth.append(
-            Thing(tuple(one['bbox']), places[one['category_id']], crowd=bool(one.get('iscrowd', 0)))
+            Thing(
+                tuple(one['bbox']),
+                places[one['category_id']],
+                crowd=bool(one.get('iscrowd', 0)),
+                segmentation=one.get('segmentation'),
+            )
         )
     by_image = defaultdict(list)
     for one in _results(results):
@@ -106,7 +113,14 @@ def read_pictures(
                 ' not have: the results belong to another data set'
             )
         if one['score'] >= score_threshold:
-            by_image[one['image_id']].append(Thing(tuple(one['bbox']), places[one['category_id']], one['score']))
+            by_image[one['image_id']].append(
+                Thing(
+                    tuple(one['bbox']),
+                    places[one['category_id']],
+                    one['score'],
+                    segmentation=one.get('segmentation'),
+                )
+            )
     chosen = [images[i * len(images) // min(number, len(images))]['id'] for i in range(min(number, len(images)))]
     for image_id in chosen:
         pictures[image_id].found = sorted(by_image[image_id], key=lambda thing: -thing.score)

@@ -14,6 +14,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
+from mmitpn.datasets.sheet import decode
+
 from .coco_sheet_data import Picture, Thing, read_pictures
 from .palette import class_colour, text_colour
 
@@ -27,13 +29,16 @@ _FONT = 8.5  # points
 _CHARACTER, _LINE = 0.61 * _FONT * DPI / 72, 1.45 * _FONT * DPI / 72  # pixels, at most, for a letter and a line
 
 
-def _fit(path: Path, tile: int) -> tuple[np.ndarray, float]:
-    """A picture scaled to fit the tile, and the factor. Small ones grow by whole pixels' worth: nothing is invented."""
+def _fit(path: Path, tile: int) -> tuple[np.ndarray, float, tuple[int, int]]:
+    """A picture scaled to fit the tile, the factor, and its own width and height.
+
+    Small ones grow by whole pixels' worth: nothing is invented.
+    """
     with Image.open(path) as opened:
         image = opened.convert('RGB')
     factor = tile / max(image.size)
     size = tuple(max(1, round(side * factor)) for side in image.size)
-    return np.asarray(image.resize(size, Image.Resampling.LANCZOS)), factor
+    return np.asarray(image.resize(size, Image.Resampling.LANCZOS)), factor, image.size
 
 
 def _place_label(
@@ -93,6 +98,16 @@ def _draw_things(axes: Axes, things: Sequence[Thing], factor: float, limits: tup
         )
 
 
+def _draw_masks(axes: Axes, things: Sequence[Thing], size: tuple[int, int], limits: tuple[float, float]) -> None:
+    """Shade the masks, the last ones first, so that the best one is on top."""
+    width, height = size
+    shade = np.zeros((height, width, 4))
+    for thing in reversed(things):
+        if thing.segmentation:
+            shade[decode(thing.segmentation, height, width)] = (*class_colour(thing.category), 0.55)
+    axes.imshow(shade, extent=(0, limits[0], limits[1], 0), interpolation='nearest')
+
+
 def _caption(picture: Picture, *, truth: bool) -> str:
     if truth:
         number = sum(not thing.crowd for thing in picture.truth)
@@ -111,6 +126,7 @@ def draw_predictions(
     columns: int = 2,
     tile: int = 260,
     title: str = '',
+    masks: bool = False,
 ) -> Path:
     """Draw pictures in pairs, the truth on the left and the predictions on the right, into one PNG.
 
@@ -127,6 +143,7 @@ def draw_predictions(
         columns: Pairs in a row.
         tile: Longer side of every picture on the sheet, in pixels, at least 64.
         title: One line above all.
+        masks: Shade the masks too, where both files have them.
 
     Returns:
         The path written.
@@ -141,7 +158,7 @@ def draw_predictions(
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     fitted = [_fit(picture.path, tile) for picture in pictures]
-    heights = [max(image.shape[0] for image, _ in fitted[r * columns : (r + 1) * columns]) for r in range(rows)]
+    heights = [max(image.shape[0] for image, _, _ in fitted[r * columns : (r + 1) * columns]) for r in range(rows)]
 
     pair = 2 * tile + _GAP
     width = columns * (pair + _MARGIN) + _MARGIN
@@ -163,7 +180,7 @@ def draw_predictions(
             index = row * columns + column
             if index >= len(pictures):
                 break
-            picture, (image, factor) = pictures[index], fitted[index]
+            picture, (image, factor, own_size) = pictures[index], fitted[index]
             for half in (0, 1):
                 left = _MARGIN + column * (pair + _MARGIN) + half * (tile + _GAP)
                 figure.text(
@@ -175,7 +192,10 @@ def draw_predictions(
                 axes.imshow(image, extent=(0, w, h, 0), interpolation='nearest')
                 axes.set(xlim=(0, w), ylim=(h, 0))
                 axes.axis('off')
-                _draw_things(axes, picture.found if half else picture.truth, factor, (w, h), names)
+                things = picture.found if half else picture.truth
+                if masks:
+                    _draw_masks(axes, things, own_size, (w, h))
+                _draw_things(axes, things, factor, (w, h), names)
         top += heights[row] + _CAPTION + _MARGIN
     if used:
         handles = [Line2D([], [], color=class_colour(i), linewidth=5, label=names[i]) for i in used]
