@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+
+sys.path.append(str(Path(__file__).parent))  # the helpers here, also in the processes that tests start
 
 SMALL = {
     'in_channels': (32,) * 4,
