@@ -223,6 +223,25 @@ def test_box_heads_of_a_panoptic_model_know_the_things_only(cfg):
         check_config(cfg)
 
 
+def test_masks_and_stuff_that_a_head_learns_from_are_loaded(cfg):
+    head = {'type': 'mmitpn.MaskDINOHead', 'num_things_classes': 2, 'num_stuff_classes': 0, 'box_start': 'mask2box'}
+    cfg.model = {'type': 'mmitpn.MaskDINO', 'panoptic_head': head}
+    assert check_config(cfg)  # a pipeline that does not tell
+    pipeline = [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations', 'with_bbox': True}]
+    cfg.train_dataloader.dataset.pipeline = pipeline
+    with pytest.raises(ValueError, match=r"loads no masks, .* box_start='mask2box' .* set with_mask=True"):
+        check_config(cfg)
+    cfg.train_dataloader.dataset.pipeline[1].with_mask = True
+    assert check_config(cfg)
+    cfg.model.panoptic_head.update(num_things_classes=1, num_stuff_classes=1)
+    for split in ('train', 'val'):
+        cfg[f'{split}_dataloader'].dataset.metainfo.update(thing_classes=('cat',), stuff_classes=('dog',))
+    with pytest.raises(ValueError, match='loads no map of stuff, but mmitpn.MaskDINOHead has num_stuff_classes=1'):
+        check_config(cfg)
+    cfg.train_dataloader.dataset.pipeline[1] = {'type': 'mmitpn.LoadPanopticAnnotations'}
+    assert check_config(cfg)
+
+
 def test_heads_differ_without_a_data_set():
     segmentor = {'decode_head': {'type': 'UPerHead', 'num_classes': 150}, 'auxiliary_head': {'num_classes': 19}}
     with pytest.raises(ValueError, match=r'decode_head.num_classes = 150; model.auxiliary_head.num_classes = 19'):

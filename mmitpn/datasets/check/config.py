@@ -10,6 +10,7 @@ from .channels import check_channels
 from .coco_json import CocoSummary, check_coco_json
 from .data_sets import DataSet, find_data_sets
 from .heads import check_num_classes
+from .masks import check_masks
 from .semantic_config import is_semantic, look_at_maps, reads_plain_maps
 from .wording import listing
 
@@ -54,6 +55,7 @@ def check_config(
     if isinstance(model, Mapping):
         check_num_classes(model, data_sets)
         check_channels(model)
+        check_masks(model, data_sets)
     for data_set in data_sets:
         _check_files(data_set)
     for data_set in data_sets:
