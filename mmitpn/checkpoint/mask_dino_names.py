@@ -50,3 +50,24 @@ def our_name(released: str) -> str | None:
             for pattern, replacement in rules:
                 ours, found = re.subn(pattern, replacement, ours, count=1)
     return ours
+
+
+# detectron2's ResNet to mmdet's; stages are counted in `resnet_name`.
+_RESNET = (
+    (r'stem\.conv1\.norm\.(\w+)', r'bn1.\1'),
+    (r'stem\.conv1\.(\w+)', r'conv1.\1'),
+    (r'(res\d\.\d+)\.conv(\d)\.norm\.(\w+)', r'\1.bn\2.\3'),
+    (r'(res\d\.\d+)\.conv(\d)\.(\w+)', r'\1.conv\2.\3'),
+    (r'(res\d\.\d+)\.shortcut\.norm\.(\w+)', r'\1.downsample.1.\2'),
+    (r'(res\d\.\d+)\.shortcut\.(\w+)', r'\1.downsample.0.\2'),
+)
+
+
+def resnet_name(released: str) -> str | None:
+    """Name in mmdet of a weight of detectron2's ResNet, both below the backbone's own; None for what is none."""
+    for pattern, replacement in _RESNET:
+        name, found = re.subn(f'^{pattern}$', replacement, released)
+        if found:
+            stage = re.match(r'res(\d)\.', name)
+            return f'layer{int(stage[1]) - 1}.{name[len(stage[0]) :]}' if stage else name
+    return None

@@ -12,6 +12,7 @@ from torch import nn
 
 from mmitpn.checkpoint import identify, load_pretrained, read_checkpoint
 from mmitpn.checkpoint.layouts import AUTHORS
+from mmitpn.checkpoint.mask_dino import is_mask_dino, load_mask_dino
 
 PARTS = ('backbone', 'neck')
 
@@ -66,7 +67,7 @@ def warn_if_random(cfg: Config) -> None:
 
 
 def read_authors_file(checkpoint: str) -> Mapping[str, Any] | None:
-    """What a file of the authors holds; None for any other file, which mmengine loads.
+    """What a file of the authors, or a released one of MaskDINO, holds; None for any other, which mmengine loads.
 
     Args:
         checkpoint: Path or URL.
@@ -76,7 +77,7 @@ def read_authors_file(checkpoint: str) -> Mapping[str, Any] | None:
     """
     try:
         content = read_checkpoint(checkpoint)
-        return content if identify(content).layout in AUTHORS else None
+        return content if is_mask_dino(content) or identify(content).layout in AUTHORS else None
     except ValueError:
         return None
 
@@ -93,7 +94,7 @@ def load_whole_model(model: nn.Module, content: Mapping[str, Any], checkpoint: s
     Raises:
         ValueError: If the backbone does not fit, or a parameter of the model is not in the file.
     """
-    report = load_pretrained(model, content)
+    report = (load_mask_dino if is_mask_dino(content) else load_pretrained)(model, content)
     loaded, total = report.count('matched') + report.count('resized'), len(list(model.parameters()))
     if loaded < total and not allow_partial:
         raise ValueError(

@@ -229,14 +229,14 @@ def test_masks_and_stuff_that_a_head_learns_from_are_loaded(cfg):
     assert check_config(cfg)  # a pipeline that does not tell
     pipeline = [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations', 'with_bbox': True}]
     cfg.train_dataloader.dataset.pipeline = pipeline
-    with pytest.raises(ValueError, match=r"loads no masks, .* box_start='mask2box' .* set with_mask=True"):
+    with pytest.raises(ValueError, match=r"loads no masks, .*box_start='mask2box' .* set with_mask=True"):
         check_config(cfg)
     cfg.train_dataloader.dataset.pipeline[1].with_mask = True
     assert check_config(cfg)
     cfg.model.panoptic_head.update(num_things_classes=1, num_stuff_classes=1)
     for split in ('train', 'val'):
         cfg[f'{split}_dataloader'].dataset.metainfo.update(thing_classes=('cat',), stuff_classes=('dog',))
-    with pytest.raises(ValueError, match='loads no map of stuff, but mmitpn.MaskDINOHead has num_stuff_classes=1'):
+    with pytest.raises(ValueError, match=r'loads no map of stuff, but .* has num_stuff_classes=1'):
         check_config(cfg)
     cfg.train_dataloader.dataset.pipeline[1] = {'type': 'mmitpn.LoadPanopticAnnotations'}
     assert check_config(cfg)
