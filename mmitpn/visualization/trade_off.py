@@ -52,7 +52,7 @@ def draw_trade_off(
         axes.set_ylabel(task)
         axes.grid(visible=True, color='#e4e4e4')
         axes.set_axisbelow(True)
-        axes.legend(fontsize=8, frameon=False)
+        axes.legend(fontsize=8, frameon=False, loc='upper center', bbox_to_anchor=(0.5, -0.14), ncol=2)
     figure.suptitle('Mean of the seeds and their range, at the speed of a large network', fontsize=10)
     path = Path(out_file)
     path.parent.mkdir(parents=True, exist_ok=True)
