@@ -59,7 +59,7 @@ class MaskDINOHead(BaseModule):
         decoder: More settings of :class:`MaskDINOPredictor`: layers, heads, points, hidden channels, checkpointing.
         two_stage: See :class:`MaskDINOPredictor`.
         learn_queries: See there.
-        box_start: See there: ``'mask2box'`` and ``'bitmask'`` need masks, which all training data here have.
+        box_start: See there.
         denoising: ``kind`` (``'seg'`` learns masks too, ``'standard'`` classes and boxes, ``'no'``), ``num_queries``
             and ``noise_scale``; published: ``'seg'``, 100, 0.4.
         released: Everything as in the published code where ours differs on purpose: ``released_order`` of the pixel
