@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +15,14 @@ from .methods import backbone_settings
 
 PARTS = ('backbone', 'pyramid', 'backbone+pyramid', 'detector')
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width from ``HxW``, or one number for a square."""
+    sides = text.lower().split('x')
+    if len(sides) > 2 or not all(side.isdigit() and int(side) for side in sides):
+        raise ArgumentTypeError(f'size is {text!r}; give HxW or one number, in pixels')
+    return int(sides[0]), int(sides[-1])
 
 
 @dataclass(frozen=True)

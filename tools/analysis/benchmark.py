@@ -31,20 +31,12 @@ from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
-from mmitpn.analysis.cases import DTYPES, PARTS, Case
+from mmitpn.analysis.cases import DTYPES, PARTS, Case, parse_size
 from mmitpn.analysis.methods import METHODS, drops_tokens
 from mmitpn.analysis.subprocess_job import run_job
 from mmitpn.analysis.sweep import measure_sweep, sweep_cases, sweep_table
 from mmitpn.models.backbones.archs import ARCHS
 from mmitpn.visualization.trade_off import draw_trade_off
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Height and width from ``HxW``, or one number for a square."""
-    sides = text.lower().split('x')
-    if len(sides) > 2 or not all(side.isdigit() and int(side) for side in sides):
-        raise argparse.ArgumentTypeError(f'size is {text!r}; give HxW or one number, in pixels')
-    return int(sides[0]), int(sides[-1])
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -17,16 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mmitpn.allocator import keep_freed_memory
-from mmitpn.analysis.cases import Case, build
+from mmitpn.analysis.cases import Case, build, parse_size
 from mmitpn.analysis.stages import STAGES, stage_shares
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Height and width from ``HxW``, or one number for a square."""
-    sides = text.lower().split('x')
-    if len(sides) > 2 or not all(side.isdigit() and int(side) for side in sides):
-        raise argparse.ArgumentTypeError(f'size is {text!r}; give HxW or one number, in pixels')
-    return int(sides[0]), int(sides[-1])
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

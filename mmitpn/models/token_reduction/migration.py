@@ -39,7 +39,7 @@ class TokenReducer(nn.Module):
 
     Args:
         depth: Blocks of the main stage.
-        at: The blocks before which tokens are taken away; None: a fifth of the way, block 2 at the earliest.
+        at: The blocks before which tokens are taken away; None: a sixth of the way, block 2 at the earliest.
         keep_ratio: Share of the tokens present that stay, at each of ``at``.
         test_keep_ratio: The share while not training; None: the same.
         whole_blocks: So many blocks at the end work on all tokens again; 0: they are back after the last attention.
@@ -62,7 +62,7 @@ class TokenReducer(nn.Module):
         elif isinstance(whole_blocks, bool) or not isinstance(whole_blocks, int) or not 0 <= whole_blocks < depth:
             raise ValueError(f'whole_blocks is {whole_blocks!r}; allowed: 0 to {depth - 1} of the {depth} blocks')
         self.back_at = depth - whole_blocks
-        self.at = (min(max(round(depth / 5), 2), self.back_at - 1),) if given is None else given
+        self.at = (min(max(round(depth / 6), 2), self.back_at - 1),) if given is None else given
         if self.at and self.at[-1] >= self.back_at:
             raise ValueError(
                 f'at is {self.at}, but all tokens are back before block {self.back_at} (whole_blocks={whole_blocks});'

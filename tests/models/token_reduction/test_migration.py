@@ -51,8 +51,8 @@ def test_one_token_stays_in_the_smallest_picture(network):
     assert run(network(token_migration={'keep_ratio': 0.01}), (1, 1)).isfinite().all()
 
 
-@pytest.mark.parametrize(('depth', 'at'), [(1, 0), (2, 0), (4, 2), (12, 2), (20, 4), (24, 5), (40, 8)])
-def test_by_default_from_a_fifth_of_the_way_to_the_last_block(depth, at):
+@pytest.mark.parametrize(('depth', 'at'), [(1, 0), (2, 0), (4, 2), (12, 2), (20, 3), (24, 4), (40, 7)])
+def test_by_default_from_a_sixth_of_the_way_to_the_last_block(depth, at):
     migration = TokenMigration(depth)
     assert migration.at == (at,)
     assert migration.back_at == max(depth - 1, 1)
