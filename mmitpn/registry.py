@@ -10,7 +10,7 @@ from mmengine import registry as root
 
 _FOLDERS = (
     *('backbones', 'necks', 'transformer', 'mask_dino', 'heads'),
-    *('detectors', 'segmentors', 'classifiers'),
+    *('detectors', 'segmentors', 'classifiers', 'pretrain'),
 )
 _MODELS = [f'mmitpn.models.{folder}' for folder in _FOLDERS]
 _ENGINE = ['mmitpn.engine']

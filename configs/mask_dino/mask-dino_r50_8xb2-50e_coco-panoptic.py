@@ -1,25 +1,13 @@
 # The published recipe (R50, 50 epochs): PQ 53.0.
 _base_ = [
-    '../_base_/models/mask_dino_fast-itpn.py',
+    '../_base_/models/mask_dino_r50.py',
     '../_base_/datasets/coco_panoptic_lsj.py',
     '../_base_/schedules/schedule_mask_dino_50e.py',
     '../_base_/default_runtime.py',
 ]
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='ResNet',
-        depth=50,
-        num_stages=4,
-        out_indices=(0, 1, 2, 3),
-        norm_cfg=dict(type='BN', requires_grad=False),
-        norm_eval=True,
-        style='pytorch',
-        init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50'),
-    ),
-    neck=None,
-    panoptic_head=dict(in_channels=[256, 512, 1024, 2048], num_stuff_classes=53, box_start='no'),
+    panoptic_head=dict(num_stuff_classes=53, box_start='no'),
     test_cfg=dict(instance_on=True, panoptic_on=True),
 )
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=7375))

@@ -1,17 +1,18 @@
-"""What checks of exactness are made with. MaskDINO's is imported at its first use: it needs mmdet."""
+"""What checks of exactness are made with. What needs a host is imported at its first use."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from .reference import build_reference_case
 
-__all__ = ['build_mask_dino_case', 'build_reference_case']
+_HOSTED = {'build_mask_dino_case': '.mask_dino', 'build_pretrain_case': '.pretrain'}
+
+__all__ = ['build_mask_dino_case', 'build_pretrain_case', 'build_reference_case']
 
 
 def __getattr__(name: str) -> Any:
-    if name == 'build_mask_dino_case':
-        from .mask_dino import build_mask_dino_case
-
-        return build_mask_dino_case
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}; public names: {", ".join(__all__)}')
+    if name not in _HOSTED:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}; public names: {", ".join(__all__)}')
+    return getattr(import_module(_HOSTED[name], __name__), name)

@@ -13,10 +13,11 @@ from mmitpn.checkpoint.names import FAST
 from mmitpn.models.backbones import ITPN, FastITPN
 from mmitpn.models.necks import ITPNPyramid
 
-# What follows 'det_' or 'seg_' in a case's name describes the weights, from which the sizes are read.
+# What follows the first word in a case's name describes the weights, from which the sizes are read.
 FORMS: dict[str, dict[str, Any]] = {
     'det': {'num_outs': 5, 'extra_pool': 'avg', 'concat_backbone': False},
     'seg': {'num_outs': 4, 'extra_pool': 'max', 'concat_backbone': True},
+    'pretrain': {'num_outs': 3, 'concat_backbone': False},
 }
 
 
@@ -34,7 +35,7 @@ class ReferenceCase(nn.Module):
         self.neck = neck
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Pictures ``(B, 3, H, W)`` to the case's outputs: maps, strides 4, 8, 16, 32 (and 64 in detection)."""
+        """Pictures ``(B, 3, H, W)`` to the case's outputs: maps, strides 4, 8, 16 (then 32, and 64 in detection)."""
         return self.neck(self.backbone(x))
 
 
@@ -42,9 +43,10 @@ def build_reference_case(name: str, checkpoint: str | os.PathLike | Mapping[str,
     """Build the network of a case of reference outputs, with its weights.
 
     Args:
-        name: ``'det_...'`` (the authors' detection form: five levels, extra ones by average pooling) or ``'seg_...'``
-            (their segmentation form: four levels, each followed by the backbone's map, the extra one by max pooling).
-            The rest of the name is free: sizes, layer scale and relative positions are read off the weights.
+        name: ``'det_...'`` (the authors' detection form: five levels, extra ones by average pooling), ``'seg_...'``
+            (their segmentation form: four levels, each followed by the backbone's map, the extra one by max pooling)
+            or ``'pretrain...'`` (the three levels alone). The rest of the name is free: sizes, layer scale and
+            relative positions are read off the weights.
         checkpoint: Weights in the authors' layout, with the pyramid: a dict of tensors, wrapped or raw, or a file.
 
     Returns:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 import torch
@@ -120,23 +120,38 @@ class HierarchicalBackbone(PretrainedModule):
         """
         check_images(x)
         height, width = map(int, x.shape[-2:])  # numbers also where a tracer gives tensors
-        last = self.out_indices[-1]
-        x = self.patch_embed(pad_to_multiple(x, STRIDES[2]))  # B, H / 4, W / 4, C / 4
-        maps = [run_blocks(self.stage1, x, recompute=self.with_cp)]
-        if last >= 1:
-            maps.append(run_blocks(self.stage2, self.merge1(maps[0]), recompute=self.with_cp))
-        if last >= 2:
-            maps.append(self._main_stage(self.merge2(maps[1])))
+        maps = self.maps_of(self.patch_embed(pad_to_multiple(x, STRIDES[2])))  # from B, H / 4, W / 4, C / 4
         sides = {i: (-(-height // STRIDES[i]), -(-width // STRIDES[i])) for i in self.out_indices}
         # What was padded is cut; the copy that this takes then keeps the maps dense, as hosts that view them expect.
         return tuple(as_map(maps[i][:, : sides[i][0], : sides[i][1]].contiguous()) for i in self.out_indices)
 
-    def _main_stage(self, x: Tensor) -> Tensor:
+    def maps_of(
+        self, x: Tensor, position: Tensor | None = None, *, replace: Callable[[Tensor], Tensor] | None = None
+    ) -> list[Tensor]:
+        """The stages' maps of embedded patches, channels last, up to the last of ``out_indices``.
+
+        Args:
+            x: What ``patch_embed`` gives, ``(B, H / 4, W / 4, C / 4)``, with sides that 4 divides.
+            position: Position embedding of the main stage, ``(B or 1, H / 16, W / 16, C)``, for patches that are not
+                the cells of one picture; None: that of the grid.
+            replace: Changes the main stage's tokens before they are given positions: pre-training masks some there.
+        """
+        maps = [run_blocks(self.stage1, x, recompute=self.with_cp)]
+        if self.out_indices[-1] >= 1:
+            maps.append(run_blocks(self.stage2, self.merge1(maps[0]), recompute=self.with_cp))
+        if self.out_indices[-1] >= 2:
+            tokens = self.merge2(maps[1])
+            maps.append(self._main_stage(tokens if replace is None else replace(tokens), position))
+        return maps
+
+    def position_of(self, height: int, width: int) -> Tensor:
+        """Position embedding of a grid of tokens, ``(1, height, width, C)``."""
+        return resize_position_embedding(self.pos_embed, self.grid, (height, width)).view(1, height, width, -1)
+
+    def _main_stage(self, x: Tensor, position: Tensor | None) -> Tensor:
         """The transformer on ``(B, H / 16, W / 16, C)``, position embedding and final norm included."""
-        _, height, width, dim = x.shape
-        position = resize_position_embedding(self.pos_embed, self.grid, (height, width)).to(x.dtype)
-        x = x + position.view(1, height, width, dim)
-        return self.norm(self._run_main_blocks(x))
+        position = self.position_of(*x.shape[1:3]) if position is None else position
+        return self.norm(self._run_main_blocks(x + position.to(x.dtype)))
 
     def _run_main_blocks(self, x: Tensor) -> Tensor:
         return run_blocks(self.blocks, x, recompute=self.with_cp)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..layers.parts import in_parts, part_rows
 from .tokens import TokenSet
 
 
@@ -78,10 +79,30 @@ class GatheringAttend:
             value: The values.
             offset: Added to the gathering tokens' keys and values, ``(2, heads, number, d)``.
         """
+        step = self._heads_at_once(query)
+        if step >= query.shape[1]:
+            return self._attend(query, key, value, offset)
+        found = torch.empty_like(query)
+        for first in range(0, query.shape[1], step):
+            some = slice(first, first + step)
+            chosen = None if offset is None else offset[:, some]
+            found[:, some] = self._attend(query[:, some], key[:, some], value[:, some], chosen)
+        return found
+
+    def _heads_at_once(self, query: Tensor) -> int:
+        """Without gradients a few heads at a time: keys and values are held a second time, with the gathered ones."""
+        windows, count = self._shape
+        return (
+            part_rows(len(query) * windows * (count + self._far) * query.shape[-1])
+            if in_parts(query)
+            else query.shape[1]
+        )
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, offset: Tensor | None) -> Tensor:
         batch, heads, _, dim = query.shape
         windows, count = self._shape
         key, value = (
-            self._with_gathered(x.view(batch, heads, windows, count, dim), None if offset is None else offset[i])
+            self._with_gathered(x.reshape(batch, heads, windows, count, dim), None if offset is None else offset[i])
             for i, x in enumerate((key, value))
         )
         bias = self._bias

@@ -59,10 +59,7 @@ class TokenReduction(nn.Module):
                 tokens = tokens.all_back()
                 attends.clear()
             if self.migration is not None and i in self.migration.at:
-                before = tokens
-                tokens = self.migration(tokens, block)
-                if tokens is not before:
-                    attends.clear()
+                tokens = self._reduce(tokens, block, attends)
             windowed = grid.number > 1 and i not in self.gathering.global_blocks
             if windowed not in attends:
                 attends[windowed] = (
@@ -78,6 +75,13 @@ class TokenReduction(nn.Module):
                 return run_block(block.feed, tokens.restore(), recompute=recompute)
             tokens = tokens.update(run_block(block, tokens.x, attend, recompute=recompute))
         return tokens.restore()
+
+    def _reduce(self, tokens: TokenSet, block: nn.Module, attends: dict[bool, Any]) -> TokenSet:
+        """Fewer tokens; a function of its own, so that nothing holds all of them until the end."""
+        fewer = self.migration(tokens, block)
+        if fewer is not tokens:
+            attends.clear()
+        return fewer
 
 
 def _options(given: Mapping) -> dict[str, Any]:

@@ -1,0 +1,16 @@
+# A small budget, as FastMIM: Fast-iTPN-B learns histograms of gradients from pictures of 128 pixels, 100 epochs.
+_base_ = [
+    '../_base_/models/pretrain_fast-itpn.py',
+    '../_base_/datasets/imagenet_pretrain_128.py',
+    '../_base_/schedules/pretrain_100e.py',
+    '../_base_/default_runtime_mmpretrain.py',
+]
+
+model = dict(
+    form='hog',
+    backbone=dict(arch='base', img_size=128),
+    neck=dict(in_channels=(128, 256, 512)),
+    masking='random',
+    mask_ratio=0.75,
+    teacher=dict(_delete_=True, type='mmitpn.HogTeacher'),
+)

@@ -1,0 +1,9 @@
+# iTPN-B with CLIP supervision, as published: SmoothL1 to CLIP-B/16 on all patches, twice, 800 epochs.
+_base_ = [
+    '../_base_/models/pretrain_itpn-clip.py',
+    '../_base_/datasets/imagenet_pretrain.py',
+    '../_base_/schedules/pretrain_800e.py',
+    '../_base_/default_runtime_mmpretrain.py',
+]
+
+model = dict(backbone=dict(arch='base'), neck=dict(in_channels=(128, 256, 512)))

@@ -1,0 +1,192 @@
+"""Integral pre-training: a masked picture, backbone and pyramid, and a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor, nn
+
+from mmitpn.registry import MODELS
+
+from .feature_head import FeatureHead
+from .masking import check_mask_ratio, grid_of, masks_of, random_masks
+from .pixel_head import PixelHead
+from .teachers import NAMES, MovingAverageTeacher, Teacher
+from .token_head import TokenHead
+
+HEADS = {'fast': TokenHead, 'clip': TokenHead, 'pixel': PixelHead, 'mfm': FeatureHead, 'hog': TokenHead}
+# What a form is, beyond the head's own defaults: settings of the head, teacher, and share of masked patches.
+SETTINGS: Mapping[str, dict[str, Any]] = {
+    'fast': {},
+    'clip': {
+        'mask_at': 'main',
+        'embed': 'places',
+        'norm': 'own',
+        'loss': 'smooth_l1',
+        'masked_only': False,
+        'normalize_targets': True,
+        'auxiliary': {'depth': 0.75, 'blocks': 2},
+    },
+    'hog': {'norm': 'own', 'loss': 'l2'},
+    'pixel': {},
+    'mfm': {},
+}
+TEACHERS = {'fast': None, 'clip': None, 'hog': 'hog', 'pixel': 'pixels', 'mfm': 'moving_average'}
+MASKING = ('random', 'pipeline')
+
+
+@MODELS.register_module()
+class ITPNPretrain(BaseModel):
+    """Pre-trains a backbone together with its pyramid (arXiv 2211.12735, 3.1).
+
+    =========  ===================================  ========================  ===============================
+    form       masked patches                       teacher                   loss
+    =========  ===================================  ========================  ===============================
+    'fast'     replaced after the patch embedding   given (CLIP-L/14)         negative cosine, masked patches
+    'clip'     replaced before the main stage       given (CLIP-B/16)         two SmoothL1, all patches
+    'pixel'    removed                              normalised pixels         squared error, masked patches
+    'mfm'      replaced after the patch embedding   moving average, pixels    squared error, masked patches
+    'hog'      replaced after the patch embedding   HOG (FastMIM)             squared error, masked patches
+    =========  ===================================  ========================  ===============================
+
+    The first three are those of the released code: Fast-iTPN's, and iTPN's with CLIP and with pixel supervision. 'mfm'
+    is the paper's own description, of which no code is public: see :class:`FeatureHead` for our reading. 'hog' is
+    FastMIM's (arXiv 2212.06593), to be used with small pictures.
+
+    Args:
+        backbone: Config of a FastITPN or ITPN with all three maps.
+        neck: Config of an ITPNPyramid with the three levels at strides 4, 8, 16 (``num_outs=3``).
+        form: See the table.
+        teacher: Config of a teacher, or the name of one that needs no settings: ``'pixels'``, ``'hog'``,
+            ``'moving_average'``, and ``'random'`` for tests. None: that of the form; 'fast' and 'clip' have none.
+        masking: ``'random'``: ``mask_ratio`` of the patches, as many in every picture; ``'pipeline'``: the masks that
+            mmpretrain's mask generators made (``BEiTMaskGenerator`` masks by blocks).
+        mask_ratio: Share of masked patches, for ``masking='random'``.
+        head: More settings of the form's head (:class:`TokenHead`, :class:`PixelHead`, :class:`FeatureHead`).
+        data_preprocessor: As in mmpretrain; None: pictures come normalised.
+        init_cfg: As in mmengine.
+
+    Raises:
+        ValueError: If settings do not fit together; the message says what is allowed.
+    """
+
+    def __init__(
+        self,
+        backbone: Mapping | nn.Module,
+        neck: Mapping | nn.Module,
+        *,
+        form: str = 'fast',
+        teacher: str | Mapping | Teacher | None = None,
+        masking: str = 'random',
+        mask_ratio: float = 0.4,
+        head: Mapping | None = None,
+        data_preprocessor: Mapping | nn.Module | None = None,
+        init_cfg: Mapping | None = None,
+    ) -> None:
+        if isinstance(data_preprocessor, Mapping):
+            data_preprocessor = {'type': 'mmpretrain.SelfSupDataPreprocessor', **data_preprocessor}
+        super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        if form not in HEADS:
+            raise ValueError(f'form is {form!r}; allowed: {", ".join(map(repr, HEADS))}')
+        if masking not in MASKING:
+            raise ValueError(f'masking is {masking!r}; allowed: {", ".join(map(repr, MASKING))}')
+        self.form, self.masking, self.mask_ratio = form, masking, check_mask_ratio(mask_ratio)
+        self.backbone = backbone if isinstance(backbone, nn.Module) else MODELS.build(backbone)
+        self.neck = neck if isinstance(neck, nn.Module) else MODELS.build(neck)
+        if tuple(self.neck.strides) != (4, 8, 16):
+            raise ValueError(
+                f'the neck gives strides {tuple(self.neck.strides)}; pre-training needs 4, 8, 16: num_outs=3,'
+                ' start_level=0'
+            )
+        self.teacher = self._build_teacher(teacher)
+        kind = HEADS[form].target_kind
+        if self.teacher.kind != kind:
+            raise ValueError(
+                f'the teacher {type(self.teacher).__name__} gives {self.teacher.kind}, but form={form!r} learns from'
+                f' {kind}: use' + (" teacher='moving_average'" if kind == 'maps' else " another teacher, or form='mfm'")
+            )
+        self.head = HEADS[form](self.backbone, self.neck, self.teacher.channels, **{**SETTINGS[form], **(head or {})})
+        if isinstance(self.teacher, MovingAverageTeacher):
+            self.teacher.copy(self.backbone)  # the head may have changed its positions
+
+    def _build_teacher(self, teacher: str | Mapping | Teacher | None) -> Teacher:
+        teacher = TEACHERS[self.form] if teacher is None else teacher
+        if teacher is None:
+            raise ValueError(
+                f'form={self.form!r} needs a teacher: teacher=dict(type="mmitpn.ClipTeacher", weights=FOLDER), or'
+                " 'random' for tests"
+            )
+        if isinstance(teacher, str):
+            if teacher not in NAMES:
+                raise ValueError(f'teacher is {teacher!r}; allowed: {", ".join(map(repr, NAMES))}, or a config')
+            teacher = {'type': f'mmitpn.{NAMES[teacher]}'}
+        built = teacher if isinstance(teacher, Teacher) else MODELS.build(dict(teacher))
+        if not isinstance(built, Teacher):
+            raise TypeError(
+                f'the teacher is a {type(built).__name__}; wrap a network: dict(type="mmitpn.FeatureTeacher")'
+            )
+        built.begin(self.backbone)
+        return built
+
+    def init_weights(self) -> None:
+        """Apply ``init_cfg`` of the parts; a moving average starts as the backbone does then."""
+        super().init_weights()
+        if isinstance(self.teacher, MovingAverageTeacher):
+            self.teacher.copy(self.backbone)
+
+    def forward(
+        self, inputs: Tensor, data_samples: Sequence[Any] | None = None, mode: str = 'tensor'
+    ) -> tuple[Tensor, ...] | dict[str, Tensor]:
+        """The host's entry.
+
+        Args:
+            inputs: Normalised pictures ``(B, 3, H, W)``, sides multiples of 16.
+            data_samples: One a picture; with ``masking='pipeline'`` they hold ``mask``.
+            mode: ``'loss'``, or ``'tensor'``: the pyramid's levels of the whole pictures.
+
+        Returns:
+            Losses by name, or maps.
+        """
+        if mode == 'loss':
+            return self.loss(inputs, data_samples)
+        if mode == 'tensor':
+            return self.neck(self.backbone(inputs))
+        raise ValueError(f"mode is {mode!r}; allowed: 'loss', 'tensor'")
+
+    def loss(self, inputs: Tensor, data_samples: Sequence[Any] | None = None) -> dict[str, Tensor]:
+        """Losses of a batch; see :meth:`forward`."""
+        if self.training:
+            self.teacher.follow(self.backbone)
+        masks = self.masks(inputs, data_samples)
+        given = self.teacher(inputs, tuple(masks.shape[1:]))
+        predictions = self.head(self.backbone, self.neck, inputs, masks)
+        with torch.autocast(inputs.device.type, enabled=False):
+            return self.head.losses(predictions, self.head.targets(given, inputs), masks)
+
+    def masks(self, inputs: Tensor, data_samples: Sequence[Any] | None = None) -> Tensor:
+        """Which patches are masked, ``(B, h, w)``, True where one is."""
+        grid = grid_of(inputs)
+        if self.masking == 'pipeline':
+            return masks_of(data_samples, grid, inputs.device)
+        return random_masks(len(inputs), grid, self.mask_ratio, inputs.device)
+
+    @torch.no_grad()
+    def reconstruct(self, inputs: Tensor, masks: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Predictions and targets of pictures, to look at.
+
+        Args:
+            inputs: Normalised pictures ``(B, 3, H, W)``.
+            masks: ``(B, h, w)``, True where masked.
+
+        Returns:
+            Both by name, channels last.
+        """
+        given = self.teacher(inputs, tuple(masks.shape[1:]))
+        return self.head(self.backbone, self.neck, inputs, masks), self.head.targets(given, inputs)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """For layer-wise learning-rate decay, as mmpretrain asks for it: see the backbone's."""
+        return self.backbone.get_layer_depth(param_name, f'{prefix}backbone.')
