@@ -19,6 +19,7 @@ MODELS = root.Registry('model', parent=root.MODELS, scope='mmitpn', locations=_M
 TASK_UTILS = root.Registry('task util', parent=root.TASK_UTILS, scope='mmitpn', locations=_MODELS)
 DATASETS = root.Registry('dataset', parent=root.DATASETS, scope='mmitpn', locations=['mmitpn.datasets'])
 TRANSFORMS = root.Registry('transform', parent=root.TRANSFORMS, scope='mmitpn', locations=['mmitpn.datasets'])
+DATA_SAMPLERS = root.Registry('data sampler', parent=root.DATA_SAMPLERS, scope='mmitpn', locations=['mmitpn.datasets'])
 METRICS = root.Registry('metric', parent=root.METRICS, scope='mmitpn', locations=['mmitpn.datasets'])
 HOOKS = root.Registry('hook', parent=root.HOOKS, scope='mmitpn', locations=_ENGINE)
 OPTIM_WRAPPERS = root.Registry('optim_wrapper', parent=root.OPTIM_WRAPPERS, scope='mmitpn', locations=_ENGINE)

@@ -27,9 +27,10 @@ __all__ = [
 ]
 
 if find_spec('mmcv') is not None:
+    from .draws import SeededInfiniteSampler, SeededSampler, SeedSample
     from .transforms import RandomTranspose
 
-    __all__ += ['RandomTranspose']
+    __all__ += ['RandomTranspose', 'SeedSample', 'SeededInfiniteSampler', 'SeededSampler']
 
 if find_spec('mmdet') is not None:
     from .panoptic_loading import LoadPanopticAnnotations

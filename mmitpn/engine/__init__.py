@@ -7,12 +7,14 @@ from mmitpn.engine.export_hook import ExportPretrainedHook
 from mmitpn.engine.host_configs import resolve_config
 from mmitpn.engine.invalid_loss_hook import StopOnInvalidLossHook
 from mmitpn.engine.layer_decay import LayerDecayOptimWrapperConstructor
+from mmitpn.engine.seed_hook import SeedStepHook
 
 __all__ = [
     'AtomicCheckpointHook',
     'BFloat16OptimWrapper',
     'ExportPretrainedHook',
     'LayerDecayOptimWrapperConstructor',
+    'SeedStepHook',
     'StopOnInvalidLossHook',
     'find_resumable',
     'resolve_config',

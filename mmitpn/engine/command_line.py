@@ -98,8 +98,8 @@ def run_command(command: Callable[[argparse.Namespace, list[FirstStepHook]], Non
         args: Parsed arguments.
 
     Returns:
-        Exit status: 0, or 2 after a mistake in the config, a path or an option. What fails after the first step, and
-        everything under ``--debug``, is raised on.
+        Exit status: 0, 2 after a mistake in the config, a path or an option, or 3 where a loss was no number. What else
+        fails after the first step, and everything under ``--debug``, is raised on.
     """
     steps: list[FirstStepHook] = []
     try:
@@ -111,4 +111,9 @@ def run_command(command: Callable[[argparse.Namespace, list[FirstStepHook]], Non
         name = '' if isinstance(error, (ValueError, FileNotFoundError)) else f'{type(error).__name__}: '
         sys.stderr.write(f'error: {name}{said or type(error).__name__} (--debug shows where)\n')
         return 2
+    except FloatingPointError as error:  # a loss that is no number (StopOnInvalidLossHook): its message says it all
+        if args.debug:
+            raise
+        sys.stderr.write(f'error: {error}\n')
+        return 3
     return 0

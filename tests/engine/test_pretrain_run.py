@@ -1,0 +1,187 @@
+"""Whole runs of pre-training through mmengine's runner: exact resumes, the exported file, a loss that is no number."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import InfiniteSampler
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from PIL import Image
+
+from mmitpn.checkpoint import load_pretrained
+from mmitpn.datasets.draws import Draw, SeededInfiniteSampler, SeededSampler, SeedSample
+from mmitpn.models.backbones import FastITPN
+from mmitpn.models.necks import ITPNPyramid
+
+pytest.importorskip('mmpretrain')
+NANO = {'depths': (1, 1, 2), 'embed_dim': 64, 'num_heads': 2}
+
+
+class Stop(Hook):
+    """Breaks a run off, as a user does."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def after_train_epoch(self, runner) -> None:
+        if runner.epoch + 1 == self.epochs:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / 'pictures'
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(6):
+        Image.fromarray(generator.integers(0, 256, (72, 80, 3), dtype=np.uint8)).save(folder / f'{i}.png')
+    return folder
+
+
+@pytest.fixture
+def run(pictures, tmp_path):
+    """Train; returns the runner."""
+
+    def train(name, *, epochs, stop_after=None, resume=False, workers=0, **model) -> Runner:
+        pipeline = [
+            {'type': 'mmitpn.SeedSample'},
+            {'type': 'LoadImageFromFile'},
+            {'type': 'RandomResizedCrop', 'scale': 64},
+            {'type': 'RandomFlip', 'prob': 0.5},
+            {'type': 'BEiTMaskGenerator', 'input_size': (4, 4), 'num_masking_patches': 6, 'min_num_patches': 2},
+            {'type': 'PackInputs', 'algorithm_keys': ['mask'], 'meta_keys': ['img_path']},
+        ]
+        cfg = Config(
+            {
+                'default_scope': 'mmpretrain',
+                'work_dir': str(tmp_path / name),
+                'model': {
+                    'type': 'mmitpn.ITPNPretrain',
+                    'form': 'mfm',
+                    'masking': 'pipeline',
+                    'data_preprocessor': {'mean': [127.0] * 3, 'std': [60.0] * 3, 'bgr_to_rgb': True},
+                    'backbone': {'type': 'mmitpn.FastITPN', 'arch': NANO, 'img_size': 64, 'drop_path_rate': 0.3},
+                    'neck': {
+                        'type': 'mmitpn.ITPNPyramid',
+                        'in_channels': (16, 32, 64),
+                        'out_channels': 32,
+                        'num_outs': 3,
+                    },
+                    **model,
+                },
+                'train_dataloader': {
+                    'batch_size': 2,
+                    'num_workers': workers,
+                    'persistent_workers': bool(workers),
+                    'sampler': {'type': 'mmitpn.SeededSampler', 'shuffle': True},
+                    'collate_fn': {'type': 'default_collate'},
+                    'dataset': {
+                        'type': 'CustomDataset',
+                        'data_root': str(pictures),
+                        'with_label': False,
+                        'pipeline': pipeline,
+                    },
+                },
+                'train_cfg': {'by_epoch': True, 'max_epochs': epochs},
+                'optim_wrapper': {
+                    'type': 'OptimWrapper',
+                    'optimizer': {'type': 'AdamW', 'lr': 1e-3},
+                    'accumulative_counts': 2,
+                },
+                'default_hooks': {
+                    'checkpoint': {'type': 'mmitpn.AtomicCheckpointHook', 'interval': 1},
+                    'sampler_seed': {'type': 'DistSamplerSeedHook'},
+                },
+                'custom_hooks': [
+                    {'type': 'mmitpn.SeedStepHook'},
+                    {'type': 'mmitpn.StopOnInvalidLossHook'},
+                    {'type': 'mmitpn.ExportPretrainedHook'},
+                    {'type': 'EMAHook', 'momentum': 0.1},
+                ],
+                'randomness': {'seed': 7},
+                'resume': resume,
+                'log_level': 'ERROR',
+                'experiment_name': f'{tmp_path.name}_{name}_{epochs}_{resume}',
+            }
+        )
+        runner = Runner.from_cfg(cfg)
+        if stop_after is not None:
+            runner.register_hook(Stop(stop_after), priority='LOWEST')
+        with contextlib.suppress(KeyboardInterrupt):
+            runner.train()
+        return runner
+
+    return train
+
+
+@pytest.mark.parametrize('workers', [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(run, workers):
+    whole = run('whole', epochs=4, workers=workers).model.state_dict()
+    run('parts', epochs=4, stop_after=2, workers=workers)
+    torch.rand(17)  # what a process did before matters to nothing
+    resumed = run('parts', epochs=4, resume=True, workers=workers).model.state_dict()
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_the_run_leaves_one_file_for_backbone_and_pyramid(run, tmp_path):
+    runner = run('export', epochs=2)
+    ema = next(hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook').ema_model.module
+    file = tmp_path / 'export' / 'pretrained.pth'
+    backbone, neck = FastITPN(NANO, img_size=64), ITPNPyramid((16, 32, 64), out_channels=32, num_outs=4)
+    for part, source in ((backbone, ema.backbone), (neck, ema.neck)):
+        report = load_pretrained(part, file)
+        assert not report.warnings
+        assert all(torch.equal(value, source.state_dict()[name]) for name, value in part.state_dict().items())
+    names = torch.load(file, weights_only=True)['state_dict']
+    assert {name.partition('.')[0] for name in names} == {'backbone', 'neck'}
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(run, tmp_path, monkeypatch):
+    from mmitpn.models.pretrain import ITPNPretrain
+
+    run('broken', epochs=1)
+    honest, calls = ITPNPretrain.loss, []
+
+    def loss(self, *args):
+        calls.append(1)
+        found = honest(self, *args)
+        return {**found, 'loss_pixels': found['loss_pixels'] * float('nan')} if len(calls) == 2 else found
+
+    monkeypatch.setattr(ITPNPretrain, 'loss', loss)
+    with pytest.raises(FloatingPointError, match=r'iteration 5: loss.* nan; the pictures were .*\d\.png, .*\d\.png'):
+        run('broken', epochs=3, resume=True)
+    assert (tmp_path / 'broken' / 'last_checkpoint').read_text().endswith('epoch_1.pth')
+    state = torch.load(tmp_path / 'broken' / 'epoch_1.pth', weights_only=False)['state_dict']
+    assert all(value.isfinite().all() for value in state.values())
+
+
+def test_samplers_draw_as_the_hosts_and_say_the_pass():
+    sampler = SeededSampler(range(5), seed=3)
+    first = list(sampler)
+    sampler.set_epoch(2)
+    assert sorted(first) == [0, 1, 2, 3, 4]
+    assert {draw.epoch for draw in first} == {0}
+    assert {draw.epoch for draw in sampler} == {2}
+    own, host = iter(SeededInfiniteSampler(range(5), seed=3)), iter(InfiniteSampler(range(5), seed=3))
+    drawn = [next(own) for _ in range(12)]
+    assert drawn == [next(host) for _ in range(12)]
+    assert [draw.epoch for draw in drawn] == [0] * 5 + [1] * 5 + [2] * 2
+
+
+def test_a_sample_is_seeded_by_its_pass():
+    seed = SeedSample()
+
+    def value(**draw) -> float:
+        seed({'sample_idx': Draw.of(3, **draw)})
+        return np.random.rand(), float(torch.rand(1))  # noqa: NPY002
+
+    assert value(epoch=1, seed=0) == value(epoch=1, seed=0)
+    assert len({value(epoch=1, seed=0), value(epoch=2, seed=0), value(epoch=1, seed=1)}) == 3
+    with pytest.raises(ValueError, match='use the sampler mmitpn.SeededSampler'):
+        seed({'sample_idx': 3})

@@ -1,0 +1,120 @@
+r"""Draw what pre-training makes of masked pictures: reconstructed pixels, or how far predictions are from the teacher.
+
+    python tools/analysis/visualize_reconstruction.py IMAGE [IMAGE ...] --config CONFIG --checkpoint FILE
+
+CONFIG is one of configs/pretrain or of the quick start's pre-training; FILE a checkpoint of it. Pictures are resized to
+the size it was trained at. Pixels are normalised patch by patch where the form predicts them so: each patch is drawn
+with its own mean and deviation, as is usual. Masked patches show the prediction, the others the picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.registry import DefaultScope
+from mmengine.runner import load_checkpoint
+from PIL import Image
+from torch import Tensor
+
+from mmitpn.models.pretrain import ITPNPretrain
+from mmitpn.models.pretrain.losses import distance
+from mmitpn.models.pretrain.masking import PATCH, random_masks
+from mmitpn.models.pretrain.pixels import PIXEL_CHANNELS, images_of, patches_of, statistics_of
+from mmitpn.registry import MODELS
+from mmitpn.visualization.reconstruction import Reconstruction, draw_reconstructions
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('image', nargs='+', type=Path, help='pictures')
+    parser.add_argument('--config', required=True, help='config file')
+    parser.add_argument('--checkpoint', help='weights; without them the pictures show what random weights do')
+    parser.add_argument('--mask-ratio', type=float, help="share of masked patches (default: the config's)")
+    parser.add_argument('--seed', type=int, default=0, help='of the masks')
+    parser.add_argument('--out', type=Path, default=Path('reconstruction.png'), metavar='FILE.png')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings')
+    return parser.parse_args(argv)
+
+
+def read(path: Path, side: int) -> np.ndarray:
+    """A picture of ``side`` pixels, RGB, 8 bits."""
+    if not path.is_file():
+        raise FileNotFoundError(f'no picture {path}')
+    with Image.open(path) as image:
+        return np.asarray(image.convert('RGB').resize((side, side), Image.Resampling.BICUBIC))
+
+
+def build(args: argparse.Namespace) -> ITPNPretrain:
+    """The network with its weights."""
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options or {})
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmpretrain')):
+        model = MODELS.build(cfg.model)
+    if not isinstance(model, ITPNPretrain):
+        raise TypeError(f'{args.config} is of a {type(model).__name__}; give a config of configs/pretrain')
+    if args.checkpoint:
+        load_checkpoint(model, args.checkpoint, map_location='cpu', strict=True)
+    return model.eval()
+
+
+def look(model: ITPNPretrain, pictures: list[np.ndarray], ratio: float, seed: int) -> list[Reconstruction]:
+    """What the network makes of the pictures."""
+    raw = torch.stack([torch.from_numpy(picture.copy()).permute(2, 0, 1) for picture in pictures])
+    bgr = raw.flip(1)  # the hosts' pipelines load BGR
+    inputs = model.data_preprocessor({'inputs': bgr, 'data_samples': None}, False)['inputs']
+    torch.manual_seed(seed)
+    grid = (inputs.shape[-2] // PATCH, inputs.shape[-1] // PATCH)
+    masks = random_masks(len(inputs), grid, ratio)
+    predictions, targets = model.reconstruct(inputs, masks)
+    hidden = masks.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2).numpy()
+    pixels = None
+    distances = {}
+    for name, target in targets.items():
+        if name == 'tokens' and target.shape[-1] == PIXEL_CHANNELS and model.form in ('pixel', 'mfm'):
+            pixels = reconstructed(raw, predictions[name], masks)
+        else:
+            loss = 'cosine' if getattr(model.head, 'loss', '') == 'cosine' else 'l2'
+            values = distance(loss, predictions[name], target) + (1.0 if loss == 'cosine' else 0.0)
+            distances[f'{name}: {"1 - cosine" if loss == "cosine" else "squared error"}'] = values
+    return [
+        Reconstruction(
+            picture,
+            hidden[i],
+            None if pixels is None else pixels[i],
+            {name: values[i].numpy() for name, values in distances.items()},
+        )
+        for i, picture in enumerate(pictures)
+    ]
+
+
+def reconstructed(raw: Tensor, prediction: Tensor, masks: Tensor) -> np.ndarray:
+    """Masked patches as predicted, with the picture's own mean and deviation of each patch."""
+    patches = patches_of(raw.float())
+    mean, deviation = statistics_of(patches)
+    # The normalisation of colours is linear and nearly the same for all three: it is left out.
+    filled = torch.where(masks[..., None], prediction * deviation + mean, patches)
+    return images_of(filled).permute(0, 2, 3, 1).clamp(0, 255).byte().numpy()
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        model = build(args)
+        side = model.backbone.grid[0] * PATCH
+        pictures = [read(path, side) for path in args.image]
+        found = look(model, pictures, args.mask_ratio or model.mask_ratio, args.seed)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        sys.stderr.write(f'error: {error}\n')
+        return 2
+    weights = Path(args.checkpoint).name if args.checkpoint else 'random weights'
+    print(draw_reconstructions(found, args.out, title=f'{Path(args.config).stem}, {weights}'))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
