@@ -80,11 +80,11 @@ class SeedSample(BaseTransform):
             The same.
 
         Raises:
-            ValueError: If the sampler does not say in which pass the sample is drawn.
+            TypeError: If the sampler does not say in which pass the sample is drawn.
         """
         draw = results.get('sample_idx')
         if not isinstance(draw, Draw):
-            raise ValueError(
+            raise TypeError(
                 f'SeedSample was given the sample {draw!r} without its pass: use the sampler mmitpn.SeededSampler or'
                 ' mmitpn.SeededInfiniteSampler, and no data set around the data set'
             )

@@ -183,5 +183,5 @@ def test_a_sample_is_seeded_by_its_pass():
 
     assert value(epoch=1, seed=0) == value(epoch=1, seed=0)
     assert len({value(epoch=1, seed=0), value(epoch=2, seed=0), value(epoch=1, seed=1)}) == 3
-    with pytest.raises(ValueError, match='use the sampler mmitpn.SeededSampler'):
+    with pytest.raises(TypeError, match=r'use the sampler mmitpn\.SeededSampler'):
         seed({'sample_idx': 3})

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmitpn.analysis import trainings
+
 TOOLS = Path(__file__).parents[2] / 'tools' / 'analysis'
 
 
@@ -35,8 +37,8 @@ def compare_tokens(monkeypatch):
 
     tool = load('compare_tokens')
     monkeypatch.setattr(subprocess, 'run', run)
-    monkeypatch.setattr(tool, 'find_resumable', lambda folder: folder / 'iter_5.pth')
-    monkeypatch.setattr(tool, 'TEST_IMAGES', 1)
+    monkeypatch.setattr(trainings, 'find_resumable', lambda folder: folder / 'iter_5.pth')
+    monkeypatch.setattr(trainings, 'TEST_IMAGES', 1)
     return tool, commands
 
 

@@ -16,22 +16,15 @@ window of 16x16 with four has 64. Photographs of 320 pixels are 20x20 tokens, in
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
-from statistics import mean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
-from rich.table import Table
 
 from mmitpn.analysis.methods import METHODS, backbone_settings
-from mmitpn.datasets.shapes import generate_shapes
-from mmitpn.engine import find_resumable
-
-ROOT = Path(__file__).resolve().parents[2]
-TEST_IMAGES, TEST_SEED = 400, 2000
+from mmitpn.analysis.trainings import ROOT, ScoreFile, evaluate, run_tool, test_set_options
 
 
 class Task(NamedTuple):
@@ -89,25 +82,15 @@ def options_of(task: Task, method: str, keep: float) -> list[str]:
     ]
 
 
-def run(*command: str | Path) -> None:
-    """Run a tool."""
-    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
-
-
 def data_options(name: str, args: argparse.Namespace) -> tuple[list[str], list[str]]:
     """Where the data are, as ``--cfg-options`` of training and of evaluation."""
-    if name == 'photos':
-        root = args.photos.resolve()
-        truth = f'{root}/annotations/instances_train2017.json'
-        options = [f'{part}_dataloader.dataset.data_root={root}/' for part in ('train', 'val', 'test')]
-        options += [f'{part}_evaluator.ann_file={truth}' for part in ('val', 'test')]
-        return options, options
-    root = args.test_set.resolve()
-    generate_shapes(root, 1, TEST_IMAGES, seed=TEST_SEED)  # nothing to do where it is there
-    if name == 'seg':
-        return [], [f'test_dataloader.dataset.data_root={root}/ade/ADEChallengeData2016/']
-    truth = f'test_evaluator.ann_file={root}/coco/annotations/instances_val2017.json'
-    return [], [f'test_dataloader.dataset.data_root={root}/coco/', truth]
+    if name != 'photos':
+        return [], test_set_options(name, args.test_set)
+    root = args.photos.resolve()
+    truth = f'{root}/annotations/instances_train2017.json'
+    options = [f'{part}_dataloader.dataset.data_root={root}/' for part in ('train', 'val', 'test')]
+    options += [f'{part}_evaluator.ann_file={truth}' for part in ('val', 'test')]
+    return options, options
 
 
 def score_of(name: str, method: str, seed: int, args: argparse.Namespace) -> float:
@@ -122,37 +105,20 @@ def score_of(name: str, method: str, seed: int, args: argparse.Namespace) -> flo
     else:
         train = ['tools/quickstart.py', '--task', name, '--seed', str(seed), *resume]
     settings = [*options, *of_training]
-    run(*train, '--work-dir', folder, *(['--cfg-options', *settings] if settings else []))
-    test = folder / 'test'
-    run('tools/test.py', task.config, find_resumable(folder), '--work-dir', test, '--cfg-options', *options, *of_test)
-    metrics = json.loads((test / 'test_metrics.json').read_text(encoding='utf-8'))['metrics']
-    return next(value for key, value in metrics.items() if key.rsplit('/', 1)[-1] == task.metric) / task.unit
+    run_tool(*train, '--work-dir', folder, *(['--cfg-options', *settings] if settings else []))
+    return evaluate(task.config, folder, task.metric, [*options, *of_test]) / task.unit
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     args.work_dir = args.work_dir.resolve()
-    found: dict[str, dict[str, Any]] = json.loads(args.out.read_text(encoding='utf-8')) if args.out.is_file() else {}
+    found = ScoreFile(args.out)
     for seed in args.seeds:
         for name in args.task:
             for method in args.method:
-                scores = found.setdefault(TASKS[name].words, {}).setdefault(method, {})
-                if str(seed) in scores and not args.again:
-                    continue
-                scores[str(seed)] = score_of(name, method, seed, args)
-                args.out.write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
-    table = Table(title=f'keep {args.keep}')
-    for heading in ('task', 'method', 'seeds', 'mean', 'to global'):
-        table.add_column(heading)
-    for words, methods in found.items():
-        for method, scores in methods.items():
-            if not scores:
-                continue
-            average = mean(scores.values())
-            change = average - mean(methods['global'].values()) if methods.get('global') else float('nan')
-            seeds = ' '.join(f'{score:.3f}' for score in scores.values())
-            table.add_row(words, method, seeds, f'{average:.3f}', f'{change:+.3f}')
-    Console(width=110).print(table)
+                score = partial(score_of, name, method, seed, args)
+                found.fill(TASKS[name].words, method, seed, score, again=args.again)
+    Console(width=110).print(found.table(f'keep {args.keep}', 'global'))
     return 0
 
 

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mmitpn.analysis import trainings
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """The tool, and the commands that it would have run."""
+    spec = importlib.util.spec_from_file_location('tool', ROOT / 'tools/analysis/compare_pretraining.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        folder = Path(command[command.index('--work-dir') + 1])
+        folder.mkdir(parents=True, exist_ok=True)
+        if command[1] == 'tools/train.py':
+            (folder / 'pretrained.pth').touch()
+        score = 0.5 if 'loaded' in str(folder) else 0.25
+        (folder / 'test_metrics.json').write_text(json.dumps({'metrics': {'coco/bbox_mAP': score}}))
+
+    monkeypatch.setattr(subprocess, 'run', run)
+    monkeypatch.setattr(trainings, 'find_resumable', lambda folder: folder / 'iter_5.pth')
+    monkeypatch.setattr(trainings, 'TEST_IMAGES', 1)
+    monkeypatch.setattr(module, 'UNLABELLED', 1)
+    return module, commands
+
+
+def test_one_pretraining_and_the_same_fine_tuning_for_all(tool, tmp_path, capsys):
+    module, commands = tool
+    arguments = ['--form', 'mfm', '--seeds', '0', '1', '--labels', '20', '--out', str(tmp_path / 'scores.json')]
+    arguments += ['--work-dir', str(tmp_path / 'work'), '--test-set', str(tmp_path / 'test')]
+    arguments += ['--unlabelled', str(tmp_path / 'unlabelled')]
+    for _ in range(2):  # the second time there is nothing to do
+        assert module.main(arguments) == 0
+    names = [command[1] for command in commands]
+    assert names.count('tools/train.py') == 1
+    assert names.count('tools/quickstart.py') == names.count('tools/test.py') == 6
+    tuned = [command for command in commands if command[1] == 'tools/quickstart.py'][:3]
+    assert all('train_dataloader.dataset.indices=20' in command for command in tuned)
+    file = f'{tmp_path}/work/mfm/pretrained.pth'
+    starts = [
+        {part.split('.')[1]: part.split('=')[1] for part in command if part.startswith('model.')} for command in tuned
+    ]
+    assert starts == [
+        {'backbone': 'None', 'neck': 'None'},
+        {'backbone': file, 'neck': file},
+        {'backbone': file, 'neck': 'None'},
+    ]
+    assert '+0.250' in capsys.readouterr().out
+    scores = json.loads((tmp_path / 'scores.json').read_text())['box AP on shapes, 20 labelled images']
+    assert scores == {
+        'from nothing': {'0': 0.25, '1': 0.25},
+        'mfm, pyramid loaded': {'0': 0.5, '1': 0.5},
+        'mfm, pyramid fresh': {'0': 0.25, '1': 0.25},
+    }

@@ -1,0 +1,90 @@
+"""Does integral pre-training help? Pre-train without labels, fine-tune with few, compare with starting from nothing.
+
+    python tools/analysis/compare_pretraining.py --form mfm lite0 --labels 50 --seeds 0 1 2
+
+The quick start's nano network is pre-trained on 2000 generated images of which no label is read; then the quick start's
+detector is trained from it on a few labelled images, with backbone and pyramid loaded, with the backbone only (the
+pyramid starts fresh), and from nothing, with the same settings and as many iterations each. All are evaluated on 400
+other images. The scores go to docs/pretraining.json; what has a score there is not trained again (--again does), so
+stop and go on at any time. About seven minutes a training on two cores. lite0 needs two packages, see its config.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from mmitpn.analysis.trainings import ROOT, ScoreFile, evaluate, run_tool, test_set_options
+from mmitpn.datasets import generate_shapes
+
+CONFIG = 'configs/quickstart/dino_fast-itpn-nano_shapes.py'
+UNLABELLED, UNLABELLED_SEED = 2000, 3000
+SCRATCH = 'from nothing'
+PARTS = {'pyramid loaded': ('backbone', 'neck'), 'pyramid fresh': ('backbone',)}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--form', nargs='+', choices=('mfm', 'lite0'), default=['mfm', 'lite0'])
+    parser.add_argument('--labels', type=int, default=50, help='labelled images to fine-tune on (default: 50)')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    parser.add_argument('--unlabelled', type=Path, default=Path('data/shapes-unlabelled'), help='made where missing')
+    parser.add_argument('--test-set', type=Path, default=Path('data/shapes-test'), help='made where missing')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/pretraining'))
+    parser.add_argument('--out', type=Path, default=ROOT / 'docs/pretraining.json', metavar='FILE.json')
+    parser.add_argument('--again', action='store_true', help='fine-tune also what has a score already')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='of every fine-tuning')
+    return parser.parse_args(argv)
+
+
+def pretrain(form: str, args: argparse.Namespace) -> Path:
+    """Pre-train, or go on with a run that was stopped; the file of backbone and pyramid."""
+    folder = args.work_dir / form
+    file = folder / 'pretrained.pth'
+    if not file.is_file():
+        root = generate_shapes(args.unlabelled.resolve(), UNLABELLED, 1, seed=UNLABELLED_SEED)
+        config = f'configs/quickstart/pretrain_fast-itpn-nano_shapes-{form}.py'
+        options = [f'train_dataloader.dataset.data_root={root}/coco/train2017/', 'randomness.seed=0']
+        run_tool('tools/train.py', config, '--resume', '--work-dir', folder, '--cfg-options', *options)
+    return file
+
+
+def start_options(form: str | None, parts: tuple[str, ...], args: argparse.Namespace) -> list[str]:
+    """``--cfg-options`` of what a detector starts from."""
+    loaded = {part: pretrain(form, args) for part in parts} if form else {}
+    return [
+        f'model.{part}.init_cfg.checkpoint={loaded[part]}' if part in loaded else f'model.{part}.init_cfg=None'
+        for part in ('backbone', 'neck')
+    ]
+
+
+def score_of(form: str | None, words: str, seed: int, args: argparse.Namespace) -> float:
+    """Fine-tune, or go on with a training that was stopped, and evaluate."""
+    start = start_options(form, PARTS.get(words, ()), args)
+    folder = args.work_dir / f'{form or "scratch"}_{words.replace(" ", "-")}_{args.labels}_{seed}'
+    options = [*start, f'train_dataloader.dataset.indices={args.labels}', *args.cfg_options]
+    train = ['tools/quickstart.py', '--task', 'det', '--seed', str(seed), *([] if args.again else ['--resume'])]
+    run_tool(*train, '--work-dir', folder, '--cfg-options', *options)
+    return evaluate(CONFIG, folder, 'bbox_mAP', test_set_options('det', args.test_set))
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    args.work_dir = args.work_dir.resolve()
+    found = ScoreFile(args.out)
+    task = f'box AP on shapes, {args.labels} labelled images'
+    runs = [(None, SCRATCH), *((form, words) for form in args.form for words in PARTS)]
+    for seed in args.seeds:
+        for form, words in runs:
+            name = f'{form}, {words}' if form else words
+            found.fill(task, name, seed, partial(score_of, form, words, seed, args), again=args.again)
+    Console(width=130).print(found.table('integral pre-training', SCRATCH))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
