@@ -73,7 +73,7 @@ class ClipTeacher(Teacher):
         try:
             from transformers import CLIPVisionModelWithProjection
         except ImportError as error:
-            raise ImportError('the CLIP teacher needs transformers: pip install transformers') from error
+            raise ImportError('the CLIP teacher needs transformers: pip install transformers==4.48.3') from error
         tower = freeze(CLIPVisionModelWithProjection.from_pretrained(self.weights, use_safetensors=True))
         found = tower.config.projection_dim if self.project else tower.config.hidden_size
         expected = getattr(self, 'channels', found)
