@@ -73,3 +73,15 @@ def test_mistakes(tool, picture, tmp_path, capsys):
     other.write_text("default_scope = 'mmpretrain'\nmodel = {'type': 'mmitpn.FastITPN', 'arch': 'nano'}\n")
     assert tool.main([str(picture), '--config', str(other)]) == 2
     assert 'give a config of configs/pretrain' in capsys.readouterr().err
+
+
+def test_cost_of_the_forms(capsys):
+    spec = importlib.util.spec_from_file_location('cost', ROOT / 'tools/analysis/pretraining_cost.py')
+    cost = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cost)
+    forms = ['fast', 'mfm', 'hog', 'clip', 'pixel']
+    arguments = ['--arch', 'nano', '--size', '64', '--batch', '1', '--seconds', '0', '--rounds', '1', '--form', *forms]
+    assert cost.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert all(f'form {form} ' in shown for form in forms)
+    assert shown.count('alone, not masked') == 2

@@ -1,0 +1,101 @@
+r"""What a step of pre-training costs: against the machine's own peak, and against the backbone without masks.
+
+    python tools/analysis/pretraining_cost.py --arch tiny --batch 16 --threads 2
+
+Steps are forward and backward, without the optimizer, in fp32, with random pictures and no teacher but the targets that
+cost nothing; all rows and the matrix product (GEMM) run in turns in one process. The last column is the time in units
+of a step of the same family's whole backbone, without masks, pyramid and prediction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from mmitpn.allocator import keep_freed_memory
+from mmitpn.analysis.macs import count_macs
+from mmitpn.analysis.speed import GemmPeak, interleave
+from mmitpn.models.backbones import ITPN, FastITPN
+from mmitpn.models.backbones.archs import ARCHS
+from mmitpn.models.necks import ITPNPyramid
+from mmitpn.models.pretrain import ITPNPretrain
+
+TEACHER = 'random'
+ROWS = (
+    ('fast', FastITPN, 0.4),
+    ('mfm', FastITPN, 0.4),
+    ('hog', FastITPN, 0.75),
+    ('clip', ITPN, 0.4),
+    ('pixel', ITPN, 0.75),
+)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--arch', default='tiny', choices=tuple(ARCHS))
+    parser.add_argument('--form', nargs='+', default=['fast', 'pixel'], choices=[row[0] for row in ROWS])
+    parser.add_argument('--size', type=int, default=224, help='side of the pictures')
+    parser.add_argument('--batch', type=int, default=16)
+    parser.add_argument('--threads', type=int, help="of the CPU; default: torch's own choice")
+    parser.add_argument('--seconds', type=float, default=60.0, help='time for all, at least')
+    parser.add_argument('--rounds', type=int, default=3, help='runs of each row, at least')
+    return parser.parse_args(argv)
+
+
+def step_of(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    """One forward and backward pass."""
+
+    def step() -> None:
+        loss().backward()
+        model.zero_grad(set_to_none=True)
+
+    return step
+
+
+def build(form: str, family: type, ratio: float, args: argparse.Namespace) -> tuple[nn.Module, Callable[[], None]]:
+    """A network of a form and a step of it."""
+    torch.manual_seed(0)
+    images = torch.randn(args.batch, 3, args.size, args.size)
+    relative = {'relative_position': 'table'} if form == 'clip' else {}
+    backbone = family(args.arch, img_size=args.size, **relative)
+    if not form:
+        return backbone, step_of(backbone, lambda: sum(x.float().square().mean() for x in backbone(images)))
+    neck = ITPNPyramid(backbone.out_channels, num_outs=3, kind='fast' if family is FastITPN else 'linear')
+    teacher = TEACHER if form in ('fast', 'clip') else None
+    model = ITPNPretrain(backbone, neck, form=form, teacher=teacher, mask_ratio=ratio).train()
+    return model, step_of(model, lambda: sum(model.loss(images).values()))
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    keep_freed_memory()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    rows = [row for row in ROWS if row[0] in args.form]
+    families = list(dict.fromkeys(family for _, family, _ in rows))
+    named = [(f'form {form} ({family.__name__})', form, family, ratio) for form, family, ratio in rows]
+    named += [(f'{family.__name__} alone, not masked', '', family, 0.5) for family in families]
+    built = [build(form, family, ratio, args) for _, form, family, ratio in named]
+    macs = [count_macs(model, call=step).total for model, step in built]
+    gemm = GemmPeak(torch.device('cpu'), torch.float32)
+    timings = interleave([step for _, step in built], gemm, seconds=args.seconds, min_rounds=args.rounds)
+    table = Table(title=f'a training step: {args.arch}, {args.batch} pictures of {args.size} pixels')
+    for heading in ('step', 'GMAC', 'share of the GEMM peak', 'time / backbone alone'):
+        table.add_column(heading, justify='left' if heading == 'step' else 'right')
+    whole = {family: timings[len(rows) + i] for i, family in enumerate(families)}
+    for (name, _, family, _), count, timing in zip(named, macs, timings, strict=True):
+        share = count / timing.median / gemm.macs_per_second
+        ratio = timing.median / whole[family].median
+        table.add_row(name, f'{count / 1e9:.0f}', f'{share:.0%}', f'{ratio:.2f}')
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
