@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""Make a file to publish from a training checkpoint: weights and the names of the classes, nothing else.
+
+    python tools/misc/publish_model.py work_dirs/RUN/epoch_12.pth fast-itpn-b_dino.pth
+    python tools/misc/publish_model.py work_dirs/RUN/epoch_12.pth fast-itpn-b_dino.safetensors --dtype fp16
+
+Optimizer, schedules, logs and message hub are left out, as are averaged weights that the run did not use; the first
+eight digits of the file's SHA-256 are put into its name. What is written is read again weights-only and compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from mmitpn.checkpoint import read_checkpoint
+from mmitpn.engine.atomic import write_atomic
+from mmitpn.version import __version__
+
+DTYPES = {'fp16': torch.float16, 'bf16': torch.bfloat16, 'fp32': torch.float32}
+PLAIN = (str, int, float, bool, type(None))
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('source', metavar='IN', help='checkpoint of a training')
+    parser.add_argument('target', metavar='OUT', type=Path, help='.pth or .safetensors; the hash is added to its name')
+    parser.add_argument(
+        '--dtype', choices=tuple(DTYPES), help='type of the floating-point weights (default: as they are)'
+    )
+    parser.add_argument('--prefix', nargs='+', help="keep only the weights below these prefixes, such as 'backbone.'")
+    return parser.parse_args(argv)
+
+
+def weights_of(content: Mapping[str, Any], prefixes: list[str] | None) -> dict[str, Tensor]:
+    """The model's weights: those that the run evaluates with."""
+    state = next((content[key] for key in ('state_dict', 'model', 'module') if key in content), content)
+    found = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    if prefixes:
+        found = {name: value for name, value in found.items() if name.startswith(tuple(prefixes))}
+    if not found:
+        below = f' below {", ".join(prefixes)}' if prefixes else ''
+        raise ValueError(f'no weights{below}: the file has {", ".join(map(str, list(state)[:5]))}')
+    broken = [name for name, value in found.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if broken:
+        raise ValueError(f'{len(broken)} weights are not finite ({", ".join(broken[:3])}): the run went wrong')
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Numbers, text, and lists and dicts of them; anything else becomes None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if isinstance(value, PLAIN) else None
+
+
+def meta_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a user of the weights needs to know: the classes, and what wrote the file."""
+    meta = content.get('meta')
+    meta = meta if isinstance(meta, Mapping) else {}
+    kept = {key: plain(meta[key]) for key in ('dataset_meta', 'epoch', 'iter') if key in meta}
+    return {**kept, 'mmitpn_version': __version__}
+
+
+def encode(state: dict[str, Tensor], meta: dict[str, Any], suffix: str) -> bytes:
+    """The bytes of the file."""
+    if suffix == '.safetensors':
+        tensors = {name: value.contiguous().clone() for name, value in state.items()}
+        return safetensors.torch.save(tensors, metadata={'format': 'pt', 'meta': json.dumps(meta)})
+    buffer = BytesIO()
+    # Cloned: a view would take all of its storage along.
+    torch.save({'state_dict': {name: value.clone() for name, value in state.items()}, 'meta': meta}, buffer)
+    return buffer.getvalue()
+
+
+def check(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Read the file as its users will, and compare."""
+    content = (
+        safetensors.torch.load_file(path)
+        if path.suffix == '.safetensors'
+        else torch.load(path, map_location='cpu', weights_only=True)['state_dict']
+    )
+    if content.keys() != state.keys() or not all(torch.equal(content[name], state[name]) for name in state):
+        raise ValueError(f'{path} does not hold what was written to it: is the disk broken?')
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        if args.target.suffix not in ('.pth', '.safetensors'):
+            raise ValueError(f'OUT is {args.target}; its name must end in .pth or .safetensors')
+        content = read_checkpoint(args.source)
+        state = weights_of(content, args.prefix)
+        if args.dtype:
+            kind = DTYPES[args.dtype]
+            state = {name: v.to(kind) if v.is_floating_point() else v for name, v in state.items()}
+        data = encode(state, meta_of(content), args.target.suffix)
+        digest = hashlib.sha256(data).hexdigest()[:8]
+        path = args.target.with_name(f'{args.target.stem}-{digest}{args.target.suffix}')
+        write_atomic(path, data)
+        check(path, state)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f'error: {error}\n')
+        return 2
+    size = sum(value.numel() for value in state.values()) / 1e6
+    print(f'{path}: {len(state)} weights, {size:.1f} M numbers, {path.stat().st_size / 1e6:.1f} MB')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
