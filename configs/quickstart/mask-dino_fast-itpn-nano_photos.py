@@ -3,8 +3,8 @@
 #   python tools/train.py configs/quickstart/mask-dino_fast-itpn-nano_photos.py
 _base_ = './mask-dino_fast-itpn-nano_shapes-instance.py'
 
-max_iters = 2400
-flat_until = 1400
+max_iters = 2000
+flat_until = 1000
 data_root = 'data/coco/'
 image_size = (320, 320)
 
@@ -17,7 +17,6 @@ model = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='RandomFlip', prob=0.5),
     dict(type='Resize', scale=image_size, keep_ratio=False),
     dict(type='PackDetInputs'),
 ]
