@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mmengine.config import Config
 from PIL import Image
 
 from mmitpn.datasets import generate_shapes
@@ -40,3 +41,31 @@ def tiny_coco(tmp_path) -> tuple[Path, Path, dict[str, Any]]:
     path.parent.mkdir()
     path.write_text(json.dumps(content))
     return path, images, content
+
+
+@pytest.fixture
+def cfg(tiny_coco) -> Config:
+    """A detector's config on two categories, with everything right."""
+    path, _, _ = tiny_coco
+    dataset = {
+        'type': 'CocoDataset',
+        'data_root': str(path.parents[1]),
+        'ann_file': 'annotations/instances_train2017.json',
+        'data_prefix': {'img': 'train2017/'},
+        'metainfo': {'classes': ('cat', 'dog')},
+        'pipeline': [],
+    }
+    return Config(
+        {
+            'default_scope': 'mmdet',
+            'model': {
+                'type': 'mmitpn.DINO',
+                'backbone': {'type': 'mmitpn.FastITPN', 'arch': 'nano'},
+                'neck': {'type': 'mmitpn.ITPNPyramid', 'in_channels': (48, 96, 192), 'out_channels': 64, 'num_outs': 4},
+                'bbox_head': {'type': 'DINOHead', 'num_classes': 2},
+            },
+            'train_dataloader': {'dataset': dataset},
+            'val_dataloader': {'dataset': dataset},
+            'val_evaluator': {'type': 'CocoMetric', 'ann_file': str(path)},
+        }
+    )

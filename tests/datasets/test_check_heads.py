@@ -1,0 +1,94 @@
+"""Heads know as many classes as the data set has."""
+
+from __future__ import annotations
+
+import pytest
+from mmengine.config import Config
+
+from mmitpn.datasets import check_config
+
+
+def cascade(*numbers: int, mask: int) -> dict:
+    return {
+        'type': 'CascadeRCNN',
+        'rpn_head': {'type': 'RPNHead', 'num_classes': 1},
+        'roi_head': {
+            'type': 'CascadeRoIHead',
+            'bbox_head': [{'type': 'Shared2FCBBoxHead', 'num_classes': number} for number in numbers],
+            'mask_head': {'type': 'FCNMaskHead', 'num_classes': mask},
+            'semantic_head': {'type': 'FusedSemanticHead', 'num_classes': 183},
+        },
+    }
+
+
+def test_every_stage_of_a_cascade_counts(cfg):
+    cfg.model = cascade(2, 2, 2, mask=2)
+    assert check_config(cfg)
+    cfg.model = cascade(2, 80, 2, mask=80)
+    with pytest.raises(
+        ValueError,
+        match=r'roi_head.bbox_head\[1\].num_classes = 80; model.roi_head.mask_head.num_classes = 80; set every one',
+    ):
+        check_config(cfg)
+
+
+def mask2former(things: int, stuff: int, weights: int) -> dict:
+    numbers = {'num_things_classes': things, 'num_stuff_classes': stuff}
+    loss = {'type': 'CrossEntropyLoss', 'class_weight': [1.0] * weights + [0.1]}
+    return {
+        'type': 'Mask2Former',
+        'panoptic_head': {'type': 'Mask2FormerHead', **numbers, 'loss_cls': loss},
+        'panoptic_fusion_head': {'type': 'MaskFormerFusionHead', **numbers},
+    }
+
+
+def test_things_and_stuff_count_together(cfg):
+    cfg.model = mask2former(2, 0, 2)
+    assert check_config(cfg)
+    cfg.model = mask2former(80, 53, 133)
+    with pytest.raises(ValueError, match=r'panoptic_head has num_things_classes = 80 and num_stuff_classes = 53'):
+        check_config(cfg)
+    cfg.model = mask2former(2, 0, 80)
+    with pytest.raises(ValueError, match=r'class_weight has 81 numbers, but the head has 2 classes: it needs 3'):
+        check_config(cfg)
+
+
+def test_box_heads_of_a_panoptic_model_know_the_things_only(cfg):
+    for split in ('train', 'val'):
+        cfg[f'{split}_dataloader'].dataset.metainfo = {
+            'classes': ('cat', 'dog'),
+            'thing_classes': ('cat',),
+            'stuff_classes': ('dog',),
+        }
+    cfg.model = {**cascade(1, mask=1), **mask2former(1, 1, 2)}
+    assert check_config(cfg)
+    cfg.model = {**cascade(1, mask=1), **mask2former(2, 0, 2)}
+    with pytest.raises(ValueError, match='1 thing and 1 stuff classes'):
+        check_config(cfg)
+
+
+def test_masks_and_stuff_that_a_head_learns_from_are_loaded(cfg):
+    head = {'type': 'mmitpn.MaskDINOHead', 'num_things_classes': 2, 'num_stuff_classes': 0, 'box_start': 'mask2box'}
+    cfg.model = {'type': 'mmitpn.MaskDINO', 'panoptic_head': head}
+    assert check_config(cfg)  # a pipeline that does not tell
+    pipeline = [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations', 'with_bbox': True}]
+    cfg.train_dataloader.dataset.pipeline = pipeline
+    with pytest.raises(ValueError, match=r"loads no masks, .*box_start='mask2box' .* set with_mask=True"):
+        check_config(cfg)
+    cfg.train_dataloader.dataset.pipeline[1].with_mask = True
+    assert check_config(cfg)
+    cfg.model.panoptic_head.update(num_things_classes=1, num_stuff_classes=1)
+    for split in ('train', 'val'):
+        cfg[f'{split}_dataloader'].dataset.metainfo.update(thing_classes=('cat',), stuff_classes=('dog',))
+    with pytest.raises(ValueError, match=r'loads no map of stuff, but .* has num_stuff_classes=1'):
+        check_config(cfg)
+    cfg.train_dataloader.dataset.pipeline[1] = {'type': 'mmitpn.LoadPanopticAnnotations'}
+    assert check_config(cfg)
+
+
+def test_heads_differ_without_a_data_set():
+    segmentor = {'decode_head': {'type': 'UPerHead', 'num_classes': 150}, 'auxiliary_head': {'num_classes': 19}}
+    with pytest.raises(ValueError, match=r'decode_head.num_classes = 150; model.auxiliary_head.num_classes = 19'):
+        check_config(Config({'model': segmentor}))
+    segmentor['auxiliary_head']['num_classes'] = 150
+    assert check_config(Config({'model': segmentor})) == []
