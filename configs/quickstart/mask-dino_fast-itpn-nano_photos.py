@@ -3,8 +3,8 @@
 #   python tools/train.py configs/quickstart/mask-dino_fast-itpn-nano_photos.py
 _base_ = './mask-dino_fast-itpn-nano_shapes-instance.py'
 
-max_iters = 2000
-flat_until = 1000
+max_iters = 1500
+flat_until = 750
 data_root = 'data/coco/'
 image_size = (320, 320)
 
@@ -41,7 +41,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_train2017.json')
 test_evaluator = val_evaluator
 
-train_cfg = dict(max_iters=max_iters, val_interval=400)
+train_cfg = dict(max_iters=max_iters, val_interval=300)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=48),
     dict(
@@ -54,4 +54,4 @@ param_scheduler = [
     ),
 ]
 optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.95))
-default_hooks = dict(checkpoint=dict(interval=400))
+default_hooks = dict(checkpoint=dict(interval=300))
