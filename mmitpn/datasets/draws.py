@@ -8,24 +8,14 @@ model draws, a run that is resumed on one process equals an undisturbed one bit 
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import torch
 from mmcv.transforms import BaseTransform
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 
 from ..registry import DATA_SAMPLERS, TRANSFORMS
-
-
-def seed_generators(*numbers: int) -> None:
-    """Seed Python's, numpy's and torch's global generators from some numbers of at least 0."""
-    state = np.random.SeedSequence(numbers).generate_state(2)
-    random.seed(int(state[0]))
-    np.random.seed(int(state[0]))  # noqa: NPY002 - the hosts' transforms draw from the global state
-    torch.manual_seed(int(state[1]))
+from ..seeding import seed_generators
 
 
 class Draw(int):

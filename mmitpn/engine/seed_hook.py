@@ -8,8 +8,8 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmitpn.datasets.draws import seed_generators
 from mmitpn.registry import HOOKS
+from mmitpn.seeding import seed_generators
 
 
 @HOOKS.register_module()

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import pytest
 import torch
+from mmengine.logging import MessageHub
 from mmpretrain.structures import DataSample
 from torch.testing import assert_close
 
@@ -173,7 +176,9 @@ def test_the_run_is_a_file_for_backbone_and_pyramid(form, build, tmp_path):
             assert torch.equal(getattr(other, part).state_dict()[name], value), name
 
 
-def test_moving_average_starts_as_the_backbone_and_follows(build, images):
+def test_moving_average_starts_as_the_backbone_and_follows(build, images, monkeypatch):
+    # Other tests run runners in this process: none runs now.
+    monkeypatch.setattr(MessageHub.get_current_instance(), '_runtime_info', OrderedDict())
     model = build('mfm').train()
     own, average = model.backbone.state_dict(), model.teacher.average.module.state_dict()
     assert all(torch.equal(own[name], average[name]) for name in own)

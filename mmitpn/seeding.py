@@ -1,0 +1,16 @@
+"""The global random generators of a process."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+
+
+def seed_generators(*numbers: int) -> None:
+    """Seed Python's, numpy's and torch's global generators from some numbers of at least 0."""
+    state = np.random.SeedSequence(numbers).generate_state(2)
+    random.seed(int(state[0]))
+    np.random.seed(int(state[0]))  # noqa: NPY002 - the hosts' transforms draw from the global state
+    torch.manual_seed(int(state[1]))
