@@ -39,7 +39,7 @@ def tool(monkeypatch):
 def test_one_pretraining_and_the_same_fine_tuning_for_all(tool, tmp_path, capsys):
     module, commands = tool
     arguments = ['--form', 'mfm', '--seeds', '0', '1', '--labels', '20', '--out', str(tmp_path / 'scores.json')]
-    arguments += ['--work-dir', str(tmp_path / 'work'), '--test-set', str(tmp_path / 'test')]
+    arguments += ['--work-dir', str(tmp_path / 'runs'), '--test-set', str(tmp_path / 'test')]
     arguments += ['--unlabelled', str(tmp_path / 'unlabelled')]
     for _ in range(2):  # the second time there is nothing to do
         assert module.main(arguments) == 0
@@ -48,7 +48,7 @@ def test_one_pretraining_and_the_same_fine_tuning_for_all(tool, tmp_path, capsys
     assert names.count('tools/quickstart.py') == names.count('tools/test.py') == 6
     tuned = [command for command in commands if command[1] == 'tools/quickstart.py'][:3]
     assert all('train_dataloader.dataset.indices=20' in command for command in tuned)
-    file = f'{tmp_path}/work/mfm/pretrained.pth'
+    file = f'{tmp_path}/runs/mfm/pretrained.pth'
     starts = [
         {part.split('.')[1]: part.split('=')[1] for part in command if part.startswith('model.')} for command in tuned
     ]
