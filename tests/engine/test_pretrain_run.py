@@ -15,6 +15,7 @@ from PIL import Image
 
 from mmitpn.checkpoint import load_pretrained
 from mmitpn.datasets.draws import Draw, SeededInfiniteSampler, SeededSampler, SeedSample
+from mmitpn.engine import setup_environment
 from mmitpn.models.backbones import FastITPN
 from mmitpn.models.necks import ITPNPyramid
 
@@ -46,6 +47,7 @@ def pictures(tmp_path):
 @pytest.fixture
 def run(pictures, tmp_path):
     """Train; returns the runner."""
+    setup_environment()  # as the tools do: training checkpoints are read weights-only
 
     def train(name, *, epochs, stop_after=None, resume=False, workers=0, **model) -> Runner:
         pipeline = [
