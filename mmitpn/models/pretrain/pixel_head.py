@@ -104,14 +104,30 @@ class PixelHead(nn.Module):
                 f' {"x".join(map(str, backbone.grid))}: set img_size of the backbone to the size of the crop'
             )
         places = visible_places(masks)
-        position = backbone.position_of(height, width).flatten(1, 2).expand(batch, -1, -1)
-        position = position.gather(1, places[..., None].expand(-1, -1, position.shape[-1])).unsqueeze(1)
-        maps = backbone.maps_of(backbone.patch_embed(row_of_patches(images, places)), position)
-        visible = self.embed(neck([as_map(x) for x in maps])).flatten(1, 2)  # B, n, width
+        visible = self.embed(self.encode(backbone, neck, images, places)).flatten(1, 2)  # B, n, width
         hidden = (3 * self.mask_token).to(visible.dtype).expand(batch, height * width, -1)
         x = hidden.scatter(1, places[..., None].expand_as(visible), visible) + self.positions.to(visible.dtype)
         x = run_blocks(self.blocks, x.view(batch, height, width, -1), recompute=backbone.with_cp)
         return {'tokens': self.predict(self.norm(x))}
+
+    @staticmethod
+    def encode(backbone: nn.Module, neck: nn.Module, images: Tensor, places: Tensor) -> tuple[Tensor, ...]:
+        """The pyramid's levels of the visible patches alone, side by side in one row.
+
+        Args:
+            backbone: The backbone.
+            neck: Its pyramid.
+            images: ``(B, 3, H, W)``.
+            places: Which patches are visible, ``(B, n)``, of ``visible_places``.
+
+        Returns:
+            ``(B, C, 4, 4 n)``, ``(B, C, 2, 2 n)``, ``(B, C, 1, n)``.
+        """
+        height, width = backbone.grid
+        position = backbone.position_of(height, width).flatten(1, 2).expand(len(images), -1, -1)
+        position = position.gather(1, places[..., None].expand(-1, -1, position.shape[-1])).unsqueeze(1)
+        maps = backbone.maps_of(backbone.patch_embed(row_of_patches(images, places)), position)
+        return neck([as_map(x) for x in maps])
 
     def targets(self, tokens: Tensor, _images: Tensor) -> dict[str, Tensor]:
         """What the prediction is to be."""
