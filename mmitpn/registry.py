@@ -21,7 +21,9 @@ DATASETS = root.Registry('dataset', parent=root.DATASETS, scope='mmitpn', locati
 TRANSFORMS = root.Registry('transform', parent=root.TRANSFORMS, scope='mmitpn', locations=['mmitpn.datasets'])
 DATA_SAMPLERS = root.Registry('data sampler', parent=root.DATA_SAMPLERS, scope='mmitpn', locations=['mmitpn.datasets'])
 METRICS = root.Registry('metric', parent=root.METRICS, scope='mmitpn', locations=['mmitpn.datasets'])
+FUNCTIONS = root.Registry('function', parent=root.FUNCTIONS, scope='mmitpn', locations=_ENGINE)
 HOOKS = root.Registry('hook', parent=root.HOOKS, scope='mmitpn', locations=_ENGINE)
+LOOPS = root.Registry('loop', parent=root.LOOPS, scope='mmitpn', locations=_ENGINE)
 OPTIM_WRAPPERS = root.Registry('optim_wrapper', parent=root.OPTIM_WRAPPERS, scope='mmitpn', locations=_ENGINE)
 OPTIM_WRAPPER_CONSTRUCTORS = root.Registry(
     'optimizer wrapper constructor', parent=root.OPTIM_WRAPPER_CONSTRUCTORS, scope='mmitpn', locations=_ENGINE

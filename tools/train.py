@@ -15,8 +15,9 @@ from mmengine.logging import print_log
 
 from mmitpn.engine.checkpoint_hook import find_resumable
 from mmitpn.engine.command_line import FirstStepHook, add_common_arguments, build_runner, read_config, run_command
-from mmitpn.engine.environment import use_atomic_checkpoints
+from mmitpn.engine.fault_tolerance import seed_of, use_fault_tolerance
 from mmitpn.engine.pretrained import use_pretrained, warn_if_random
+from mmitpn.engine.signal_hook import stop_with_launcher
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -87,9 +88,13 @@ def apply_resume(cfg: Config, resume: str) -> None:
             f"--resume: no file {resume!r}; give a checkpoint, or 'auto' for the newest in {cfg.work_dir}"
         )
     cfg.resume, cfg.load_from = True, resume
+    seed = seed_of(resume)
+    if seed is not None:
+        cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
 
 
 def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
+    stop_with_launcher(args.launcher)
     cfg = read_config(args)
     if args.amp:
         apply_amp(cfg)
@@ -101,12 +106,12 @@ def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
         apply_resume(cfg, args.resume)
     elif cfg.get('resume') and cfg.get('load_from') is None:
         apply_resume(cfg, 'auto')
-    use_atomic_checkpoints(cfg)
 
     from mmitpn.datasets.check import check_config
 
     check_config(cfg)
     warn_if_random(cfg)
+    use_fault_tolerance(cfg)
     runner, first_step = build_runner(cfg)
     steps.append(first_step)
     runner.train()

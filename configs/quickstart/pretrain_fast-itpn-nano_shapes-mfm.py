@@ -23,14 +23,13 @@ train_dataloader = dict(
     batch_size=16,
     num_workers=1,
     persistent_workers=True,
-    sampler=dict(type='mmitpn.SeededInfiniteSampler', shuffle=True),
+    sampler=dict(type='InfiniteSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
         type='CustomDataset',
         data_root=data_root,
         with_label=False,
         pipeline=[
-            dict(type='mmitpn.SeedSample'),
             dict(type='LoadImageFromFile'),
             dict(type='RandomResizedCrop', scale=128, crop_ratio_range=(0.4, 1.0), interpolation='bicubic'),
             dict(type='mmitpn.RandomTranspose', prob=0.5),
@@ -55,11 +54,7 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup),
     dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=warmup, end=max_iters, T_max=max_iters - warmup),
 ]
-custom_hooks = [
-    dict(type='mmitpn.SeedStepHook'),
-    dict(type='mmitpn.StopOnInvalidLossHook'),
-    dict(type='mmitpn.ExportPretrainedHook'),
-]
+custom_hooks = [dict(type='mmitpn.ExportPretrainedHook')]
 default_hooks = dict(
     checkpoint=dict(by_epoch=False, interval=max_iters // 4, max_keep_ckpts=1), logger=dict(interval=50)
 )

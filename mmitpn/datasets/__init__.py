@@ -27,10 +27,11 @@ __all__ = [
 ]
 
 if find_spec('mmcv') is not None:
-    from .draws import SeededInfiniteSampler, SeededSampler, SeedSample
+    from .draws import SeededInfiniteSampler, SeededSampler, SkippingBatchSampler
+    from .seeded_dataset import SeededDataset
     from .transforms import RandomTranspose
 
-    __all__ += ['RandomTranspose', 'SeedSample', 'SeededInfiniteSampler', 'SeededSampler']
+    __all__ += ['RandomTranspose', 'SeededDataset', 'SeededInfiniteSampler', 'SeededSampler', 'SkippingBatchSampler']
 
 if find_spec('mmdet') is not None:
     from .panoptic_loading import LoadPanopticAnnotations

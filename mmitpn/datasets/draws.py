@@ -1,21 +1,21 @@
-"""Randomness that a resumed run meets again: of every sample by its number and pass, whoever loads it.
+"""Samplers that say in which pass a sample is drawn, and a batch sampler that can start in the middle of a pass.
 
 mmengine seeds its workers once, when they start. What a worker draws for a picture then depends on all that it loaded
 before, so that a resumed run sees other crops than an undisturbed one. Here the sampler says in which pass a sample is
-drawn, and the first step of the pipeline seeds the generators from that. With :class:`mmitpn.SeedStepHook` for what the
-model draws, a run that is resumed on one process equals an undisturbed one bit for bit.
+drawn, and :class:`SeededDataset` seeds the generators from that. With :class:`mmitpn.SeedStepHook` for what the model
+draws, a run that is resumed on one process equals an undisturbed one bit for bit. ``tools/train.py`` puts all of it in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sized
+from itertools import islice
 from typing import Any
 
-from mmcv.transforms import BaseTransform
 from mmengine.dataset import DefaultSampler, InfiniteSampler
+from torch.utils.data import BatchSampler
 
-from ..registry import DATA_SAMPLERS, TRANSFORMS
-from ..seeding import seed_generators
+from ..registry import DATA_SAMPLERS
 
 
 class Draw(int):
@@ -39,7 +39,7 @@ class Draw(int):
 
 @DATA_SAMPLERS.register_module()
 class SeededSampler(DefaultSampler):
-    """mmengine's ``DefaultSampler``, which also says in which epoch a sample is drawn: see :class:`SeedSample`."""
+    """mmengine's ``DefaultSampler``, which also says in which epoch a sample is drawn."""
 
     def __iter__(self) -> Iterator[int]:
         """The samples of this process in this epoch."""
@@ -48,7 +48,7 @@ class SeededSampler(DefaultSampler):
 
 @DATA_SAMPLERS.register_module()
 class SeededInfiniteSampler(InfiniteSampler):
-    """mmengine's ``InfiniteSampler``, which also says in which pass a sample is drawn: see :class:`SeedSample`."""
+    """mmengine's ``InfiniteSampler``, which also says in which pass a sample is drawn."""
 
     def _indices_of_rank(self) -> Iterator[int]:
         for count, index in enumerate(super()._indices_of_rank()):
@@ -56,27 +56,37 @@ class SeededInfiniteSampler(InfiniteSampler):
             yield Draw.of(index, epoch=epoch, seed=self.seed)
 
 
-@TRANSFORMS.register_module()
-class SeedSample(BaseTransform):
-    """Seeds all generators from the run's seed, the pass and the number of the sample. The first step of a pipeline."""
+@DATA_SAMPLERS.register_module()
+class SkippingBatchSampler:
+    """Batches of another batch sampler, of which the next pass may leave out the first ones, without loading them.
 
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Seed.
+    Args:
+        sampler: Sampler of single samples.
+        batch_size: Samples a batch.
+        batches: Config of the other batch sampler, such as mmdet's ``AspectRatioBatchSampler``; None: batches in the
+            order of the sampler.
+        drop_last: Leave out a last batch that is not full; with ``batches`` set it there.
+    """
 
-        Args:
-            results: What the pipeline knows of the picture; ``sample_idx`` comes from a seeded sampler.
+    def __init__(
+        self, sampler: Sized, batch_size: int, batches: Mapping[str, Any] | None = None, *, drop_last: bool = False
+    ) -> None:
+        self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
+        self._skip = 0
+        if batches is None:
+            self._batches = BatchSampler(sampler, batch_size, drop_last)
+        else:
+            self._batches = DATA_SAMPLERS.build(batches, default_args={'sampler': sampler, 'batch_size': batch_size})
 
-        Returns:
-            The same.
+    def skip(self, batches: int) -> None:
+        """Let the next pass begin after so many batches."""
+        self._skip = batches
 
-        Raises:
-            TypeError: If the sampler does not say in which pass the sample is drawn.
-        """
-        draw = results.get('sample_idx')
-        if not isinstance(draw, Draw):
-            raise TypeError(
-                f'SeedSample was given the sample {draw!r} without its pass: use the sampler mmitpn.SeededSampler or'
-                ' mmitpn.SeededInfiniteSampler, and no data set around the data set'
-            )
-        seed_generators(draw.seed, draw.epoch, int(draw))
-        return results
+    def __iter__(self) -> Iterator[list[int]]:
+        """The batches of a pass."""
+        skip, self._skip = self._skip, 0
+        return islice(iter(self._batches), skip, None)
+
+    def __len__(self) -> int:
+        """Batches of a whole pass."""
+        return len(self._batches)

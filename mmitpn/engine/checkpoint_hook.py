@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,32 @@ class AtomicCheckpointHook(CheckpointHook):
             write_atomic(Path(runner.work_dir) / LAST, self.last_ckpt.encode())
             self._remove_outdated()
 
+    def save_now(self, runner: Runner) -> str:
+        """Save at the end of a training step, whatever the interval; ``last_checkpoint`` names the file.
+
+        Args:
+            runner: The runner of the training process.
+
+        Returns:
+            The file.
+        """
+        name = f'iter_{runner.iter + 1}.pth'
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=True,
+            save_param_scheduler=True,
+            meta={},
+            by_epoch=False,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        path = self.file_backend.join_path(self.out_dir, name)
+        if is_main_process():
+            write_atomic(Path(runner.work_dir) / LAST, path.encode())
+        return path
+
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         super()._save_best_checkpoint(runner, metrics)
         if is_main_process():
@@ -100,12 +128,23 @@ class AtomicCheckpointHook(CheckpointHook):
 
 
 def is_whole(path: str | Path) -> bool:
-    """Tell whether a checkpoint of torch is complete: its directory of contents is written last."""
-    return zipfile.is_zipfile(path)
+    """Tell whether a checkpoint is complete, from its checksums; of a folder of shards, whether its index is there.
+
+    Args:
+        path: File of torch, or folder of ``torch.distributed.checkpoint``, whose index is written last.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return (path / '.metadata').is_file()
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError):
+        return False
 
 
 def find_resumable(work_dir: str | Path) -> Path | None:
-    """Find the checkpoint to go on from.
+    """Find the checkpoint to go on from; those that are newer and broken are named in the log.
 
     Args:
         work_dir: Folder of a run. The file named in its ``last_checkpoint`` comes first (looked for beside it too, so
@@ -120,6 +159,18 @@ def find_resumable(work_dir: str | Path) -> Path | None:
     named = pointer.read_text().strip() if pointer.is_file() else ''
     if named:
         candidates += [Path(named), work_dir / Path(named).name]
-    saved = [path for pattern in ('epoch_*.pth', 'iter_*.pth') for path in work_dir.glob(pattern)]
+    saved = [path for pattern in ('epoch_*', 'iter_*') for path in work_dir.glob(pattern)]
     candidates += sorted(saved, key=lambda path: path.stat().st_mtime, reverse=True)
-    return next((path for path in candidates if path.is_file() and is_whole(path)), None)
+    broken: list[Path] = []
+    for path in dict.fromkeys(candidates):
+        if not path.exists():
+            continue
+        if is_whole(path):
+            if broken:
+                names = ', '.join(str(one) for one in broken)
+                print_log(f'not whole: {names}; going on from {path} instead', 'current', logging.WARNING)
+            return path
+        broken.append(path)
+    if broken:
+        print_log(f'not whole: {", ".join(map(str, broken))}; no other checkpoint', 'current', logging.WARNING)
+    return None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from mmengine.runner import Runner
 
 from mmitpn.engine.environment import setup_distributed, setup_environment
 from mmitpn.engine.host_configs import resolve_config
+from mmitpn.engine.signal_hook import TrainingStopped
 
 # What a mistake in a config, a path or an option raises, in this project and (KeyError, AssertionError) in the hosts.
 USER_ERRORS = (ValueError, TypeError, KeyError, AssertionError, OSError, ImportError, SyntaxError, ConfigParsingError)
@@ -98,15 +101,26 @@ def run_command(command: Callable[[argparse.Namespace, list[FirstStepHook]], Non
         args: Parsed arguments.
 
     Returns:
-        Exit status: 0, 2 after a mistake in the config, a path or an option, or 3 where a loss was no number. What else
-        fails after the first step, and everything under ``--debug``, is raised on.
+        Exit status: 0, 2 after a mistake in the config, a path or an option, 3 where a loss was no number or the disk
+        is full, or 143 where a signal stopped the training and it was saved. What else fails after the first step, and
+        everything under ``--debug``, is raised on.
     """
     steps: list[FirstStepHook] = []
     try:
         command(args, steps)
+    except TrainingStopped as stopped:
+        sys.stderr.write(f'stopped by a signal: {stopped}\n')
+        return 128 + signal.SIGTERM
     except USER_ERRORS as error:
-        if args.debug or any(step.done for step in steps):
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if args.debug or (any(step.done for step in steps) and not full):
             raise
+        if full and any(step.done for step in steps):
+            sys.stderr.write(
+                f'error: {error}: the disk is full; the last checkpoint that was whole is there, make room (a training'
+                ' needs it for one more than max_keep_ckpts) and go on with --resume\n'
+            )
+            return 3
         said = ' '.join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
         name = '' if isinstance(error, (ValueError, FileNotFoundError)) else f'{type(error).__name__}: '
         sys.stderr.write(f'error: {name}{said or type(error).__name__} (--debug shows where)\n')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite, nan
 from typing import Any
 
 import torch
@@ -45,6 +46,8 @@ class StopOnInvalidLossHook(Hook):
         """
         del batch_idx
         if not self.every_n_train_iters(runner, self.interval) or not outputs:
+            return
+        if isfinite(float(torch.as_tensor(outputs.get('loss', nan)).detach())):  # the sum of all
             return
         bad = {
             name: value.item()

@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from PIL import Image
 
 from mmitpn.checkpoint import load_pretrained
-from mmitpn.datasets.draws import Draw, SeededInfiniteSampler, SeededSampler, SeedSample
-from mmitpn.engine import setup_environment
+from mmitpn.engine import setup_environment, use_fault_tolerance
 from mmitpn.models.backbones import FastITPN
 from mmitpn.models.necks import ITPNPyramid
 
@@ -51,7 +49,6 @@ def run(pictures, tmp_path):
 
     def train(name, *, epochs, stop_after=None, resume=False, workers=0, **model) -> Runner:
         pipeline = [
-            {'type': 'mmitpn.SeedSample'},
             {'type': 'LoadImageFromFile'},
             {'type': 'RandomResizedCrop', 'scale': 64},
             {'type': 'RandomFlip', 'prob': 0.5},
@@ -80,7 +77,7 @@ def run(pictures, tmp_path):
                     'batch_size': 2,
                     'num_workers': workers,
                     'persistent_workers': bool(workers),
-                    'sampler': {'type': 'mmitpn.SeededSampler', 'shuffle': True},
+                    'sampler': {'type': 'DefaultSampler', 'shuffle': True},
                     'collate_fn': {'type': 'default_collate'},
                     'dataset': {
                         'type': 'CustomDataset',
@@ -100,8 +97,6 @@ def run(pictures, tmp_path):
                     'sampler_seed': {'type': 'DistSamplerSeedHook'},
                 },
                 'custom_hooks': [
-                    {'type': 'mmitpn.SeedStepHook'},
-                    {'type': 'mmitpn.StopOnInvalidLossHook'},
                     {'type': 'mmitpn.ExportPretrainedHook'},
                     {'type': 'EMAHook', 'momentum': 0.1},
                 ],
@@ -111,6 +106,7 @@ def run(pictures, tmp_path):
                 'experiment_name': f'{tmp_path.name}_{name}_{epochs}_{resume}',
             }
         )
+        use_fault_tolerance(cfg)
         runner = Runner.from_cfg(cfg)
         if stop_after is not None:
             runner.register_hook(Stop(stop_after), priority='LOWEST')
@@ -161,29 +157,3 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(run, tm
     assert (tmp_path / 'broken' / 'last_checkpoint').read_text().endswith('epoch_1.pth')
     state = torch.load(tmp_path / 'broken' / 'epoch_1.pth', weights_only=False)['state_dict']
     assert all(value.isfinite().all() for value in state.values())
-
-
-def test_samplers_draw_as_the_hosts_and_say_the_pass():
-    sampler = SeededSampler(range(5), seed=3)
-    first = list(sampler)
-    sampler.set_epoch(2)
-    assert sorted(first) == [0, 1, 2, 3, 4]
-    assert {draw.epoch for draw in first} == {0}
-    assert {draw.epoch for draw in sampler} == {2}
-    own, host = iter(SeededInfiniteSampler(range(5), seed=3)), iter(InfiniteSampler(range(5), seed=3))
-    drawn = [next(own) for _ in range(12)]
-    assert drawn == [next(host) for _ in range(12)]
-    assert [draw.epoch for draw in drawn] == [0] * 5 + [1] * 5 + [2] * 2
-
-
-def test_a_sample_is_seeded_by_its_pass():
-    seed = SeedSample()
-
-    def value(**draw) -> float:
-        seed({'sample_idx': Draw.of(3, **draw)})
-        return np.random.rand(), float(torch.rand(1))  # noqa: NPY002
-
-    assert value(epoch=1, seed=0) == value(epoch=1, seed=0)
-    assert len({value(epoch=1, seed=0), value(epoch=2, seed=0), value(epoch=1, seed=1)}) == 3
-    with pytest.raises(TypeError, match=r'use the sampler mmitpn\.SeededSampler'):
-        seed({'sample_idx': 3})

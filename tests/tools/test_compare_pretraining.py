@@ -38,29 +38,34 @@ def tool(monkeypatch):
 
 def test_one_pretraining_and_the_same_fine_tuning_for_all(tool, tmp_path, capsys):
     module, commands = tool
-    arguments = ['--form', 'mfm', '--seeds', '0', '1', '--labels', '20', '--out', str(tmp_path / 'scores.json')]
+    arguments = ['--form', 'mfm', '--seeds', '0', '1', '--labels', '20', '--iters', '100']
+    arguments += ['--out', str(tmp_path / 'scores.json')]
     arguments += ['--work-dir', str(tmp_path / 'runs'), '--test-set', str(tmp_path / 'test')]
     arguments += ['--unlabelled', str(tmp_path / 'unlabelled')]
     for _ in range(2):  # the second time there is nothing to do
         assert module.main(arguments) == 0
     names = [command[1] for command in commands]
     assert names.count('tools/train.py') == 1
-    assert names.count('tools/quickstart.py') == names.count('tools/test.py') == 6
-    tuned = [command for command in commands if command[1] == 'tools/quickstart.py'][:3]
+    assert names.count('tools/quickstart.py') == names.count('tools/test.py') == 8
+    tuned = [command for command in commands if command[1] == 'tools/quickstart.py'][:4]
     assert all('train_dataloader.dataset.indices=20' in command for command in tuned)
     file = f'{tmp_path}/runs/mfm/pretrained.pth'
     starts = [
         {part.split('.')[1]: part.split('=')[1] for part in command if part.startswith('model.')} for command in tuned
     ]
+    assert ['optim_wrapper.paramwise_cfg.decay_rate=1.0' in command for command in tuned] == [False, True, False, False]
+    assert all('train_cfg.max_iters=100' in command and 'param_scheduler.1.T_max=70' in command for command in tuned)
     assert starts == [
+        {'backbone': 'None', 'neck': 'None'},
         {'backbone': 'None', 'neck': 'None'},
         {'backbone': file, 'neck': file},
         {'backbone': file, 'neck': 'None'},
     ]
     assert '+0.250' in capsys.readouterr().out
-    scores = json.loads((tmp_path / 'scores.json').read_text())['box AP on shapes, 20 labelled images']
+    scores = json.loads((tmp_path / 'scores.json').read_text())['box AP on shapes, 20 labelled images, 100 iterations']
     assert scores == {
         'from nothing': {'0': 0.25, '1': 0.25},
+        'from nothing, no layer decay': {'0': 0.25, '1': 0.25},
         'mfm, pyramid loaded': {'0': 0.5, '1': 0.5},
         'mfm, pyramid fresh': {'0': 0.25, '1': 0.25},
     }

@@ -2,7 +2,6 @@
 _base_ = './imagenet_pretrain.py'
 
 train_pipeline = [
-    dict(type='mmitpn.SeedSample'),
     dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=128, crop_ratio_range=(0.2, 1.0), backend='pillow', interpolation='bicubic'),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),

@@ -24,11 +24,7 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-custom_hooks = [
-    dict(type='mmitpn.SeedStepHook'),
-    dict(type='mmitpn.StopOnInvalidLossHook'),
-    dict(type='mmitpn.ExportPretrainedHook'),
-]
+custom_hooks = [dict(type='mmitpn.ExportPretrainedHook')]
 
 # The learning rate is for 4096 pictures a step; tools/train.py --auto-scale-lr fits it to another batch size.
 auto_scale_lr = dict(enable=False, base_batch_size=4096)

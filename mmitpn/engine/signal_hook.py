@@ -1,0 +1,123 @@
+"""What a scheduler's signal does to a training: it saves, stops, and says so."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce, get_world_size
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmitpn.engine.checkpoint_hook import AtomicCheckpointHook
+from mmitpn.registry import FUNCTIONS, HOOKS
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class TrainingStopped(Exception):  # noqa: N818  it is no error
+    """A training was stopped by a signal, after it saved its state."""
+
+
+@HOOKS.register_module()
+class StopOnSignalHook(Hook):
+    """Saves a checkpoint and stops when the process is sent a signal, at the end of the step.
+
+    All processes stop at the same step, whichever was sent the signal. With gradient accumulation it is the step at
+    which the weights change. A signal that comes while the model is evaluated waits for the next training step.
+
+    Args:
+        signals: Names of the signals.
+        interval: Steps after which processes ask each other; a single process looks after every step.
+    """
+
+    priority = 'LOWEST'  # after all that a checkpoint holds, and after the hook that makes them
+
+    def __init__(self, signals: Sequence[str] = ('SIGTERM',), interval: int = 5) -> None:
+        unknown = [name for name in signals if not hasattr(signal, name)]
+        if isinstance(signals, str) or unknown:
+            raise ValueError(f"signals is {signals!r}; give a list of names such as 'SIGTERM', 'SIGUSR1'")
+        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+            raise ValueError(f'interval is {interval!r}; give a whole number of steps of at least 1')
+        self._signals = [getattr(signal, name) for name in signals]
+        self._interval = interval
+        self._before: dict[int, Any] = {}
+        self._seen = 0
+
+    def before_train(self, runner: Runner) -> None:
+        """Wait for the signals from now on."""
+        del runner
+        self._before = {number: signal.signal(number, self._note) for number in self._signals}
+
+    def after_train(self, runner: Runner) -> None:
+        """Leave the signals to who had them before."""
+        del runner
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: Any) -> None:
+        self._seen = number
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+    ) -> None:
+        """Save and stop, where a signal came.
+
+        Args:
+            runner: The runner of the training process.
+            batch_idx: Not used.
+            data_batch: Not used.
+            outputs: Not used.
+
+        Raises:
+            TrainingStopped: If so.
+        """
+        del batch_idx, data_batch, outputs
+        if not self._all_agree(runner):
+            return
+        for hook in runner.hooks:
+            if isinstance(hook, AtomicCheckpointHook):
+                saved = hook.save_now(runner)
+                raise TrainingStopped(f'saved {saved} after iteration {runner.iter + 1}; go on with --resume')
+        raise TrainingStopped(f'iteration {runner.iter + 1} is not saved: the config has no checkpoint hook')
+
+    def _all_agree(self, runner: Runner) -> bool:
+        several = get_world_size() > 1
+        if several and not self.every_n_train_iters(runner, self._interval):
+            return False
+        ready = getattr(runner.optim_wrapper, 'should_update', lambda: True)()
+        if not several:
+            return bool(self._seen) and ready
+        # The device of the process group's backend is the model's.
+        seen = torch.tensor([self._seen], device=next(runner.model.parameters()).device)
+        all_reduce(seen, op='max')
+        self._seen = int(seen)
+        return bool(self._seen) and ready
+
+
+@FUNCTIONS.register_module()
+def ignore_stop_signal(worker_id: int) -> None:
+    """A data loader's ``worker_init_fn``: a scheduler signals all processes of a job, and the workers must outlast it.
+
+    Args:
+        worker_id: Not used.
+    """
+    del worker_id
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def stop_with_launcher(launcher: str) -> None:
+    """Let this process be sent SIGTERM when its launcher dies, so that no process is left behind (Linux only).
+
+    Args:
+        launcher: Of the command line; only torchrun (``'pytorch'``) leaves its processes behind.
+    """
+    if launcher == 'pytorch' and sys.platform == 'linux':
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() == 1:  # it died before
+            os.kill(os.getpid(), signal.SIGTERM)
