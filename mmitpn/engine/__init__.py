@@ -10,7 +10,7 @@ from mmitpn.engine.host_configs import resolve_config
 from mmitpn.engine.invalid_loss_hook import StopOnInvalidLossHook
 from mmitpn.engine.layer_decay import LayerDecayOptimWrapperConstructor
 from mmitpn.engine.seed_hook import SeedStepHook
-from mmitpn.engine.signal_hook import StopOnSignalHook, TrainingStopped, ignore_stop_signal
+from mmitpn.engine.signal_hook import StopOnSignalHook, TrainingStopped, outlast_stop_signal
 
 __all__ = [
     'AtomicCheckpointHook',
@@ -23,7 +23,7 @@ __all__ = [
     'StopOnSignalHook',
     'TrainingStopped',
     'find_resumable',
-    'ignore_stop_signal',
+    'outlast_stop_signal',
     'resolve_config',
     'setup_distributed',
     'setup_environment',

@@ -59,7 +59,7 @@ def _make_samples_exact(cfg: Config, loader: Any) -> None:
         broken = cfg.get('max_broken_samples', 0)
         loader['dataset'] = {'type': 'mmitpn.SeededDataset', 'dataset': loader['dataset'], 'max_broken': broken}
     if loader.get('num_workers', 0):
-        loader.setdefault('worker_init_fn', {'type': 'mmitpn.ignore_stop_signal'})
+        loader.setdefault('worker_init_fn', {'type': 'mmitpn.outlast_stop_signal'})
     _go_on_within_epochs(cfg, loader)
 
 

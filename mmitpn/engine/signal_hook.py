@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -100,15 +102,27 @@ class StopOnSignalHook(Hook):
         return bool(self._seen) and ready
 
 
+_LEAVING = multiprocessing.Value('b', 0, lock=False)  # shared with the workers that are forked from this process
+
+
+@atexit.register
+def _leave() -> None:
+    _LEAVING.value = 1
+
+
 @FUNCTIONS.register_module()
-def ignore_stop_signal(worker_id: int) -> None:
+def outlast_stop_signal(worker_id: int) -> None:
     """A data loader's ``worker_init_fn``: a scheduler signals all processes of a job, and the workers must outlast it.
+
+    They still end when the training process does, which terminates them by the same signal. Workers that are not forked
+    do not know of that, and are left as they are.
 
     Args:
         worker_id: Not used.
     """
     del worker_id
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if multiprocessing.get_start_method() == 'fork':
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if _LEAVING.value else None)
 
 
 def stop_with_launcher(launcher: str) -> None:
