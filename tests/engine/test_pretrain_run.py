@@ -140,6 +140,20 @@ def test_the_run_leaves_one_file_for_backbone_and_pyramid(run, tmp_path):
     assert {name.partition('.')[0] for name in names} == {'backbone', 'neck'}
 
 
+def test_a_teacher_that_is_told_its_channels_is_loaded_when_the_run_begins(run, tmp_path):
+    torch.save(FastITPN(NANO, img_size=64).state_dict(), tmp_path / 'teacher.pth')
+    network = {'type': 'mmitpn.FastITPN', 'arch': NANO, 'img_size': 64}
+    teacher = {
+        'type': 'mmitpn.FeatureTeacher',
+        'model': network,
+        'weights': str(tmp_path / 'teacher.pth'),
+        'channels': 64,
+    }
+    runner = run('teacher', epochs=1, form='fast', teacher=teacher)
+    assert runner.model.teacher.network is not None
+    assert not any('teacher' in name for name in runner.model.state_dict())
+
+
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(run, tmp_path, monkeypatch):
     from mmitpn.models.pretrain import ITPNPretrain
 

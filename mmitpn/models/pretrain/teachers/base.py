@@ -14,23 +14,18 @@ IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 class Teacher(nn.Module):
     """A frozen network.
 
-    A subclass defines :meth:`see` and sets ``channels``. Its weights are not trained and, as they can be had again,
-    not saved with the model (``saved = False``).
+    A subclass defines :meth:`see` and sets ``channels``. A network that can be had again is given to :meth:`hold`: it
+    is no part of the model, and not in its checkpoints.
 
     Attributes:
         kind: ``'tokens'``: one map at stride 16; ``'maps'``: the three maps at strides 4, 8, 16.
         channels: Channels of the tokens, or of each map.
-        saved: Whether checkpoints of the model hold its weights.
+        network: What is held; None before it is loaded.
     """
 
     kind = 'tokens'
-    saved = False
     channels: int | Sequence[int]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_state_dict_post_hook(_leave_out)
-        self.register_load_state_dict_post_hook(_not_missing)
+    network: nn.Module | None = None
 
     def see(self, images: Tensor, grid: tuple[int, int]) -> Any:
         """What the teacher says of pictures ``(B, 3, H, W)`` that are normalised as the student's."""
@@ -38,6 +33,10 @@ class Teacher(nn.Module):
 
     def load(self) -> None:
         """Read the weights, once. A teacher that is told its channels waits with this for :meth:`init_weights`."""
+
+    def hold(self, network: nn.Module) -> None:
+        """Keep a frozen network beside the model: mmengine lets no part of it appear when weights are initialised."""
+        self.__dict__['network'] = freeze(network)
 
     def init_weights(self) -> None:
         """What the model's initialisation calls."""
@@ -64,7 +63,8 @@ class Teacher(nn.Module):
             ValueError: If the teacher has other places.
         """
         self.load()
-        self.to(images.device)  # it may have been loaded after the model was moved
+        if self.network is not None:
+            self.network.to(images.device)
         return self.see(images, grid)
 
     def train(self, mode: bool = True) -> Teacher:
@@ -95,16 +95,3 @@ def renormalize(images: Tensor, source: Mapping[str, Sequence[float]], target: M
     )
     scale, shift = std / new_std, (mean - new_mean) / new_std
     return images * scale[:, None, None] + shift[:, None, None]
-
-
-def _leave_out(module: nn.Module, state: dict[str, Tensor], prefix: str, _metadata: dict) -> None:
-    if module.saved:
-        return
-    for name in [name for name in state if name.startswith(prefix)]:
-        del state[name]
-
-
-def _not_missing(module: nn.Module, keys: Any) -> None:
-    # Only the names of this teacher's own weights can be meant: they are those below `teacher.` in the model.
-    if not module.saved:
-        keys.missing_keys[:] = [name for name in keys.missing_keys if 'teacher.' not in name]

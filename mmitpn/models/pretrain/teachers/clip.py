@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmitpn.registry import MODELS
 
-from .base import IMAGENET_MEAN, IMAGENET_STD, Teacher, check_grid, freeze, renormalize
+from .base import IMAGENET_MEAN, IMAGENET_STD, Teacher, check_grid, renormalize
 
 CLIP_MEAN, CLIP_STD = (122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305)
 
@@ -60,7 +60,6 @@ class ClipTeacher(Teacher):
             )
         self.weights, self.image_size, self.project = weights, image_size, project
         self.student: Mapping[str, Sequence[float]] = {'mean': student_mean, 'std': student_std}
-        self.tower: nn.Module | None = None
         if channels is None:
             self.load()
         else:
@@ -68,32 +67,33 @@ class ClipTeacher(Teacher):
 
     def load(self) -> None:
         """Load the tower, once."""
-        if self.tower is not None:
+        if self.network is not None:
             return
         try:
             from transformers import CLIPVisionModelWithProjection
         except ImportError as error:
             raise ImportError('the CLIP teacher needs transformers: pip install transformers==4.48.3') from error
-        tower = freeze(CLIPVisionModelWithProjection.from_pretrained(self.weights, use_safetensors=True))
+        tower = CLIPVisionModelWithProjection.from_pretrained(self.weights, use_safetensors=True)
         found = tower.config.projection_dim if self.project else tower.config.hidden_size
         expected = getattr(self, 'channels', found)
         if found != expected:
             raise ValueError(
                 f'the CLIP teacher {self.weights} has {found} channels, not {expected}: set channels={found}'
             )
-        self.tower, self.channels = tower, found
+        self.hold(tower)
+        self.channels = found
 
     def see(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """``(B, h, w, channels)``."""
-        patch = self.tower.config.patch_size
+        patch = self.network.config.patch_size
         size = (self.image_size,) * 2 if self.image_size else tuple(side * patch for side in grid)
         found = [side // patch for side in size]
         check_grid(self.weights, found, grid, f'leave image_size out, or give {grid[0] * patch}')
         x = renormalize(images.float(), self.student, {'mean': CLIP_MEAN, 'std': CLIP_STD})
         x = F.interpolate(x, size=size, mode='bicubic', align_corners=False, antialias=True)
-        tower = self.tower.vision_model
+        tower = self.network.vision_model
         tokens = tower(pixel_values=x, interpolate_pos_encoding=True).last_hidden_state[:, 1:]
         tokens = tower.post_layernorm(tokens)
         if self.project:
-            tokens = self.tower.visual_projection(tokens)
+            tokens = self.network.visual_projection(tokens)
         return tokens.unflatten(1, grid)

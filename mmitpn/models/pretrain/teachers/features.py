@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mmitpn.checkpoint import read_checkpoint
 from mmitpn.registry import MODELS
 
-from .base import IMAGENET_MEAN, IMAGENET_STD, Teacher, check_grid, freeze, renormalize
+from .base import IMAGENET_MEAN, IMAGENET_STD, Teacher, check_grid, renormalize
 
 
 @MODELS.register_module()
@@ -58,7 +58,6 @@ class FeatureTeacher(Teacher):
             self.name = str(model.get('type'))
         _check_source(model, weights)
         self._source = (model, weights, prefix)  # in a tuple: a module is no part of this one before it is loaded
-        self.network: nn.Module | None = None
         self.layer, self.image_size = layer, image_size
         self.own, self.student = {'mean': mean, 'std': std}, {'mean': student_mean, 'std': student_std}
         if channels is None:
@@ -79,7 +78,7 @@ class FeatureTeacher(Teacher):
         if self.layer is not None and self.layer not in dict(network.named_modules()):
             names = ', '.join(name for name, _ in list(network.named_children())[:8])
             raise ValueError(f'the teacher {self.name} has no layer {self.layer!r}; its first are {names}')
-        self.network = freeze(network)
+        self.hold(network)
 
     @staticmethod
     def make(model: str | Mapping | nn.Module, weights: str | None) -> nn.Module:

@@ -41,7 +41,6 @@ class MovingAverageTeacher(Teacher):
     """
 
     kind = 'maps'
-    saved = True
 
     def __init__(self, momentum: float = 0.996, end_momentum: float = 1.0) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from mmitpn.registry import MODELS
 
 from ..masking import PATCH
 from ..pixels import PIXEL_CHANNELS, normed_pixels, patches_of
-from .base import Teacher, check_grid, freeze
+from .base import Teacher, check_grid
 
 
 @MODELS.register_module()
@@ -55,7 +55,7 @@ class HogTeacher(Teacher):
         super().__init__()
         if PATCH % cell:
             raise ValueError(f'cell is {cell!r}; allowed: 1, 2, 4, 8, 16 (cells fill a patch of {PATCH} pixels)')
-        self.hog = freeze(_Hog(nbins=bins, pool=cell, gaussian_window=16))
+        self.hold(_Hog(nbins=bins, pool=cell, gaussian_window=16))
         self.channels = 3 * bins * (PATCH // cell) ** 2
 
     def see(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -65,11 +65,11 @@ class HogTeacher(Teacher):
 
     def _see(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         if images.shape[-1] == images.shape[-2]:
-            cells = self.hog(images.float())
+            cells = self.network(images.float())
         else:  # the host repeats its Gaussian window by the height only: a square holds the picture
             side = max(images.shape[-2:])
             square = F.pad(images.float(), (0, side - images.shape[-1], 0, side - images.shape[-2]), mode='replicate')
-            cells = self.hog(square)
+            cells = self.network(square)
         cells = cells.flatten(1, 2)  # B, colours x bins, cells, cells
         places = cells.shape[-1] * PATCH // max(images.shape[-2:])
         cells = cells[:, :, : grid[0] * places, : grid[1] * places]
@@ -89,14 +89,15 @@ class RandomTeacher(Teacher):
         super().__init__()
         print_log("teacher='random' has random weights: nothing worth knowing can be learned from it", 'current', 30)
         self.channels = channels
-        self.embed = freeze(nn.Conv2d(3, channels, kernel_size=PATCH, stride=PATCH))
+        embed = nn.Conv2d(3, channels, kernel_size=PATCH, stride=PATCH)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
-            self.embed.weight.copy_(torch.randn(self.embed.weight.shape, generator=generator) / 28)
-            self.embed.bias.zero_()
+            embed.weight.copy_(torch.randn(embed.weight.shape, generator=generator) / 28)
+            embed.bias.zero_()
+        self.hold(embed)
 
     def see(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """``(B, h, w, channels)``."""
-        tokens = self.embed(images).permute(0, 2, 3, 1)
+        tokens = self.network(images).permute(0, 2, 3, 1)
         check_grid('random', tokens.shape[1:3], grid, 'give pictures of whole patches')
         return tokens
