@@ -1,4 +1,5 @@
 """Six steps, a checkpoint after every second one; `toy_parts` is found over PYTHONPATH."""
+# ruff: noqa: C408  # written as configs are
 
 default_scope = 'mmengine'
 custom_imports = dict(imports=['toy_parts'])

@@ -1,4 +1,4 @@
-"""What the toy of the launchers' tests is made of: a model of one weight, its data, a score, and a process that dies."""
+"""What the launchers' toy is made of: a model of one weight, its data, a score, and a process that dies."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 class ToyData(torch.utils.data.Dataset):
     """Eight numbers."""
 
-    metainfo = {'name': 'toy'}
+    @property
+    def metainfo(self) -> dict[str, str]:
+        return {'name': 'toy'}
 
     def __len__(self) -> int:
         return 8
 
-    def __getitem__(self, index: int) -> float:
-        return float(index)
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {'inputs': torch.tensor(float(index))}
 
 
 @MODELS.register_module()
@@ -35,8 +37,9 @@ class ToyModel(BaseModel):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
 
-    def forward(self, inputs: torch.Tensor, mode: str = 'tensor') -> dict[str, torch.Tensor] | list[dict]:
-        error = (self.weight * inputs - 2 * inputs).abs()
+    def forward(self, inputs: list[torch.Tensor], mode: str = 'tensor') -> dict[str, torch.Tensor] | list[dict]:
+        numbers = torch.stack(inputs)
+        error = (self.weight * numbers - 2 * numbers).abs()
         return {'loss': error.mean()} if mode == 'loss' else [{'error': float(value)} for value in error]
 
 
