@@ -29,8 +29,8 @@ def processes_with(variable: str, value: str) -> list[int]:
     return found
 
 
-def end_processes(variable: str, value: str, *, patience: float = 10) -> list[str]:
-    """Give them some seconds to end by themselves, then kill them; returns the command lines of the killed."""
+def _end_processes(variable: str, value: str, *, patience: float = 10) -> list[str]:
+    """Give such processes some seconds to end by themselves, then kill them; returns the killed ones' command lines."""
     limit = time.monotonic() + patience
     while processes_with(variable, value) and time.monotonic() < limit:
         time.sleep(0.1)
@@ -44,11 +44,18 @@ def end_processes(variable: str, value: str, *, patience: float = 10) -> list[st
     return killed
 
 
+@pytest.fixture(scope='session')
+def end_processes() -> Callable[..., list[str]]:
+    """The function above."""
+    return _end_processes
+
+
 @pytest.fixture(scope='module')
-def launch_toy(tmp_path_factory) -> Iterator[SimpleNamespace]:
+def launch_toy(tmp_path_factory, end_processes) -> Iterator[SimpleNamespace]:
     """``start(*command, **variables)`` starts a command in ``folder``; ``finish(process)`` is its status and output.
 
-    ``script(name)`` is the path of a tool, ``config`` that of the toy's config.
+    ``run`` does both; ``script(name)`` is the path of a tool, ``config`` that of the toy's config, ``root`` the
+    repository.
     """
     folder = tmp_path_factory.mktemp('launch')
     mark = ('MMITPN_TEST_LAUNCH', str(folder))
@@ -65,25 +72,27 @@ def launch_toy(tmp_path_factory) -> Iterator[SimpleNamespace]:
     )
     clean = {name: value for name, value in os.environ.items() if name not in settings and 'SLURM' not in name}
 
-    def start(*command: object, **variables: str) -> subprocess.Popen:
+    def start(*command: object, cwd: Path = folder, **variables: str) -> subprocess.Popen:
         env = {**clean, 'PYTHON': sys.executable, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', mark[0]: mark[1]}
         env['PYTHONPATH'] = os.pathsep.join([str(TOY), str(ROOT), os.environ.get('PYTHONPATH', '')])
         return subprocess.Popen(
             [str(part) for part in command],
-            cwd=folder, env={**env, **variables}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            cwd=cwd, env={**env, **variables}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
     def finish(process: subprocess.Popen) -> tuple[int, str]:
         printed = process.communicate(timeout=240)[0]
         return process.returncode, printed
 
-    def run(*command: object, **variables: str) -> tuple[int, str]:
-        return finish(start(*command, **variables))
+    def run(*command: object, cwd: Path = folder, **variables: str) -> tuple[int, str]:
+        return finish(start(*command, cwd=cwd, **variables))
 
     def script(name: str) -> Path:
         return ROOT / 'tools' / name
 
-    yield SimpleNamespace(folder=folder, config=TOY / 'toy.py', start=start, finish=finish, run=run, script=script)
+    yield SimpleNamespace(
+        root=ROOT, folder=folder, config=TOY / 'toy.py', start=start, finish=finish, run=run, script=script
+    )
     assert end_processes(*mark) == []
 
 
