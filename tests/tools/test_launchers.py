@@ -109,21 +109,27 @@ def test_settings_that_cannot_work_are_one_line(asked, command, variables, says)
     assert says in printed[0]
 
 
-def test_a_signal_reaches_the_process_which_may_still_save(launch_toy, tmp_path):
-    program = (
-        'import signal, sys, time\n'
-        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), print('saved'), sys.exit(0)))\n"
-        "print('ready')\n"
-        'time.sleep(60)\n'
-    )
-    variables = {'TORCHELASTIC_RUN_ID': 'x', 'TORCHELASTIC_RESTART_COUNT': '0', 'RANK': '0', 'WORLD_SIZE': '1'}
-    rank = launch_toy.start(
-        'setsid', 'bash', launch_toy.script('rank.sh'), tmp_path, 'x', sys.executable, '-c', program, **variables
-    )
-    limit = time.monotonic() + 30
-    while 'ready' not in (tmp_path / 'rank0.log').read_text() if (tmp_path / 'rank0.log').exists() else True:
+SAVES = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.3), print('saved'), sys.exit(0)))
+print('ready')
+time.sleep(60)
+"""
+
+
+def wait_for_line(file: Path, line: str) -> None:
+    limit = time.monotonic() + 60
+    while not file.exists() or line not in file.read_text():
         assert time.monotonic() < limit
         time.sleep(0.05)
+
+
+def test_a_signal_reaches_the_process_which_may_still_save(launch_toy, tmp_path):
+    variables = {'TORCHELASTIC_RUN_ID': 'x', 'TORCHELASTIC_RESTART_COUNT': '0', 'RANK': '0', 'WORLD_SIZE': '1'}
+    rank = launch_toy.start(
+        'setsid', 'bash', launch_toy.script('rank.sh'), tmp_path, 'x', sys.executable, '-c', SAVES, **variables
+    )
+    wait_for_line(tmp_path / 'rank0.log', 'ready')
     os.killpg(rank.pid, signal.SIGTERM)
     status, printed = launch_toy.finish(rank)
     assert status == 0
@@ -135,9 +141,8 @@ def test_a_signal_reaches_the_process_which_may_still_save(launch_toy, tmp_path)
 def restarted(launch_toy) -> tuple[Path, str]:
     """Work dir and output of a training of two processes, of which one is killed at step 3 of the first attempt."""
     work_dir = launch_toy.folder / 'restarted'
-    options = 'dist_train.sh', launch_toy.config, 2
     status, printed = launch_toy.run(
-        'bash', launch_toy.script(options[0]), *options[1:], '--work-dir', work_dir,
+        'bash', launch_toy.script('dist_train.sh'), launch_toy.config, 2, '--work-dir', work_dir,
         MAX_RESTARTS='1', TOY_DIE=f'1:3:{work_dir}.died',
     )  # fmt: skip
     assert status == 0, printed[-4000:]
@@ -183,19 +188,36 @@ def test_two_processes_evaluate_all_of_the_data(launch_toy, restarted):
     assert {path.name for path in (work_dir / 'ranks').iterdir()} == {'rank0.log', 'rank1.log'}
 
 
+@pytest.fixture
+def program(launch_toy, tmp_path):
+    """Starts lines of Python as two processes of torchrun, their output in the test's folder."""
+
+    def start(lines: str) -> subprocess.Popen:
+        setup = f'source {launch_toy.script("launch.sh")}; log_dir={tmp_path}; find_command x'
+        instead = 'command=("${command[@]:0:4}" "$@")'
+        return launch_toy.start('bash', '-c', f'{setup}; {instead}; with_torchrun 2', 'x', sys.executable, '-c', lines)
+
+    return start
+
+
 @pytest.mark.slow
-def test_a_failure_of_one_rank_fails_the_launcher_and_is_shown(launch_toy):
-    program = "import os, time; os.environ['RANK'] == '1' and exit('out of luck'); time.sleep(60)"
-    lines = (
-        f'source {launch_toy.script("launch.sh")}; log_dir=logs; find_command x; command=("${{command[@]:0:4}}" "$@")'
-    )
-    status, printed = launch_toy.run(
-        'bash', '-c', f'{lines}; with_torchrun 2', 'x', sys.executable, '-c', program, LOG_DIR='logs'
-    )
+def test_a_failure_of_one_rank_fails_the_launcher_and_is_shown(launch_toy, program):
+    lines = "import os, time; os.environ['RANK'] == '1' and exit('out of luck'); time.sleep(60)"
+    status, printed = launch_toy.finish(program(lines))
     assert status == 1
     assert 'error: rank 1 on' in printed
     assert '  | out of luck' in printed
     assert printed.count('error: rank') == 1
+
+
+@pytest.mark.slow
+def test_a_launcher_that_is_stopped_lets_its_processes_save(launch_toy, program, tmp_path):
+    launcher = program(SAVES)
+    for rank in (0, 1):
+        wait_for_line(tmp_path / f'rank{rank}.log', 'ready')
+    launcher.send_signal(signal.SIGTERM)
+    assert launch_toy.finish(launcher)[0] != 0
+    assert all((tmp_path / f'rank{rank}.log').read_text().endswith('saved\n') for rank in (0, 1))
 
 
 @pytest.fixture(scope='module')

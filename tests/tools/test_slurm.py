@@ -36,7 +36,8 @@ SchedulerParameters=batch_sched_delay=0,sched_min_interval=0
 ReturnToService=2
 KillWait=5
 SlurmdParameters=config_overrides
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
+GresTypes=gpu
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 Gres=gpu:2 State=UNKNOWN
 PartitionName=toy Nodes=ALL Default=YES State=UP
 """
 DAEMONS = ('munged', 'slurmctld', 'slurmd')
@@ -73,6 +74,9 @@ def slurm(end_processes) -> Iterator[dict[str, str]]:
     conf = folder / 'slurm.conf'
     host = socket.gethostname().split('.')[0]
     conf.write_text(CONF.format(host=host, ports=free_ports(2), folder=folder))
+    for number in range(2):  # Slurm counts any file as a GPU
+        (folder / f'gpu{number}').touch()
+    (folder / 'gres.conf').write_text(f'Name=gpu File={folder}/gpu[0-1]\n')
     files = [f'--{name}-file={folder}/{name}' for name in ('key', 'pid', 'log', 'seed')]
     options = {
         'munged': ['--foreground', '--force', f'--socket={folder}/munge.socket', *files],
@@ -157,18 +161,39 @@ def test_two_tasks_evaluate(launch_toy, slurm, trained):
     assert json.loads((work_dir / 'test_metrics.json').read_text())['metrics']['numbers'] == 8
 
 
-def test_a_failing_task_fails_srun_and_is_shown(launch_toy, slurm):
-    program = "import os, time; os.environ['SLURM_PROCID'] == '1' and exit('out of luck'); time.sleep(60)"
-    lines = (
-        f'source {launch_toy.script("launch.sh")}; log_dir=logs; find_command x; command=("${{command[@]:0:4}}" "$@")'
-    )
-    status, printed = launch_toy.run(
-        'bash', '-c', f'{lines}; with_srun toy failing', 'x', sys.executable, '-c', program,
-        GPUS='0', NTASKS='2', CPUS_PER_TASK='1', **slurm,
-    )  # fmt: skip
+@pytest.fixture
+def program(launch_toy, slurm):
+    """Runs lines of Python as the processes of a launch."""
+
+    def run(lines: str, **variables: str) -> tuple[int, str]:
+        setup = f'source {launch_toy.script("launch.sh")}; log_dir=logs; find_command x'
+        instead = 'command=("${command[@]:0:4}" "$@")'
+        return launch_toy.run(
+            'bash', '-c', f'{setup}; {instead}; with_srun toy job', 'x', sys.executable, '-c', lines,
+            CPUS_PER_TASK='1', **variables, **slurm,
+        )  # fmt: skip
+
+    return run
+
+
+def test_a_failing_task_fails_srun_and_is_shown(program):
+    lines = "import os, time; os.environ['SLURM_PROCID'] == '1' and exit('out of luck'); time.sleep(60)"
+    status, printed = program(lines, GPUS='0', NTASKS='2')
     assert status != 0
     assert 'error: rank 1 on' in printed
     assert '  | out of luck' in printed
+
+
+@pytest.mark.parametrize(
+    ('variables', 'gpus'), [({'GPUS': '2'}, '2'), ({'GPUS': '1'}, '1'), ({'GPUS': '0', 'NTASKS': '1'}, 'none')]
+)
+def test_gpus_are_asked_for_only_when_wanted(program, variables, gpus):
+    lines = (
+        "import os; print('tasks', os.environ['SLURM_NTASKS'], 'gpus', os.environ.get('SLURM_GPUS_ON_NODE', 'none'))"
+    )
+    status, printed = program(lines, **variables)
+    assert status == 0, printed
+    assert f'tasks {variables.get("NTASKS", gpus)} gpus {gpus}' in printed
 
 
 def test_a_batch_job_goes_on_from_the_last_checkpoint(launch_toy, slurm, trained, steps):
