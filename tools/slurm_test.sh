@@ -1,24 +1,21 @@
 #!/usr/bin/env bash
-# Evaluates on a Slurm cluster:
-#   [GPUS=8] [GPUS_PER_NODE=8] [CPUS_PER_TASK=5] [SRUN_ARGS="--time=2:00:00"] \
-#     bash tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [options of tools/test.py]
-# GPUS is the number of processes in all, one for each GPU. PYTHON names the interpreter.
+# Evaluates on a Slurm cluster, from a login node or inside a job:
+#   bash tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [options of tools/test.py]
+# GPUS, GPUS_PER_NODE, NTASKS, NTASKS_PER_NODE, CPUS_PER_TASK, SRUN_ARGS, PORT, LOG_DIR, PYTHON: as for
+# tools/slurm_train.sh.
 set -euo pipefail
 if [ $# -lt 4 ]; then
   echo "usage: bash tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [options of tools/test.py]" >&2
   exit 2
 fi
-command -v srun >/dev/null || { echo "error: no srun here; run this on a Slurm login node, or use tools/dist_test.sh" >&2; exit 2; }
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=tools/launch.sh
+source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
+command -v srun >/dev/null || fail 'no srun here; run this on a Slurm login node, or use tools/dist_test.sh'
 partition=$1
 job=$2
 config=$3
 checkpoint=$4
 shift 4
-gpus=${GPUS:-8}
-per_node=${GPUS_PER_NODE:-8}
-if [ "$per_node" -gt "$gpus" ]; then per_node=$gpus; fi
-read -r -a srun_args <<<"${SRUN_ARGS:-}"
-exec srun -p "$partition" --job-name="$job" --gres="gpu:$per_node" --ntasks="$gpus" --ntasks-per-node="$per_node" \
-  --cpus-per-task="${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 ${srun_args[@]+"${srun_args[@]}"} \
-  "${PYTHON:-python}" -u "$here/test.py" "$config" "$checkpoint" --launcher slurm "$@"
+find_log_dir "$config" "$@"
+find_command test.py "$config" "$checkpoint" --launcher slurm "$@"
+with_srun "$partition" "$job"

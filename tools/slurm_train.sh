@@ -1,24 +1,30 @@
 #!/usr/bin/env bash
-# Trains on a Slurm cluster:
-#   [GPUS=8] [GPUS_PER_NODE=8] [CPUS_PER_TASK=5] [SRUN_ARGS="--time=1-0"] \
-#     bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [options of tools/train.py]
-# GPUS is the number of processes in all, one for each GPU. PYTHON names the interpreter.
+# Trains on a Slurm cluster, from a login node or inside a job (tools/slurm_job.sbatch, salloc):
+#   bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [options of tools/train.py]
+#   GPUS=0 NTASKS=4 bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR      # 4 processes on CPUs
+# GPUS            GPUs in all, one process for each (8); 0: CPUs
+# GPUS_PER_NODE   GPUs of one machine (8, or GPUS if that is less)
+# NTASKS          with GPUS=0 the number of processes
+# NTASKS_PER_NODE with GPUS=0 the processes of one machine (as Slurm decides)
+# CPUS_PER_TASK   cores for each process (5)
+# SRUN_ARGS       more options of srun: SRUN_ARGS="--time=1-0 --signal=TERM@120"
+# PORT            where the processes meet (follows from the number of the job)
+# LOG_DIR         folder for the output of each rank (ranks/ in the work dir); rank 0 is shown too
+# PYTHON          the interpreter
+# Inside a job its own request holds: PARTITION, GPUS and GPUS_PER_NODE have no part, NTASKS and CPUS_PER_TASK may be less.
 set -euo pipefail
 if [ $# -lt 4 ]; then
   echo "usage: bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [options of tools/train.py]" >&2
   exit 2
 fi
-command -v srun >/dev/null || { echo "error: no srun here; run this on a Slurm login node, or use tools/dist_train.sh" >&2; exit 2; }
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=tools/launch.sh
+source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
+command -v srun >/dev/null || fail 'no srun here; run this on a Slurm login node, or use tools/dist_train.sh'
 partition=$1
 job=$2
 config=$3
 work_dir=$4
 shift 4
-gpus=${GPUS:-8}
-per_node=${GPUS_PER_NODE:-8}
-if [ "$per_node" -gt "$gpus" ]; then per_node=$gpus; fi
-read -r -a srun_args <<<"${SRUN_ARGS:-}"
-exec srun -p "$partition" --job-name="$job" --gres="gpu:$per_node" --ntasks="$gpus" --ntasks-per-node="$per_node" \
-  --cpus-per-task="${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 ${srun_args[@]+"${srun_args[@]}"} \
-  "${PYTHON:-python}" -u "$here/train.py" "$config" --work-dir "$work_dir" --launcher slurm "$@"
+find_log_dir "$config" --work-dir "$work_dir" "$@"
+find_command train.py "$config" --work-dir "$work_dir" --launcher slurm "$@"
+with_srun "$partition" "$job"

@@ -14,6 +14,7 @@ from mmitpn.allocator import keep_freed_memory
 from mmitpn.checkpoint.safe_globals import register_safe_globals
 from mmitpn.engine.atomic import register_atomic_backend
 from mmitpn.engine.host_configs import register_host_configs
+from mmitpn.engine.rendezvous import read_slurm, use_gloo_interface
 
 
 def setup_environment() -> None:
@@ -49,7 +50,8 @@ def use_atomic_checkpoints(cfg: Config) -> None:
 def setup_distributed(cfg: Config, launcher: str) -> None:
     """Start the process group with gloo where there is no accelerator; elsewhere the runner does it.
 
-    mmengine's own start selects a CUDA device, and wraps the model for one, whatever the backend.
+    mmengine's own start selects a CUDA device, and wraps the model for one, whatever the backend. Under Slurm the
+    variables that torch reads are set from Slurm's (:func:`read_slurm`), with and without an accelerator.
 
     Args:
         cfg: Config; its ``launcher``, ``env_cfg.dist_cfg`` and ``model_wrapper_cfg`` are changed in place.
@@ -59,11 +61,16 @@ def setup_distributed(cfg: Config, launcher: str) -> None:
         ValueError: If the launcher needs GPUs that are not there, or its environment is missing.
     """
     cfg.launcher = launcher
+    env = dict(cfg.get('env_cfg') or {})
+    dist_cfg = dict(env.get('dist_cfg') or {})
+    if launcher == 'slurm':
+        os.environ.update(read_slurm(os.environ, port=dist_cfg.get('port')))
     if launcher == 'none' or get_device() != 'cpu':
         return
-    if launcher != 'pytorch':
+    if launcher == 'mpi':
         raise ValueError(
-            f'--launcher {launcher} needs GPUs and there is none here; on CPUs use tools/dist_train.sh (torchrun)'
+            '--launcher mpi needs GPUs and there is none here; on CPUs use tools/dist_train.sh (torchrun)'
+            ' or tools/slurm_train.sh'
         )
     missing = [
         name for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') if name not in os.environ
@@ -72,8 +79,8 @@ def setup_distributed(cfg: Config, launcher: str) -> None:
         raise ValueError(
             f'--launcher pytorch without {", ".join(missing)} in the environment; start it by tools/dist_train.sh'
         )
-    env = dict(cfg.get('env_cfg') or {})
-    env['dist_cfg'] = {**(env.get('dist_cfg') or {}), 'backend': 'gloo'}
+    use_gloo_interface(os.environ)
+    env['dist_cfg'] = {**dist_cfg, 'backend': 'gloo'}
     cfg.env_cfg = env
     wrapper = dict(cfg.get('model_wrapper_cfg') or {})
     wrapper.setdefault('type', 'MMDistributedDataParallel')
@@ -82,6 +89,6 @@ def setup_distributed(cfg: Config, launcher: str) -> None:
     wrapper['device_ids'] = None
     cfg.model_wrapper_cfg = wrapper
     if not torch.distributed.is_initialized():
-        seconds = env['dist_cfg'].get('timeout')
+        seconds = dist_cfg.get('timeout')
         timeout = None if seconds is None else timedelta(seconds=seconds)
         torch.distributed.init_process_group('gloo', timeout=timeout)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 
 import pytest
@@ -37,8 +38,9 @@ def without_gpu(monkeypatch):
 
 @pytest.mark.parametrize('setting', [{}, {'env_cfg': {'dist_cfg': {'backend': 'nccl', 'timeout': 60}}}])
 def test_processes_without_a_gpu_use_gloo(without_gpu, monkeypatch, setting):
-    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'):
+    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_PORT'):
         monkeypatch.setenv(name, '0')
+    monkeypatch.setenv('MASTER_ADDR', '127.0.0.1')
     started = {}
     monkeypatch.setattr(
         torch.distributed, 'init_process_group', lambda backend, **more: started.update(backend=backend, **more)
@@ -52,9 +54,39 @@ def test_processes_without_a_gpu_use_gloo(without_gpu, monkeypatch, setting):
     assert cfg.launcher == 'pytorch'
 
 
-@pytest.mark.parametrize(('launcher', 'says'), [('slurm', 'dist_train.sh'), ('pytorch', 'RANK')])
+SLURM = {
+    'SLURM_JOB_ID': '41',
+    'SLURM_STEP_ID': '0',
+    'SLURM_PROCID': '1',
+    'SLURM_NTASKS': '2',
+    'SLURM_LOCALID': '1',
+    'SLURM_STEP_NUM_NODES': '1',
+}
+
+
+@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+def test_slurm_sets_what_torch_reads_on_cpus_and_gpus(monkeypatch, device):
+    monkeypatch.setattr(environment, 'get_device', lambda: device)
+    monkeypatch.setattr(os, 'environ', {**os.environ, **SLURM})
+    for name in ('MASTER_ADDR', 'MASTER_PORT'):
+        os.environ.pop(name, None)
+    started = []
+    monkeypatch.setattr(torch.distributed, 'init_process_group', lambda backend, **_: started.append(backend))
+    cfg = Config({'env_cfg': {'dist_cfg': {'backend': 'nccl', 'port': 1234}}})
+    setup_distributed(cfg, 'slurm')
+    assert started == (['gloo'] if device == 'cpu' else [])  # mmengine starts nccl
+    assert cfg.env_cfg.dist_cfg.backend == ('gloo' if device == 'cpu' else 'nccl')
+    assert cfg.launcher == 'slurm'
+    names = 'RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT'
+    assert [os.environ[name] for name in names] == ['1', '2', '1', '127.0.0.1', '1234']
+
+
+@pytest.mark.parametrize(
+    ('launcher', 'says'), [('slurm', 'slurm_train.sh'), ('pytorch', 'RANK'), ('mpi', 'dist_train.sh')]
+)
 def test_launchers_that_cannot_work_here(without_gpu, monkeypatch, launcher, says):
-    monkeypatch.delenv('RANK', raising=False)
+    for name in ('RANK', 'SLURM_STEP_ID'):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(ValueError, match=says):
         setup_distributed(Config(), launcher)
 
