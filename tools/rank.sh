@@ -18,6 +18,8 @@ else
   attempt=${SLURM_RESTART_COUNT:-0}
 fi
 export PYTHONUNBUFFERED=1
+# train.py stops when torchrun dies; its own parent is this script.
+if [ -n "${TORCHELASTIC_RUN_ID:-}" ]; then export MMITPN_LAUNCHER=$PPID; fi
 mkdir -p "$log_dir" || exit 1
 file=$log_dir/rank$rank.log
 echo "=== $(date '+%Y-%m-%d %H:%M:%S') rank $rank of $world on $(uname -n), attempt $attempt" >>"$file" || exit 1

@@ -84,8 +84,9 @@ class SkippingBatchSampler:
 
     def __iter__(self) -> Iterator[list[int]]:
         """The batches of a pass."""
+        # Only when the first is asked for: torch's loader makes an iterator that it does not use.
         skip, self._skip = self._skip, 0
-        return islice(iter(self._batches), skip, None)
+        yield from islice(iter(self._batches), skip, None)
 
     def __len__(self) -> int:
         """Batches of a whole pass."""

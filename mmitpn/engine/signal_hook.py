@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
-import ctypes
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +19,6 @@ from mmengine.runner import Runner
 
 from mmitpn.engine.checkpoint_hook import AtomicCheckpointHook
 from mmitpn.registry import FUNCTIONS, HOOKS
-
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class TrainingStopped(Exception):  # noqa: N818  it is no error
@@ -54,6 +53,7 @@ class StopOnSignalHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Wait for the signals from now on."""
         del runner
+        multiprocessing.util.Finalize(None, _leave, exitpriority=100)  # before this process ends those that it started
         self._before = {number: signal.signal(number, self._note) for number in self._signals}
 
     def after_train(self, runner: Runner) -> None:
@@ -105,7 +105,6 @@ class StopOnSignalHook(Hook):
 _LEAVING = multiprocessing.Value('b', 0, lock=False)  # shared with the workers that are forked from this process
 
 
-@atexit.register
 def _leave() -> None:
     _LEAVING.value = 1
 
@@ -126,12 +125,25 @@ def outlast_stop_signal(worker_id: int) -> None:
 
 
 def stop_with_launcher(launcher: str) -> None:
-    """Let this process be sent SIGTERM when its launcher dies, so that no process is left behind (Linux only).
+    """Send this process SIGTERM when its launcher dies: torchrun leaves its processes behind when it is killed.
 
     Args:
-        launcher: Of the command line; only torchrun (``'pytorch'``) leaves its processes behind.
+        launcher: Of the command line; only torchrun (``'pytorch'``) does so. ``MMITPN_LAUNCHER`` is the number of its
+            process where that is not this one's parent (``tools/rank.sh`` stands between them).
     """
-    if launcher == 'pytorch' and sys.platform == 'linux':
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() == 1:  # it died before
+    if launcher == 'pytorch':
+        number = int(os.environ.get('MMITPN_LAUNCHER', os.getppid()))
+        threading.Thread(target=_watch, args=(number,), name='launcher watch', daemon=True).start()
+
+
+def _watch(number: int) -> None:
+    while True:
+        try:
+            os.kill(number, 0)
+        except PermissionError:
+            pass
+        except ProcessLookupError:
+            sys.stderr.write('the launcher is gone: saving and stopping\n')
             os.kill(os.getpid(), signal.SIGTERM)
+            return
+        time.sleep(1)

@@ -104,6 +104,7 @@ def test_batches_begin_within_a_pass_once():
     batches = SkippingBatchSampler(sampler, 3)
     whole = list(batches)
     batches.skip(2)
+    iter(batches)  # torch's loader makes one iterator too many
     assert list(batches) == whole[2:]
     assert list(batches) == whole
     batches.skip(4)

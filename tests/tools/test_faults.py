@@ -1,0 +1,179 @@
+"""Trainings that are killed, starved and fed with broken files; each goes on and ends as an undisturbed one does."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+TOY = Path(__file__).parent / 'fault_toy'
+STEPS = 18
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('faults')
+    (folder / 'pictures').mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(12):
+        Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f'pictures/{i}.png')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def train(folder) -> Iterator[Callable[..., SimpleNamespace]]:
+    """Train in a work dir; the processes start from one that has the libraries loaded."""
+    patch = pytest.MonkeyPatch()
+    patch.syspath_prepend(str(TOY))
+    from fault_start import start_training
+
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['mmitpn.datasets.check', 'mmitpn.engine', 'mmitpn.engine.command_line'])
+
+    def run(work_dir: Path | str, *options: str, fault: str = '', config: Path = TOY / 'toy.py') -> SimpleNamespace:
+        work_dir = folder / work_dir
+        log = folder / f'{work_dir.name}.log'
+        log.unlink(missing_ok=True)
+        variables = {'OMP_NUM_THREADS': '1', 'TOY_FAULT': f'{fault}:{folder / work_dir.name}.mark' if fault else ':-1:'}
+        arguments = [str(config), '--work-dir', str(work_dir), *options]
+        process = context.Process(target=start_training, args=(ROOT, arguments, folder, variables, log))
+        process.start()
+        process.join(90)
+        return SimpleNamespace(status=process.exitcode, said=log.read_text(), work_dir=work_dir)
+
+    yield run
+    patch.undo()
+
+
+@pytest.fixture(scope='module')
+def undisturbed(train) -> Path:
+    done = train('undisturbed', '--cfg-options', 'randomness.seed=5')
+    assert done.status == 0, done.said[-2000:]
+    return done.work_dir
+
+
+def steps(work_dir: Path, rank: int = 0) -> list[str]:
+    return (work_dir / f'steps.{rank}').read_text().splitlines()
+
+
+def assert_the_same_end(work_dir: Path, other: Path) -> None:
+    ends = [torch.load(one / 'epoch_3.pth', weights_only=False) for one in (work_dir, other)]
+    for part in ('state_dict', 'ema_state_dict'):
+        ours, theirs = (end[part] for end in ends)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours), part
+    ours, theirs = (end['optimizer']['state'] for end in ends)
+    assert all(torch.equal(ours[i][name], theirs[i][name]) for i in theirs for name in theirs[i])
+
+
+@pytest.mark.parametrize(
+    ('fault', 'status', 'says', 'goes_on_from'),
+    [
+        ('kill:8', -9, '', 6),
+        ('kill:3', -9, '', 0),
+        ('stop:8', 143, 'stopped by a signal: saved', 9),
+        ('stop:11', 143, 'after iteration 12; go on with --resume', 12),
+        ('worker:8', 1, 'DataLoader worker', 6),
+        ('write:11', -9, '', 6),
+        ('nan:8', 3, 'error: iteration 9: loss_toy is nan; the pictures were', 6),
+    ],
+)
+def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(train, undisturbed, fault, status, says, goes_on_from):
+    seed = () if goes_on_from else ('--cfg-options', 'randomness.seed=5')
+    name = fault.replace(':', '_')
+    stopped = train(name, '--cfg-options', 'randomness.seed=5', fault=fault)
+    assert (stopped.status, says in stopped.said) == (status, True), stopped.said[-2000:]
+    before = len(steps(stopped.work_dir))
+    done = train(name, '--resume', *seed)  # the seed is the checkpoint's
+    assert done.status == 0, done.said[-2000:]
+    assert steps(done.work_dir)[before:] == steps(undisturbed)[goes_on_from:]  # steps, batches and their pictures
+    assert_the_same_end(done.work_dir, undisturbed)
+
+
+@pytest.fixture(scope='module')
+def two_epochs(train, undisturbed) -> Path:
+    stopped = train('two_epochs', '--cfg-options', 'randomness.seed=5', fault='kill:14')
+    assert {path.name for path in stopped.work_dir.glob('*.pth')} == {'epoch_1.pth', 'epoch_2.pth'}
+    return stopped.work_dir
+
+
+@pytest.mark.parametrize('damage', ['cut off', 'empty', 'other bytes in the middle'])
+def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(train, two_epochs, undisturbed, tmp_path, damage):
+    work_dir = tmp_path / damage.replace(' ', '_')
+    shutil.copytree(two_epochs, work_dir)
+    newest = work_dir / 'epoch_2.pth'
+    content = bytearray(newest.read_bytes())
+    middle = len(content) // 2
+    if damage == 'cut off':
+        content = content[:middle]
+    elif damage == 'empty':
+        content = b''
+    else:
+        content[middle : middle + 64] = bytes(64)
+    newest.write_bytes(content)
+    (work_dir / 'last_checkpoint').write_text(str(newest))
+    done = train(work_dir, '--resume')
+    assert done.status == 0, done.said[-2000:]
+    assert f'not whole: {newest}; going on from {work_dir / "epoch_1.pth"} instead' in ' '.join(done.said.split())
+    assert_the_same_end(done.work_dir, undisturbed)
+
+
+def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(train, undisturbed, tmp_path):
+    work_dir = tmp_path / 'small'
+    work_dir.mkdir()
+    size = (undisturbed / 'epoch_3.pth').stat().st_size
+    mount = ['mount', '-t', 'tmpfs', '-o', f'size={size + 80 * 1024}', 'tmpfs', str(work_dir)]
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip('a small file system cannot be mounted here')
+    try:
+        stopped = train(work_dir, '--cfg-options', 'randomness.seed=5')
+        assert (stopped.status, 'the disk is full' in stopped.said) == (3, True), stopped.said[-2000:]
+        assert sorted(path.name for path in work_dir.glob('*.pth')) == ['epoch_1.pth']
+        subprocess.run(['mount', '-o', f'remount,size={20 * size}', str(work_dir)], check=True)  # somebody made room
+        done = train(work_dir, '--resume')
+        assert done.status == 0, done.said[-2000:]
+        assert_the_same_end(work_dir, undisturbed)
+    finally:
+        subprocess.run(['umount', str(work_dir)], check=True)
+
+
+def test_a_broken_picture_is_named_and_skipped_only_within_the_limit(train, folder):
+    pictures = folder / 'some_broken'
+    shutil.copytree(folder / 'pictures', pictures)
+    (pictures / '3.png').write_bytes((pictures / '3.png').read_bytes()[:40])
+    options = ('--cfg-options', 'train_dataloader.dataset.data_root=some_broken')
+    stopped = train('broken_stops', *options)
+    assert stopped.status != 0
+    assert 'some_broken/3.png) cannot be loaded' in stopped.said
+    done = train('broken_skipped', *options, 'max_broken_samples=1')
+    assert done.status == 0, done.said[-2000:]
+    assert done.said.count('cannot be loaded') == 1
+    assert not any(step.split()[2:].count('3') for step in steps(done.work_dir))
+
+
+def test_an_iteration_based_run_that_was_stopped_goes_on_as_if_it_was_not(train, folder):
+    config = folder / 'iterations.py'
+    config.write_text(
+        f'_base_ = {str(TOY / "toy.py")!r}\ntrain_cfg = dict(_delete_=True, by_epoch=False, max_iters=12)\n'
+        "train_dataloader = dict(sampler=dict(type='InfiniteSampler'))\nrandomness = dict(seed=5)\n"
+        'default_hooks = dict(checkpoint=dict(by_epoch=False, interval=5))\n'
+    )
+    whole = train('iters', config=config)
+    assert whole.status == 0, whole.said[-2000:]
+    stopped = train('iters_stopped', config=config, fault='stop:7')
+    assert stopped.status == 143, stopped.said[-2000:]
+    assert train('iters_stopped', '--resume', config=config).status == 0
+    assert steps(stopped.work_dir) == steps(whole.work_dir)
+    ends = [torch.load(one.work_dir / 'iter_12.pth', weights_only=False)['state_dict'] for one in (whole, stopped)]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
