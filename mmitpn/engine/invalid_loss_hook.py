@@ -52,11 +52,10 @@ class StopOnInvalidLossHook(Hook):
         bad = {
             name: value.item()
             for name, value in outputs.items()
-            if isinstance(value, torch.Tensor)
-            and 'loss' in name
-            and name != 'loss'
-            and not bool(torch.isfinite(value).all())
+            if isinstance(value, torch.Tensor) and 'loss' in name and not bool(torch.isfinite(value).all())
         }
+        if len(bad) > 1:
+            bad.pop('loss', None)  # the sum says nothing more
         if bad:
             said = ', '.join(f'{name} is {value}' for name, value in bad.items())
             raise FloatingPointError(

@@ -51,7 +51,7 @@ class ToyNetwork(BaseModel):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))
+        self.layers = torch.nn.Sequential(torch.nn.Linear(64, 512), torch.nn.ReLU(), torch.nn.Linear(512, 1))
 
     def forward(self, inputs: list[torch.Tensor], data_samples: list, mode: str = 'tensor') -> dict:
         x = torch.stack(inputs).flatten(1)
