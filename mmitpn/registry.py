@@ -28,3 +28,4 @@ OPTIM_WRAPPERS = root.Registry('optim_wrapper', parent=root.OPTIM_WRAPPERS, scop
 OPTIM_WRAPPER_CONSTRUCTORS = root.Registry(
     'optimizer wrapper constructor', parent=root.OPTIM_WRAPPER_CONSTRUCTORS, scope='mmitpn', locations=_ENGINE
 )
+STRATEGIES = root.Registry('strategy', parent=root.STRATEGIES, scope='mmitpn', locations=_ENGINE)

@@ -1,6 +1,6 @@
 """Evaluate a checkpoint with the metrics of its config; the figures also go into WORK_DIR/test_metrics.json.
 
-CONFIG is a file, or HOST::NAME for a config of an installed host; CHECKPOINT a file or an address.
+CONFIG is a file, or HOST::NAME for a config of an installed host; CHECKPOINT a file, an address, or a folder of shards.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.evaluator import DumpResults
 from mmengine.logging import print_log
+from mmengine.runner.checkpoint import load_state_dict
 
+from mmitpn.checkpoint.sharded import read_sharded
 from mmitpn.engine.atomic import write_atomic
 from mmitpn.engine.command_line import FirstStepHook, add_common_arguments, build_runner, read_config, run_command
 from mmitpn.engine.pretrained import load_whole_model, read_authors_file
@@ -117,12 +119,15 @@ def to_json(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     cfg = read_config(args)
-    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
+    sharded = Path(args.checkpoint).is_dir()
+    if '://' not in args.checkpoint and not sharded and not Path(args.checkpoint).is_file():
         raise FileNotFoundError(f'no checkpoint {args.checkpoint!r}; give the path of one that tools/train.py wrote')
     if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
         raise ValueError('the config has no test_dataloader or no test_evaluator; add both (and test_cfg) to evaluate')
-    authors = read_authors_file(args.checkpoint)
-    cfg.load_from, cfg.resume = args.checkpoint if authors is None else None, False
+    authors = None if sharded else read_authors_file(args.checkpoint)
+    cfg.load_from, cfg.resume = args.checkpoint if authors is None and not sharded else None, False
+    for name in ('runner_type', 'strategy'):  # of the training: a model that is evaluated is not in shards
+        cfg.pop(name, None)
     if args.show or args.show_dir is not None:
         apply_visualization(cfg, args)
     if args.tta:
@@ -133,7 +138,12 @@ def test(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     check_config(cfg)
     runner, first_step = build_runner(cfg)
     steps.append(first_step)
-    if authors is not None:
+    if sharded:
+        weights = read_sharded(args.checkpoint)
+        if not args.allow_partial:
+            WholeWeightsHook().after_load_checkpoint(runner, weights)
+        load_state_dict(runner.model, weights)
+    elif authors is not None:
         load_whole_model(runner.model, authors, args.checkpoint, allow_partial=args.allow_partial)
     elif not args.allow_partial:
         runner.register_hook(WholeWeightsHook(), priority='LOWEST')

@@ -83,7 +83,7 @@ def apply_resume(cfg: Config, resume: str) -> None:
             cfg.resume = False
             return
         resume = str(found)
-    elif '://' not in resume and not Path(resume).is_file():
+    elif '://' not in resume and not Path(resume).exists():
         raise FileNotFoundError(
             f"--resume: no file {resume!r}; give a checkpoint, or 'auto' for the newest in {cfg.work_dir}"
         )

@@ -6,6 +6,7 @@ from mmitpn.engine.environment import setup_distributed, setup_environment, use_
 from mmitpn.engine.epoch_loop import ResumableEpochLoop
 from mmitpn.engine.export_hook import ExportPretrainedHook
 from mmitpn.engine.fault_tolerance import use_fault_tolerance
+from mmitpn.engine.fsdp import FSDPStrategy
 from mmitpn.engine.host_configs import resolve_config
 from mmitpn.engine.invalid_loss_hook import StopOnInvalidLossHook
 from mmitpn.engine.layer_decay import LayerDecayOptimWrapperConstructor
@@ -16,6 +17,7 @@ __all__ = [
     'AtomicCheckpointHook',
     'BFloat16OptimWrapper',
     'ExportPretrainedHook',
+    'FSDPStrategy',
     'LayerDecayOptimWrapperConstructor',
     'ResumableEpochLoop',
     'SeedStepHook',

@@ -30,7 +30,8 @@ class _Deferred:
         return getattr(self._backend, name)
 
     def remove(self, path: str) -> None:
-        self._waiting.append(('remove', str(path)))
+        # A checkpoint in shards is a folder.
+        self._waiting.append(('rmtree' if self._backend.isdir(path) else 'remove', str(path)))
 
     def rmtree(self, path: str) -> None:
         self._waiting.append(('rmtree', str(path)))

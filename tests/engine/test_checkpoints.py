@@ -113,6 +113,18 @@ def test_the_old_checkpoint_stays_until_the_new_one_is_there(tmp_path):
     assert Path((tmp_path / 'last_checkpoint').read_text()).name == 'epoch_2.pth'
 
 
+def test_the_old_checkpoint_in_shards_is_removed(tmp_path):
+    def save(out_dir: str, filename: str, *_: object, **__: object) -> None:
+        Path(out_dir, filename).mkdir()
+        Path(out_dir, filename, '.metadata').write_bytes(b'x')
+
+    hook, runner = make_hook(tmp_path, save, max_keep_ckpts=1)
+    for runner.epoch in (0, 1):
+        hook._save_checkpoint(runner)
+    assert sorted(p.name for p in tmp_path.glob('*.pth')) == ['epoch_2.pth']
+    assert find_resumable(tmp_path) == tmp_path / 'epoch_2.pth'
+
+
 def test_the_old_best_stays_until_the_new_one_is_there(tmp_path):
     seen = []
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -177,3 +180,70 @@ def test_an_iteration_based_run_that_was_stopped_goes_on_as_if_it_was_not(train,
     assert steps(stopped.work_dir) == steps(whole.work_dir)
     ends = [torch.load(one.work_dir / 'iter_12.pth', weights_only=False)['state_dict'] for one in (whole, stopped)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+@pytest.fixture(scope='module')
+def launch(folder) -> Callable[..., SimpleNamespace]:
+    """Train with two processes of torchrun; all of them end, whatever happens."""
+    config = folder / 'two.py'  # as many steps as one process has
+    config.write_text(f'_base_ = {str(TOY / "toy.py")!r}\ntrain_dataloader = dict(batch_size=1)\n')
+
+    def run(name: str, *options: str, fault: str = '', rank: int = 0) -> SimpleNamespace:
+        work_dir = folder / name
+        variables = {'TOY_FAULT': f'{fault}:{folder / name}.mark' if fault else ':-1:', 'TOY_RANK': str(rank)}
+        variables |= {'OMP_NUM_THREADS': '1', 'PYTHON': sys.executable, 'CUDA_VISIBLE_DEVICES': ''}
+        path = os.pathsep.join([str(TOY), str(ROOT), os.environ.get('PYTHONPATH', '')])
+        command = ['bash', ROOT / 'tools/dist_train.sh', config, '2', '--work-dir', work_dir, *options]
+        done = subprocess.run(
+            [str(part) for part in command],
+            cwd=folder,
+            env={**os.environ, **variables, 'PYTHONPATH': path},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=200,
+        )
+        limit = time.monotonic() + 40
+        while str(work_dir) in running() and time.monotonic() < limit:
+            time.sleep(0.5)
+        assert str(work_dir) not in running()
+        return SimpleNamespace(status=done.returncode, said=done.stdout + done.stderr, work_dir=work_dir)
+
+    return run
+
+
+def running() -> str:
+    """The command lines of all processes."""
+    found = []
+    for file in Path('/proc').glob('[0-9]*/cmdline'):
+        with contextlib.suppress(OSError):
+            found.append(file.read_text())
+    return '\n'.join(found)
+
+
+@pytest.fixture(scope='module')
+def two_undisturbed(launch) -> Path:
+    done = launch('two_undisturbed', '--cfg-options', 'randomness.seed=5')
+    assert done.status == 0, done.said[-2000:]
+    return done.work_dir
+
+
+@pytest.mark.parametrize(
+    ('fault', 'rank', 'goes_on_from'),
+    [
+        ('kill:8', 1, 6),  # one process
+        ('all:7', 0, 6),
+        ('launcher:7', 0, 10),  # its processes save, at the step at which they ask each other, and end
+    ],
+)
+def test_two_processes_go_on_after_a_kill(launch, two_undisturbed, fault, rank, goes_on_from):
+    name = f'two_{fault.replace(":", "_")}'
+    stopped = launch(name, '--cfg-options', 'randomness.seed=5', fault=fault, rank=rank)
+    assert stopped.status != 0
+    before = len(steps(stopped.work_dir))
+    done = launch(name, '--resume')
+    assert done.status == 0, done.said[-2000:]
+    assert steps(done.work_dir)[before:] == steps(two_undisturbed)[goes_on_from:]
+    ours, theirs = (torch.load(one / 'epoch_3.pth', weights_only=False) for one in (done.work_dir, two_undisturbed))
+    for label, value in theirs['state_dict'].items():
+        torch.testing.assert_close(ours['state_dict'][label], value)

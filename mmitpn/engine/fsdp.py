@@ -1,0 +1,191 @@
+"""Training with weights, gradients and optimizer states shared out among the processes (FSDP2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine._strategy import DDPStrategy
+from mmengine.device import get_device
+from mmengine.dist import get_world_size, is_main_process
+from mmengine.runner.checkpoint import save_checkpoint
+from torch import Tensor, nn
+from torch.distributed import barrier, broadcast
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from mmitpn.checkpoint.sharded import load_sharded
+from mmitpn.registry import STRATEGIES
+
+# Classes whose weights are brought together, used and let go as one: blocks of the backbone and of the pyramid, layers
+# of the encoders and decoders, of this project and of the hosts. What is in none belongs to the whole model's unit.
+UNITS = ('TransformerBlock', 'PointwiseBlock')
+UNIT_ENDINGS = ('TransformerEncoderLayer', 'TransformerDecoderLayer', 'EncoderLayer', 'DecoderLayer')
+CHECKPOINTS = ('full', 'sharded')
+META = 'meta.pth'
+
+
+def is_unit(module: nn.Module) -> bool:
+    """Whether a module is one whose weights are kept in shards of their own."""
+    name = type(module).__name__
+    return name in UNITS or name.endswith(UNIT_ENDINGS)
+
+
+@STRATEGIES.register_module()
+class FSDPStrategy(DDPStrategy):
+    """Strategy of mmengine's ``FlexibleRunner`` on torch's ``fully_shard``.
+
+    Every process holds one part of each weight, of its gradient and of the optimizer's states; the weights of a unit
+    (:func:`is_unit`) come together while it is used. Losses are those of DistributedDataParallel. mmengine's own
+    ``FSDPStrategy`` is built on torch's older class, needs a GPU, and pickles its shards.
+
+    Args:
+        checkpoints: ``'full'``: the main process writes one file, like that of any other training, for which it holds
+            the whole model. ``'sharded'``: every process writes its part into one folder. Weights of both are read by
+            ``tools/test.py``; a training goes on from both with any number of processes.
+        reshard_after_forward: False keeps the weights of a unit together until the backward pass has used them:
+            faster, and more memory.
+        kwargs: As of mmengine's ``DDPStrategy``.
+    """
+
+    def __init__(self, *, checkpoints: str = 'full', reshard_after_forward: bool = True, **kwargs: Any) -> None:
+        if checkpoints not in CHECKPOINTS:
+            raise ValueError(f'checkpoints is {checkpoints!r}; allowed: {", ".join(map(repr, CHECKPOINTS))}')
+        super().__init__(**kwargs)
+        self._sharded, self._reshard = checkpoints == 'sharded', reshard_after_forward
+
+    def _wrap_model(self, model: nn.Module) -> nn.Module:
+        device = get_device()
+        model = self.convert_model(model).to(device)
+        for value in (*model.parameters(), *model.buffers()):
+            broadcast(value.data, 0)  # what was drawn at random may differ
+        mesh = init_device_mesh(device, (get_world_size(),))
+        units = [module for module in model.modules() if is_unit(module)]
+        for module in reversed(units):  # inner ones first
+            fully_shard(module, mesh=mesh, reshard_after_forward=self._reshard)
+        return fully_shard(model, mesh=mesh)
+
+    def _options(self) -> StateDictOptions:
+        return StateDictOptions(full_state_dict=not self._sharded, cpu_offload=True)
+
+    def model_state_dict(self) -> dict[str, Tensor]:
+        """Weights by name: whole on the main process, or this process's parts."""
+        return get_model_state_dict(self.model, options=self._options())
+
+    def optim_state_dict(self) -> dict[str, Any]:
+        """The optimizer's state by the weights' names."""
+        return get_optimizer_state_dict(self.model, self.optim_wrapper.optimizer, options=self._options())
+
+    def load_model_state_dict(self, state_dict: dict[str, Tensor], *, strict: bool = False, **_: Any) -> None:
+        """Take weights: whole ones that each process has read, or parts.
+
+        Args:
+            state_dict: Weights by name.
+            strict: As in torch.
+        """
+        options = StateDictOptions(full_state_dict=not _has_parts(state_dict), strict=strict)
+        set_model_state_dict(self.model, state_dict, options=options)
+
+    def load_optim_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the optimizer's state.
+
+        Args:
+            state_dict: As of :meth:`optim_state_dict`.
+
+        Raises:
+            ValueError: If it is of a training without shards, whose weights have numbers in the place of names.
+        """
+        if any(isinstance(name, int) for name in state_dict.get('state', {})):
+            raise ValueError(
+                'the optimizer state is that of a training without FSDP, which names no weights; start from its'
+                ' weights: load_from in place of --resume'
+            )
+        options = StateDictOptions(full_state_dict=not _has_parts(state_dict.get('state', {})))
+        set_optimizer_state_dict(self.model, self.optim_wrapper.optimizer, state_dict, options=options)
+
+    def save_checkpoint(
+        self,
+        filename: str,
+        *,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        extra_ckpt: dict[str, Any] | None = None,
+        callback: Callable[[dict], None] | None = None,
+    ) -> None:
+        """Save; all processes call it.
+
+        Args:
+            filename: The file, or with ``checkpoints='sharded'`` the folder.
+            save_optimizer: With the optimizer's state.
+            save_param_scheduler: With the schedulers'.
+            extra_ckpt: What else is saved.
+            callback: Changes what is saved.
+        """
+        checkpoint: dict[str, Any] = {**(extra_ckpt or {}), 'state_dict': self.model_state_dict()}
+        checkpoint['meta'] = {**checkpoint.get('meta', {}), 'seed': self.seed}
+        if save_optimizer and hasattr(self, 'optim_wrapper'):
+            checkpoint['optimizer'] = self.optim_state_dict()
+        if save_param_scheduler and hasattr(self, 'param_schedulers'):
+            checkpoint['param_schedulers'] = self.scheduler_state_dict()
+        if callback is not None:
+            callback(checkpoint)
+        if not self._sharded:
+            if is_main_process():
+                save_checkpoint(checkpoint, filename)
+            barrier()
+            return
+        tensors = {'model': checkpoint.pop('state_dict')}
+        if 'optimizer' in checkpoint:
+            tensors['optimizer'] = checkpoint['optimizer'].pop('state')
+        if is_main_process():
+            Path(filename).mkdir(parents=True, exist_ok=True)
+            save_checkpoint(checkpoint, str(Path(filename, META)))
+        dcp.save(tensors, checkpoint_id=filename)  # its index comes last
+
+    def load_checkpoint(
+        self, filename: str, *, map_location: Any = 'cpu', callback: Callable[[dict], None] | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Load the weights of a file or a folder of shards.
+
+        Args:
+            filename: Either.
+            map_location: Not used for folders.
+            callback: Changes what was read.
+            kwargs: As in mmengine, for files.
+
+        Returns:
+            What else is in it.
+        """
+        if not Path(filename).is_dir():
+            return super().load_checkpoint(filename, map_location='cpu', callback=callback, **kwargs)
+        del map_location
+        checkpoint = torch.load(Path(filename, META), map_location='cpu', weights_only=True)
+        parts = StateDictOptions()
+        tensors = {'model': get_model_state_dict(self.model, options=parts)}
+        if 'optimizer' in checkpoint and hasattr(self, 'optim_wrapper'):
+            own = get_optimizer_state_dict(self.model, self.optim_wrapper.optimizer, options=parts)
+            tensors['optimizer'] = own['state']
+        load_sharded(tensors, filename)
+        if callback is not None:
+            callback({**checkpoint, 'state_dict': tensors['model']})
+        self.load_model_state_dict(tensors['model'])
+        if 'optimizer' in tensors:
+            checkpoint['optimizer']['state'] = tensors['optimizer']
+        return checkpoint
+
+
+def _has_parts(state: Any) -> bool:
+    """Whether tensors in dicts are parts."""
+    if isinstance(state, dict):
+        return any(_has_parts(value) for value in state.values())
+    return type(state).__name__ == 'DTensor'

@@ -1,0 +1,137 @@
+"""Training in shards on two processes (gloo): the losses of DDP, and checkpoints that are read everywhere."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pickle
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmitpn.checkpoint.sharded import read_index, read_sharded
+from mmitpn.datasets import generate_shapes
+
+pytest.importorskip('mmdet')
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+CONFIG = """
+_base_ = [{base!r}{fsdp}]
+data_root = {data!r}
+train_dataloader = dict(
+    batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root))
+val_dataloader = None
+val_cfg = None
+val_evaluator = None
+test_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root=data_root))
+test_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
+model = dict(backbone=dict(init_cfg=None, with_cp=True), neck=dict(init_cfg=None))
+train_cfg = dict(max_iters=4, val_interval=100)
+optim_wrapper = dict({optim}optimizer=dict(fused=False))
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2), logger=dict(interval=1))
+randomness = dict(seed=0)
+{more}
+"""
+
+
+@pytest.fixture(scope='module')
+def train(tmp_path_factory) -> Iterator[Callable[..., list[dict]]]:
+    """Run tools/train.py or test.py on some processes; ``train(name, ...)`` gives what the main one logged."""
+    folder = tmp_path_factory.mktemp('fsdp')
+    generate_shapes(folder / 'shapes', 8, 4)
+    patch = pytest.MonkeyPatch()
+    patch.syspath_prepend(str(ROOT / 'tests/tools/fault_toy'))
+    from fault_start import start_training
+
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['mmitpn.datasets.check', 'mmitpn.engine.command_line'])
+
+    def run(name: str, *options: str, fsdp: bool = False, more: str = '', processes: int = 2, tool: str = 'train.py'):
+        base = str(ROOT / 'configs/quickstart/dino_fast-itpn-nano_shapes.py')
+        in_shards = f', {str(ROOT / "configs/_base_/fsdp.py")!r}' if fsdp else ''
+        optim = "type='OptimWrapper', " if fsdp else ''
+        text = CONFIG.format(base=base, fsdp=in_shards, data=f'{folder}/shapes/coco/', optim=optim, more=more)
+        (folder / f'{name}.py').write_text(text)
+        with socket.socket() as one:
+            one.bind(('127.0.0.1', 0))
+            port = one.getsockname()[1]
+        arguments = [f'{name}.py', *options, '--work-dir', str(folder / name)]
+        arguments += ['--launcher', 'pytorch'] if processes > 1 else []
+        started = []
+        for rank in range(processes):
+            where = {'RANK': rank, 'LOCAL_RANK': rank, 'WORLD_SIZE': processes, 'MASTER_PORT': port}
+            variables = {**{key: str(value) for key, value in where.items()}, 'MASTER_ADDR': '127.0.0.1'}
+            variables |= {'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+            log = folder / f'{name}.{rank}.log'
+            started.append(context.Process(target=start_training, args=(ROOT, arguments, folder, variables, log, tool)))
+            started[-1].start()
+        for process in started:
+            process.join(180)
+        said = ''.join(path.read_text()[-3000:] for path in folder.glob(f'{name}.*.log'))
+        assert [process.exitcode for process in started] == [0] * processes, said
+        logs = sorted((folder / name).glob('*/vis_data/scalars.json'))
+        return [json.loads(line) for line in logs[-1].read_text().splitlines()] if logs else []
+
+    run.folder = folder
+    yield run
+    patch.undo()
+
+
+@pytest.fixture(scope='module')
+def runs(train) -> dict[str, list[float]]:
+    """Losses of four steps by DDP, and in shards with either kind of checkpoint."""
+    found = {'ddp': train('ddp')}
+    for kind in ('full', 'sharded'):
+        found[kind] = train(kind, fsdp=True, more=f'strategy = dict(checkpoints={kind!r})')
+    return {name: [line['loss'] for line in lines if 'loss' in line] for name, lines in found.items()}
+
+
+@pytest.mark.parametrize('kind', ['full', 'sharded'])
+def test_losses_are_those_of_ddp(runs, kind):
+    assert len(runs['ddp']) == 4
+    assert runs[kind] == pytest.approx(runs['ddp'], rel=1e-4)
+
+
+def test_weights_of_all_kinds_of_checkpoints_are_the_same(runs, train):
+    assert runs
+    ddp, full = (
+        torch.load(train.folder / name / 'iter_4.pth', weights_only=False)['state_dict'] for name in ('ddp', 'full')
+    )
+    sharded = read_sharded(train.folder / 'sharded' / 'iter_4.pth')
+    assert ddp.keys() == full.keys() == sharded.keys()
+    for name, value in full.items():
+        assert torch.equal(value, sharded[name]), name
+        torch.testing.assert_close(value, ddp[name], rtol=1e-2, atol=2e-4)  # AdamW's first steps are signs
+
+
+def test_both_kinds_are_evaluated_alike(runs, train):
+    assert runs
+    for kind in ('full', 'sharded'):
+        checkpoint = str(train.folder / kind / 'iter_4.pth')
+        train(kind, checkpoint, fsdp=True, processes=1, tool='test.py')
+    reports = [json.loads((train.folder / kind / 'test_metrics.json').read_text()) for kind in ('full', 'sharded')]
+    assert reports[0]['metrics'] == reports[1]['metrics']
+
+
+@pytest.mark.parametrize('kind', ['full', 'sharded'])
+def test_a_training_in_shards_goes_on(runs, train, kind):
+    checkpoint = str(train.folder / kind / 'iter_2.pth')
+    more = f'strategy = dict(checkpoints={kind!r})'
+    lines = train(f'{kind}_resumed', '--resume', checkpoint, fsdp=True, more=more)
+    assert [line['loss'] for line in lines if 'loss' in line] == pytest.approx(runs[kind][2:], rel=1e-5)
+
+
+def test_an_index_with_code_in_it_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return print, ('run',)
+
+    (tmp_path / '.metadata').write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(ValueError, match=r'is not read, since an index holds no builtins\.print'):
+        read_index(tmp_path)
+    (tmp_path / '.metadata').unlink()
+    with pytest.raises(FileNotFoundError, match=r'it is no checkpoint of shards'):
+        read_sharded(tmp_path)
