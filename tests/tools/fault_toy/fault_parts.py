@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,7 @@ class Fault(Hook):
 
     def launcher(self, _runner) -> None:
         os.kill(int(os.environ['MMITPN_LAUNCHER']), signal.SIGKILL)
+        time.sleep(4)  # the toy's steps are shorter than the time in which it is noticed
 
     def all(self, _runner) -> None:
         mine = f'TOY_FAULT={os.environ["TOY_FAULT"]}'.encode()
