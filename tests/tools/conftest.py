@@ -81,7 +81,7 @@ def launch_toy(tmp_path_factory, end_processes) -> Iterator[SimpleNamespace]:
         )  # fmt: skip
 
     def finish(process: subprocess.Popen) -> tuple[int, str]:
-        printed = process.communicate(timeout=240)[0]
+        printed = process.communicate(timeout=500)[0]
         return process.returncode, printed
 
     def run(*command: object, cwd: Path = folder, **variables: str) -> tuple[int, str]:

@@ -118,7 +118,7 @@ time.sleep(60)
 
 
 def wait_for_line(file: Path, line: str) -> None:
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 120
     while not file.exists() or line not in file.read_text():
         assert time.monotonic() < limit
         time.sleep(0.05)

@@ -104,6 +104,9 @@ def slurm(end_processes) -> Iterator[dict[str, str]]:
         yield variables
     finally:
         call(variables, 'scancel', '--user=root')
+        limit = time.monotonic() + 30
+        while call(variables, 'squeue', '--noheader').strip() and time.monotonic() < limit:
+            time.sleep(0.2)
         for process in reversed(running):
             process.terminate()
         for process in running:
@@ -123,7 +126,7 @@ def call(variables: dict[str, str], *command: str) -> str:
 
 
 def wait_for(ready, folder: Path, running: list[subprocess.Popen]) -> None:
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 120
     while not ready():
         said = ''.join(path.read_text()[-1500:] for path in folder.glob('*.out'))
         assert all(process.poll() is None for process in running), said
@@ -207,7 +210,7 @@ def test_a_batch_job_goes_on_from_the_last_checkpoint(launch_toy, slurm, trained
     )  # fmt: skip
     assert status == 0, printed
     job = printed.split()[-1]
-    limit = time.monotonic() + 200
+    limit = time.monotonic() + 500
     while call(slurm, 'squeue', '--noheader', f'--jobs={job}', '--states=PENDING,RUNNING,COMPLETING').strip():
         assert time.monotonic() < limit, output.read_text()[-4000:]
         time.sleep(0.3)

@@ -17,4 +17,4 @@ default_hooks = dict(
 custom_hooks = [dict(type='Die')]
 log_processor = dict(by_epoch=False)
 randomness = dict(seed=0)
-env_cfg = dict(dist_cfg=dict(backend='nccl', timeout=60))
+env_cfg = dict(dist_cfg=dict(backend='nccl', timeout=500))
