@@ -17,7 +17,7 @@ PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
 def check_data(found: Diagnosis, config: str, options: Sequence[str]) -> None:
-    """Look for the files and folders of a config's data sets, then run the checks that come before a training.
+    """Look for the data that a config trains and validates on, then run the checks that come before a training.
 
     Args:
         found: Gets a row for each path, and a problem for each that is missing or does not fit.
@@ -38,7 +38,7 @@ def check_data(found: Diagnosis, config: str, options: Sequence[str]) -> None:
     seen: set[Path] = set()
     missing: dict[str, list[str]] = {}
     try:
-        data_sets = find_data_sets(cfg, ('train', 'val', 'test'))
+        data_sets = find_data_sets(cfg, ('train', 'val'))
     except (ValueError, TypeError) as error:
         found.problem(str(error), _look_closer(config, options))
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import platform
+import re
 import sys
 from collections import Counter
 
@@ -53,6 +54,9 @@ def mend_import(found: Diagnosis, module: str, error: Exception) -> str:
         return put(found.stack, top, force=missing != top)
     if top:  # something that tools/install.sh installs along
         return whole(found.stack)
+    blamed = re.search(r"module '(\w+)", str(error))  # has no attribute, has lost its files
+    if blamed and (blamed[1] in HOSTS or blamed[1] in LIBRARIES):
+        return put(found.stack, blamed[1], force=True)
     if 'numpy' in said:
         return put(found.stack, 'numpy', force=True)
     return put(found.stack, module, force=True)
@@ -147,8 +151,8 @@ def check_known_combinations(found: Diagnosis) -> None:
 def check_project(found: Diagnosis) -> None:
     """Look whether this project's own names are found through mmengine's registries."""
     found.row('mmitpn', importlib.import_module('mmitpn').__version__, str(installed('mmitpn') and 'installed'))
-    if try_import('mmengine') is not None:
-        return
+    if found.problems:
+        return  # what a broken host hides is not to be mended here
     reasons: dict[str, list[str]] = {}
     for registry, keys in PUBLIC.items():
         for key in keys:

@@ -67,9 +67,11 @@ def number(text: str | None) -> tuple[int, ...]:
 def try_import(name: str) -> Exception | None:
     """Import a module; return None, or what it raised."""
     try:
-        importlib.import_module(name)
+        module = importlib.import_module(name)
     except Exception as error:  # noqa: BLE001  a broken package raises anything, and the others are still to be seen
         return error
+    if getattr(module, '__file__', None) is None:  # Python takes a folder without __init__.py for a package too
+        return ImportError(f"module '{name}' has lost its files", name=name)
     return None
 
 

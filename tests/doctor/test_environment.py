@@ -94,11 +94,18 @@ def test_any_error_of_an_import_is_one_line(monkeypatch):
         ('mmdet', ModuleNotFoundError('', name='pycocotools'), 'install.sh --stack onedl --repair'),
         ('mmcv', ImportError('libcudart.so.11.0: cannot open'), 'install.sh --stack onedl --repair'),
         ('cv2', ImportError('numpy.core.multiarray failed to import'), 'install --force-reinstall --no-deps numpy=='),
+        ('mmdet', AttributeError("module 'cv2' has no attribute 'x'"), 'install --force-reinstall --no-deps opencv-'),
         ('torch', OSError('libc10.so: invalid ELF header'), 'install --force-reinstall --no-deps torch==2.9.1'),
     ],
 )
 def test_what_mends_an_import(module, error, command):
     assert command in environment.mend_import(doctor.Diagnosis(stack='onedl'), module, error)
+
+
+def test_a_package_without_its_files_is_broken(tmp_path, monkeypatch):
+    (tmp_path / 'emptied').mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert 'lost its files' in str(found.try_import('emptied'))
 
 
 def test_a_problem_is_told_once():
