@@ -182,11 +182,12 @@ def run_compose(image: Image) -> None:
     started = []
     for name, service in json.loads(done.stdout).items():
         if service['profiles'] == ['cpu']:
-            text = expand(service['command'], {'OPTIONS': f'--work-dir work_dirs/compose --cfg-options {SHORT}'})
-            environment = {key: str(value) for key, value in service['environment'].items()}
-            print(f'[chroot] {name}, {environment}: {text}', flush=True)
-            words = [*image.entrypoint, *shlex.split(text)]
-            started.append(subprocess.Popen(image.command(words, {**image.env, **environment})))
+            given = {'OPTIONS': f'--work-dir work_dirs/compose --cfg-options {SHORT}'}
+            environment = {key: expand(str(value), given) for key, value in service['environment'].items()}
+            words = [word.replace('$$', '$') for word in service['command']]
+            print(f'[chroot] {name}, {environment}: {shlex.join(words)}', flush=True)
+            command = image.command([*image.entrypoint, *words], {**image.env, **environment})
+            started.append(subprocess.Popen(command))
     codes = [process.wait() for process in started]
     if len(codes) != 2 or any(codes):
         raise ValueError(f'the two services ended with {codes}')

@@ -40,11 +40,11 @@ def entry(tmp_path):
     fake.write_text('#!/bin/sh\necho "python $*"\n')
     fake.chmod(0o755)
 
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    def run(*arguments: str, folder: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess:
         return subprocess.run(
             ['bash', str(DOCKER / 'entrypoint.sh'), *arguments],
             env={'PATH': f'{tmp_path}:{os.environ["PATH"]}', **environment},
-            cwd=tmp_path,
+            cwd=folder,
             capture_output=True,
             text=True,
             check=False,
@@ -201,10 +201,11 @@ def test_two_ranks_meet_at_one_address(reader, entry):
         names = [first, *(nodes[first].get('networks') or {}).get('default', {}).get('aliases', [])]
         assert address in names
         for one in nodes.values():
-            environment = {key: str(value) for key, value in one['environment'].items()}
-            done = entry(*reader.expand(one['command'], {'CONFIG': 'c.py'}).split(), **environment)
+            given = {'CONFIG': 'c.py', 'OPTIONS': '--amp --resume'}
+            environment = {key: reader.expand(str(value), given) for key, value in one['environment'].items()}
+            done = entry(*(word.replace('$$', '$') for word in one['command']), folder=ROOT, **environment)
             assert f'--node_rank={environment["NODE_RANK"]} ' in done.stdout
-            assert 'train.py c.py' in done.stdout
+            assert done.stdout.endswith('tools/train.py c.py --launcher pytorch --amp --resume\n')
             assert one['shm_size']
             assert {volume.rsplit(':', 1)[1] for volume in one['volumes']} == {
                 '/mmitpn',
@@ -213,8 +214,7 @@ def test_two_ranks_meet_at_one_address(reader, entry):
             }
             assert (DOCKER / one['build']['context'] / one['build']['dockerfile']).is_file()
             assert ('deploy' in one) == (profile == 'gpu')
-        config = reader.expand(nodes[first]['command'], {}).split()[1]
-        assert (ROOT / config).is_file()
+        assert (ROOT / reader.expand(nodes[first]['environment']['CONFIG'], {})).is_file()
 
 
 def test_each_gpu_node_has_its_own_gpu(reader):
