@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Makes the virtual environment of this project, with exact versions, for one of the two OpenMMLab stacks.
-#   bash tools/install.sh [--stack onedl|openmmlab] [--only-dependencies]
+#   bash tools/install.sh [--stack onedl|openmmlab] [--only-dependencies] [--repair]
 # The environment is $MMITPN_VENV or .venv; the openmmlab stack gets its own beside it, with "-openmmlab" appended.
 # --only-dependencies leaves this project itself out (the layer of a container image that seldom changes).
 # PYTHON names the interpreter (3.10 to 3.12), MAX_JOBS the number of compilers at once; FORCE_CUDA=1 builds mmcv's CUDA
-# operators where no GPU is visible, as when an image is built.
-# Run it again at any time: what is whole is left alone, what was interrupted is finished.
+# operators where no GPU is visible, as when an image is built. TORCH_INDEX_URL is one more package index that torch may
+# come from, in a new environment: https://download.pytorch.org/whl/cpu has builds without the CUDA libraries.
+# Run it again at any time: what is whole is left alone, what was interrupted is finished; --repair looks at an
+# environment that was whole once more, and puts back what was changed in it since.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -14,13 +16,15 @@ die() { printf '[install] error: %s\n' "$*" >&2; exit 1; }
 
 stack=onedl
 only_dependencies=
+repair=
 while [ $# -gt 0 ]; do
   case "$1" in
     --stack) [ $# -ge 2 ] || die "--stack needs a name: onedl or openmmlab"; stack=$2; shift 2 ;;
     --stack=*) stack=${1#--stack=}; shift ;;
     --only-dependencies) only_dependencies=1; shift ;;
-    -h|--help) sed -n '2,9p' "${BASH_SOURCE[0]}"; exit 0 ;;
-    *) die "unknown option '$1'; allowed: --stack onedl|openmmlab, --only-dependencies" ;;
+    --repair) repair=1; shift ;;
+    -h|--help) sed -n '2,11p' "${BASH_SOURCE[0]}"; exit 0 ;;
+    *) die "unknown option '$1'; allowed: --stack onedl|openmmlab, --only-dependencies, --repair" ;;
   esac
 done
 case "$stack" in onedl|openmmlab) ;; *) die "unknown stack '$stack'; allowed: onedl, openmmlab" ;; esac
@@ -29,6 +33,10 @@ case "$stack" in onedl|openmmlab) ;; *) die "unknown stack '$stack'; allowed: on
 venv=$(bash tools/venv.sh "$stack")
 stamp=$venv/.mmitpn-complete
 want=$(cat requirements/{build,torch,common,tests,"$stack","mmcv-$stack"}.txt tools/install.sh | cksum)
+if [ -n "${TORCH_INDEX_URL:-}" ] && there=$("$venv/bin/python" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null); then
+  say "torch $there is in $venv already: TORCH_INDEX_URL is used for a new environment only"
+fi
+[ -z "$repair" ] || rm -f "$stamp"
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want $PWD" ]; then
   say "$venv is complete ($stack stack)"
   exit 0
@@ -73,7 +81,8 @@ pip() { "$py" -m pip --disable-pip-version-check "$@"; }
 
 say "2/5 torch and the build tools (about 3 minutes, 7 GB with the CUDA libraries on x86-64)"
 pip install -qq -r requirements/build.txt
-pip install -qq -r requirements/torch.txt -c requirements/common.txt -c "requirements/$stack.txt"
+pip install -qq -r requirements/torch.txt -c requirements/common.txt -c "requirements/$stack.txt" \
+  ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"}
 
 say "3/5 the $stack packages and what they need (about 1 minute)"
 # --no-deps: the lists are complete, and opencv's headless build stands for the one that needs a display's libraries.

@@ -1,0 +1,7 @@
+"""Entry of ``python -m mmitpn.doctor``."""
+
+import sys
+
+from .command import main
+
+sys.exit(main())

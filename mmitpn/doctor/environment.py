@@ -1,0 +1,165 @@
+"""Checks of the interpreter, the libraries, the hosts, and of this project's names."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import re
+import sys
+from collections import Counter
+
+from .found import Diagnosis, installed, number, one_line, try_import
+from .mend import fresh, operators, pip, put, whole
+
+# Import name -> distribution on the onedl stack and on the openmmlab stack.
+HOSTS = {
+    'mmengine': ('onedl-mmengine', 'mmengine'),
+    'mmcv': ('onedl-mmcv', 'mmcv'),
+    'mmdet': ('onedl-mmdetection', 'mmdet'),
+    'mmseg': ('onedl-mmsegmentation', 'mmsegmentation'),
+    'mmpretrain': ('onedl-mmpretrain', 'mmpretrain'),
+}
+LIBRARIES = {'torch': 'torch', 'torchvision': 'torchvision', 'numpy': 'numpy', 'cv2': 'opencv-python-headless'}
+PARTS = ('models', 'datasets', 'evaluation', 'engine', 'visualization')
+STACKS = ('onedl', 'openmmlab')
+# What configs name, by the registry of mmengine that must find it.
+PUBLIC = {
+    'MODELS': ('mmitpn.FastITPN', 'mmitpn.ITPN', 'mmitpn.ITPNPyramid', 'mmitpn.DINO', 'mmitpn.MeanPoolClsHead'),
+    'OPTIM_WRAPPER_CONSTRUCTORS': ('mmitpn.LayerDecayOptimWrapperConstructor',),
+    'HOOKS': ('mmitpn.AtomicCheckpointHook',),
+}
+
+
+def find_stack() -> str:
+    """The stack that most of the installed hosts belong to; onedl where there is none."""
+    votes = Counter(
+        stack for names in HOSTS.values() for stack, name in zip(STACKS, names, strict=True) if installed(name)
+    )
+    return max(STACKS, key=lambda stack: votes[stack])
+
+
+def mend_import(found: Diagnosis, module: str, error: Exception) -> str:
+    """The command for a module that does not import.
+
+    Args:
+        found: Whose stack is used.
+        module: Import name of a library or host.
+        error: What importing it raised.
+    """
+    missing = (error.name or '') if isinstance(error, ModuleNotFoundError) else ''
+    top, said = missing.partition('.')[0], str(error).lower()
+    if missing == 'mmcv._ext' or 'libcudart' in said or (module in HOSTS and 'mmcv' in said and top in ('', 'mmcv')):
+        return operators(found.stack)
+    if top in HOSTS or top in LIBRARIES:
+        return put(found.stack, top, force=missing != top)
+    if top:  # something that tools/install.sh installs along
+        return whole(found.stack)
+    blamed = re.search(r"module '(\w+)", str(error))  # has no attribute, has lost its files
+    if blamed and (blamed[1] in HOSTS or blamed[1] in LIBRARIES):
+        return put(found.stack, blamed[1], force=True)
+    if 'numpy' in said:
+        return put(found.stack, 'numpy', force=True)
+    return put(found.stack, module, force=True)
+
+
+def check_python(found: Diagnosis) -> None:
+    """Look at the interpreter."""
+    found.row('python', platform.python_version(), sys.executable)
+    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
+        found.problem(
+            f'Python {platform.python_version()} is outside 3.10 to 3.12; make an environment with one of these',
+            fresh(found.stack, 'python3.11'),
+        )
+
+
+def check_libraries(found: Diagnosis) -> None:
+    """Look at torch and the other libraries both stacks use."""
+    for module, distribution in LIBRARIES.items():
+        error = try_import(module)
+        seen = installed(distribution) or getattr(sys.modules.get(module), '__version__', None)
+        found.row(module, seen, '' if error is None else 'does not import')
+        if error is not None:
+            found.problem(f'{module} does not import ({one_line(error)})', mend_import(found, module, error))
+
+
+def check_stack(found: Diagnosis) -> None:
+    """Look at which distributions the hosts come from."""
+    seen: set[str] = set()
+    doubled = False
+    for module, names in HOSTS.items():
+        versions = [installed(name) for name in names]
+        if None not in versions:
+            doubled = True
+            found.problem(
+                f'{names[0]} and {names[1]} are both installed and overwrite each other in {module!r}',
+                f'{pip("uninstall", "-y", *names)} && {put(found.stack, module)}',
+            )
+        seen |= {stack for stack, number_ in zip(STACKS, versions, strict=True) if number_ is not None}
+    lite = installed('mmcv-lite')
+    if lite is not None:
+        found.problem(
+            f'mmcv-lite {lite} is installed, which has no compiled operators',
+            f'{pip("uninstall", "-y", "mmcv-lite")} && {operators(found.stack)}',
+        )
+    if len(seen) == 2 and not doubled:
+        found.problem(
+            'the hosts are mixed from both stacks, which do not fit together; make an environment with one of them',
+            fresh(found.stack),
+        )
+    found.row('stack', seen.pop() if len(seen) == 1 else None, 'by the names of the installed distributions')
+
+
+def check_hosts(found: Diagnosis) -> None:
+    """Import the hosts and their models."""
+    for module, names in HOSTS.items():
+        name = next((name for name in names if installed(name) is not None), None)
+        error = try_import(module)
+        note = name or 'not installed'
+        if module in ('mmdet', 'mmseg', 'mmpretrain'):
+            # A host imports its parts when a config names something of them, and each has needs of its own.
+            for part in PARTS:
+                error = error or try_import(f'{module}.{part}')
+        found.row(module, name and installed(name), note if error is None else f'{note}, does not import')
+        if error is not None:
+            found.problem(f'{module} does not import ({one_line(error)})', mend_import(found, module, error))
+
+
+def check_known_combinations(found: Diagnosis) -> None:
+    """Look for combinations of versions that are known not to work."""
+    seen = {name: installed(name) for names in (*HOSTS.values(), ('torch', 'numpy')) for name in names}
+    torch_, numpy_, mmcv, fork = (number(seen[name]) for name in ('torch', 'numpy', 'mmcv', 'onedl-mmcv'))
+    if torch_ >= (2, 14) and fork and fork <= (2, 3, 6):
+        found.problem(
+            f'torch {seen["torch"]} needs C++20, for which onedl-mmcv {seen["onedl-mmcv"]} does not ask its compiler,'
+            ' so its operators cannot be built',
+            f'{put("onedl", "torch")} && {operators("onedl")}',
+        )
+    for host in ('mmdet', 'mmsegmentation'):
+        if mmcv >= (2, 2) and seen[host]:
+            found.problem(
+                f'{host} {seen[host]} needs mmcv below 2.2.0, and {seen["mmcv"]} is installed', operators('openmmlab')
+            )
+    if numpy_ >= (2,) and any(seen[names[1]] for names in HOSTS.values()):
+        found.problem(
+            f'the official OpenMMLab packages need numpy below 2, and {seen["numpy"]} is installed',
+            put('openmmlab', 'numpy'),
+        )
+    if numpy_ and numpy_ < (2,) and seen['onedl-mmsegmentation']:
+        found.problem(f'onedl-mmsegmentation needs numpy 2, and {seen["numpy"]} is installed', put('onedl', 'numpy'))
+
+
+def check_project(found: Diagnosis) -> None:
+    """Look whether this project's own names are found through mmengine's registries."""
+    found.row('mmitpn', importlib.import_module('mmitpn').__version__, str(installed('mmitpn') and 'installed'))
+    if found.problems:
+        return  # what a broken host hides is not to be mended here
+    reasons: dict[str, list[str]] = {}
+    for registry, keys in PUBLIC.items():
+        for key in keys:
+            try:
+                if getattr(importlib.import_module('mmengine.registry'), registry).get(key) is None:
+                    reasons.setdefault('no registry has it', []).append(key)
+            except Exception as error:  # noqa: BLE001  as in try_import
+                reasons.setdefault(one_line(error), []).append(key)
+    for why, keys in reasons.items():
+        found.problem(f'mmengine does not find type={", ".join(map(repr, keys))} ({why})', whole(found.stack))

@@ -1,0 +1,98 @@
+"""The commands that mend this environment, with the versions that the project is tested with."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+# Import name -> distribution and version, for each stack: the same as in requirements/, which a wheel does not carry.
+PINS = {
+    'onedl': {
+        'numpy': 'numpy==2.2.6',
+        'cv2': 'opencv-python-headless==4.12.0.88',
+        'mmengine': 'onedl-mmengine==0.10.12',
+        'mmcv': 'onedl-mmcv==2.3.6',
+        'mmdet': 'onedl-mmdetection==3.5.1',
+        'mmseg': 'onedl-mmsegmentation==1.4.2',
+        'mmpretrain': 'onedl-mmpretrain==1.3.6',
+    },
+    'openmmlab': {
+        'numpy': 'numpy==1.26.4',
+        'cv2': 'opencv-python-headless==4.11.0.86',
+        'mmengine': 'mmengine==0.10.7',
+        'mmcv': 'mmcv==2.1.0',
+        'mmdet': 'mmdet==3.3.0',
+        'mmseg': 'mmsegmentation==1.2.2',
+        'mmpretrain': 'mmpretrain==1.2.0',
+    },
+}
+TORCH = ('torch==2.9.1', 'torchvision==0.24.1')
+TORCH_CUDA = 12  # what the package index's build of it is made for
+BUILD = ('setuptools==80.10.2', 'wheel==0.48.0', 'ninja==1.13.2', 'packaging==26.3', 'psutil==7.2.2')
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def pip(*words: str) -> str:
+    """A command of this interpreter's pip."""
+    return shlex.join([sys.executable, '-m', 'pip', *words])
+
+
+def put(stack: str, module: str, *, force: bool = False) -> str:
+    """Install a library or host as the stack has it.
+
+    Args:
+        stack: 'onedl' or 'openmmlab'.
+        module: Its import name.
+        force: Also where the version is right, but the files are not.
+    """
+    if module == 'mmcv':
+        return operators(stack)
+    again = ['--force-reinstall'] if force else []
+    if module in ('torch', 'torchvision'):
+        # They bring libraries of their own along, and would take the newest numpy where there is none. Forced, their
+        # own files are enough.
+        return pip('install', *again, *(['--no-deps'] if force else [PINS[stack]['numpy']]), *TORCH)
+    return pip('install', *again, '--no-deps', PINS[stack][module])
+
+
+def operators(stack: str) -> str:
+    """Compile mmcv with its operators (or take the kept wheel) and install it."""
+    if (ROOT / 'tools/install.sh').is_file():
+        return whole(stack)
+    compiled = pip('install', '--no-deps', '--no-build-isolation', '--no-cache-dir', '--force-reinstall')
+    return f'{pip("install", *BUILD)} && MMCV_WITH_OPS=1 {compiled} {PINS[stack]["mmcv"]}'
+
+
+def whole(stack: str) -> str:
+    """Go through the whole installation again."""
+    if (ROOT / 'tools/install.sh').is_file():
+        return _install_sh(_venv_name(stack), stack, '--repair')
+    hosts = [pin for module, pin in PINS[stack].items() if module != 'mmcv']
+    return f'{pip("install", *TORCH, *hosts)} && {operators(stack)}'
+
+
+def fresh(stack: str, python: str | None = None) -> str:
+    """Make an environment beside this one, with another interpreter if one is named."""
+    place = Path(sys.prefix).resolve()
+    name = ROOT / '.venv' if sys.prefix == sys.base_prefix else place.with_name(f'{place.name}-new')
+    if (ROOT / 'tools/install.sh').is_file():
+        return (f'PYTHON={python} ' if python else '') + _install_sh(name, stack)
+    made = shlex.join([python or sys.executable, '-m', 'venv', str(name)])
+    return f'{made} && {whole(stack).replace(shlex.quote(sys.executable), shlex.quote(f"{name}/bin/python"))}'
+
+
+def _install_sh(venv: Path | None, stack: str, *options: str) -> str:
+    """The command of tools/install.sh for an environment; None is its own choice."""
+    where = '' if venv is None else f'MMITPN_VENV={shlex.quote(str(venv))} '
+    return where + shlex.join(['bash', str(ROOT / 'tools/install.sh'), '--stack', stack, *options])
+
+
+def _venv_name(stack: str) -> Path | None:
+    """What MMITPN_VENV must be for tools/install.sh to work on this environment; None where it can not."""
+    place = Path(sys.prefix).resolve()
+    if sys.prefix == sys.base_prefix:
+        return None
+    if stack == 'onedl':
+        return place
+    return place.with_name(place.name.removesuffix(f'-{stack}')) if place.name.endswith(f'-{stack}') else None
