@@ -41,6 +41,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar='FILE',
         help="go on from a checkpoint; without FILE (or with 'auto') from the newest in the work dir, if there is one",
     )
+    parser.add_argument(
+        '--check-images', action='store_true', help='open every picture of the COCO data sets before the training'
+    )
     add_common_arguments(parser)
     return parser.parse_args(argv)
 
@@ -109,7 +112,8 @@ def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
 
     from mmitpn.datasets.check import check_config
 
-    check_config(cfg)
+    everything = {'sample_images': None, 'open_images': True} if args.check_images else {}
+    check_config(cfg, **everything)
     warn_if_random(cfg)
     use_fault_tolerance(cfg)
     runner, first_step = build_runner(cfg)

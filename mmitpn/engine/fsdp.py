@@ -12,7 +12,7 @@ from mmengine.device import get_device
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.runner.checkpoint import save_checkpoint
 from torch import Tensor, nn
-from torch.distributed import barrier, broadcast
+from torch.distributed import barrier, broadcast, is_initialized
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -65,6 +65,11 @@ class FSDPStrategy(DDPStrategy):
         self._sharded, self._reshard = checkpoints == 'sharded', reshard_after_forward
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
+        if not is_initialized():
+            raise ValueError(
+                'FSDPStrategy shares a model out among processes, and there is one here without a launcher:'
+                ' bash tools/dist_train.sh CONFIG GPUS'
+            )
         device = get_device()
         model = self.convert_model(model).to(device)
         for value in (*model.parameters(), *model.buffers()):

@@ -33,7 +33,7 @@ def test_channels_and_levels_fit(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('path', DINO, ids=name)
+@pytest.mark.parametrize('path', [path for path in DINO if not path.stem.endswith('-fsdp')], ids=name)
 def test_trains_and_tests_one_iteration_on_photographs(path, photos, tmp_path):
     cfg = Config.fromfile(path)
     cfg.work_dir = str(tmp_path)
