@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -137,13 +138,18 @@ def stop_with_launcher(launcher: str) -> None:
 
 
 def _watch(number: int) -> None:
-    while True:
-        try:
-            os.kill(number, 0)
-        except PermissionError:
-            pass
-        except ProcessLookupError:
-            sys.stderr.write('the launcher is gone: saving and stopping\n')
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
+    while _runs(number):
         time.sleep(1)
+    sys.stderr.write('the launcher is gone: saving and stopping\n')
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _runs(number: int) -> bool:
+    """Whether a process runs; one that has ended is there until its parent looks, which may wait for this one."""
+    try:
+        os.kill(number, 0)
+        return Path(f'/proc/{number}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's, or no /proc
+        return True

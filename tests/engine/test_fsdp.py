@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 
 from mmitpn.checkpoint.sharded import read_index, read_sharded
 from mmitpn.datasets import generate_shapes
@@ -31,8 +33,9 @@ test_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 model = dict(backbone=dict(init_cfg=None, with_cp=True), neck=dict(init_cfg=None))
 train_cfg = dict(max_iters=4, val_interval=100)
 optim_wrapper = dict({optim}optimizer=dict(fused=False))
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2), logger=dict(interval=1))
+default_hooks = dict(checkpoint=dict(by_epoch=False, interval=2, max_keep_ckpts=-1), logger=dict(interval=1))
 randomness = dict(seed=0)
+load_from = {start!r}  # the runners draw weights in another order on one of the stacks
 {more}
 """
 
@@ -42,6 +45,10 @@ def train(tmp_path_factory) -> Iterator[Callable[..., list[dict]]]:
     """Run tools/train.py or test.py on some processes; ``train(name, ...)`` gives what the main one logged."""
     folder = tmp_path_factory.mktemp('fsdp')
     generate_shapes(folder / 'shapes', 8, 4)
+    start = folder / 'start.pth'
+    config = Config.fromfile(ROOT / 'configs/quickstart/dino_fast-itpn-nano_shapes.py')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        torch.save({'state_dict': MODELS.build(config.model).state_dict()}, start)
     patch = pytest.MonkeyPatch()
     patch.syspath_prepend(str(ROOT / 'tests/tools/fault_toy'))
     from fault_start import start_training
@@ -53,7 +60,9 @@ def train(tmp_path_factory) -> Iterator[Callable[..., list[dict]]]:
         base = str(ROOT / 'configs/quickstart/dino_fast-itpn-nano_shapes.py')
         in_shards = f', {str(ROOT / "configs/_base_/fsdp.py")!r}' if fsdp else ''
         optim = "type='OptimWrapper', " if fsdp else ''
-        text = CONFIG.format(base=base, fsdp=in_shards, data=f'{folder}/shapes/coco/', optim=optim, more=more)
+        text = CONFIG.format(
+            base=base, fsdp=in_shards, data=f'{folder}/shapes/coco/', optim=optim, more=more, start=str(start)
+        )
         (folder / f'{name}.py').write_text(text)
         with socket.socket() as one:
             one.bind(('127.0.0.1', 0))
