@@ -58,7 +58,7 @@ def put(stack: str, module: str, *, force: bool = False) -> str:
 
 def operators(stack: str) -> str:
     """Compile mmcv with its operators (or take the kept wheel) and install it."""
-    if (ROOT / 'tools/install.sh').is_file():
+    if _can_install(stack):
         return whole(stack)
     compiled = pip('install', '--no-deps', '--no-build-isolation', '--no-cache-dir', '--force-reinstall')
     return f'{pip("install", *BUILD)} && MMCV_WITH_OPS=1 {compiled} {PINS[stack]["mmcv"]}'
@@ -66,7 +66,7 @@ def operators(stack: str) -> str:
 
 def whole(stack: str) -> str:
     """Go through the whole installation again."""
-    if (ROOT / 'tools/install.sh').is_file():
+    if _can_install(stack):
         return _install_sh(_venv_name(stack), stack, '--repair')
     hosts = [pin for module, pin in PINS[stack].items() if module != 'mmcv']
     return f'{pip("install", *TORCH, *hosts)} && {operators(stack)}'
@@ -80,6 +80,12 @@ def fresh(stack: str, python: str | None = None) -> str:
         return (f'PYTHON={python} ' if python else '') + _install_sh(name, stack)
     made = shlex.join([python or sys.executable, '-m', 'venv', str(name)])
     return f'{made} && {whole(stack).replace(shlex.quote(sys.executable), shlex.quote(f"{name}/bin/python"))}'
+
+
+def _can_install(stack: str) -> bool:
+    """Whether tools/install.sh is there and works on this environment, or makes one where there is none."""
+    there = (ROOT / 'tools/install.sh').is_file()
+    return there and (sys.prefix == sys.base_prefix or _venv_name(stack) is not None)
 
 
 def _install_sh(venv: Path | None, stack: str, *options: str) -> str:

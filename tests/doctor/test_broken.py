@@ -19,6 +19,7 @@ from mmitpn.doctor.mend import PINS, ROOT
 SITE = Path(sysconfig.get_paths()['purelib'])
 STACK = find_stack()
 REPAIR = f'{ROOT}/tools/install.sh --stack {STACK} --repair'
+SUFFIX = {'onedl': '', 'openmmlab': '-openmmlab'}[STACK]  # as tools/install.sh names environments
 LIBCUDA = """
 int cuDriverGetVersion(int *version) { *version = 11040; return 0; }
 int cuInit(unsigned int flags) { return 0; }
@@ -35,7 +36,8 @@ class Broken:
     """
 
     def __init__(self, folder: Path, *without: str) -> None:
-        self.folder = folder / 'broken'
+        self.folder = folder / f'broken{SUFFIX}'
+        self.repair = f'MMITPN_VENV={folder}/broken bash {REPAIR}'
         venv.EnvBuilder(symlinks=True).create(self.folder)
         self.python = self.folder / 'bin' / 'python'
         (self.site,) = self.folder.glob('lib/python*/site-packages')
@@ -92,7 +94,7 @@ def test_nothing_is_installed(tmp_path):
     found = problems(done)
     for name in ('torch', 'torchvision', 'numpy', 'cv2', *HOSTS):
         (mend,) = [mend for says, mend in found.items() if says.startswith(f'{name} does not import')]
-        where = f'MMITPN_VENV={broken.folder} bash ' if name == 'mmcv' else f'{broken.python} -m pip install '
+        where = f'MMITPN_VENV={tmp_path}/broken' if name == 'mmcv' else f'{broken.python} -m pip install '
         assert mend.startswith(where)
     assert re.search(r'^data +- +not looked at', done.stdout, re.MULTILINE)
 
@@ -115,13 +117,11 @@ def test_mmcv_without_operators(tmp_path):
     broken.distribution('mmcv-lite', '2.1.0')
     found = problems(broken.doctor())
     (mend,) = [mend for says, mend in found.items() if says.startswith("mmcv's compiled operators do not import")]
-    assert mend == f'MMITPN_VENV={broken.folder} bash {REPAIR}'
+    assert mend == broken.repair
     (mend,) = [mend for says, mend in found.items() if says.startswith('mmcv-lite 2.1.0 is installed')]
     assert mend.startswith(f'{broken.python} -m pip uninstall -y mmcv-lite && ')
     # What follows from it in the hosts has the same cure.
-    assert {mend for says, mend in found.items() if 'mmcv._ext' in says} == {
-        f'MMITPN_VENV={broken.folder} bash {REPAIR}'
-    }
+    assert {mend for says, mend in found.items() if 'mmcv._ext' in says} == {broken.repair}
 
 
 @pytest.mark.slow
@@ -154,7 +154,7 @@ def test_operators_and_driver_of_another_cuda(tmp_path):
     found = problems(done)
     assert re.search(r'^GPU +2, not used +.*the driver supports CUDA 11\.4', done.stdout, re.MULTILINE)
     (mend,) = [mend for says, mend in found.items() if says.startswith("mmcv's operators are built for CUDA 11.8")]
-    assert mend.endswith(REPAIR)
+    assert mend == broken.repair
     (mend,) = [mend for says, mend in found.items() if 'the driver supports CUDA 11.4; update it to 525' in says]
     assert mend.startswith('sudo ')
 

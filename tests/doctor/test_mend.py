@@ -29,7 +29,6 @@ def test_versions_are_those_of_the_requirements(stack):
     [
         ('/envs/a', 'onedl', 'MMITPN_VENV=/envs/a bash '),
         ('/envs/a-openmmlab', 'openmmlab', 'MMITPN_VENV=/envs/a bash '),
-        ('/envs/b', 'openmmlab', 'bash '),  # tools/install.sh cannot be pointed there
         (sys.base_prefix, 'onedl', 'bash '),
     ],
 )
@@ -39,6 +38,11 @@ def test_the_installation_is_repaired_where_it_lies(monkeypatch, prefix, stack, 
     assert command.startswith(says)
     words = shlex.split(command)
     assert Path(words[words.index('bash') + 1]).is_file()
+
+
+def test_an_environment_that_the_installation_cannot_name_is_left_to_pip(monkeypatch):
+    monkeypatch.setattr(mend.sys, 'prefix', '/envs/b')  # tools/install.sh would make /envs/b-openmmlab
+    assert 'install.sh' not in mend.whole('openmmlab') + mend.operators('openmmlab')
 
 
 def test_without_a_checkout_pip_does_it(monkeypatch, tmp_path):
