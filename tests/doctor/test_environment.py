@@ -57,7 +57,8 @@ def test_a_mixed_stack_gets_a_new_environment(versions):
         ({'numpy': '1.26.4', 'onedl_mmsegmentation': '1.4.2'}, 'needs numpy 2', 'pip install --no-deps numpy==2.2.6'),
     ],
 )
-def test_combinations_that_do_not_work(versions, installed, says, command):
+def test_combinations_that_do_not_work(versions, monkeypatch, installed, says, command):
+    monkeypatch.setattr(mend.sys, 'prefix', '/envs/a-openmmlab')
     versions(**installed)
     result = doctor.Diagnosis()
     environment.check_known_combinations(result)
