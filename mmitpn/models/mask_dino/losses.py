@@ -153,6 +153,8 @@ class MaskDINOLosses(nn.Module):
     ) -> dict[str, Tensor]:
         if noised is None or pairs is None:
             zero = predictions.layers[layer].logits.new_zeros(())
+            if self.background:
+                reduce_mean(zero)  # the processes with objects wait for this one's part of their divisor
             names = ['cls', *(['mask', 'dice'] if self.masks_of_denoising else []), 'bbox', 'iou']
             return {f'loss_{name}': zero for name in names}
         prediction = predictions.denoising[layer]
@@ -173,7 +175,8 @@ class MaskDINOLosses(nn.Module):
         for i, (objects, (queries, chosen)) in enumerate(zip(batch, pairs, strict=True)):
             labels[i, queries] = objects.labels[chosen]
         labels = labels.flatten()
-        divisor = self.class_weight[labels].sum() if self.background else number
+        # Of all processes: a mean over each one's own queries would make the result depend on their number.
+        divisor = reduce_mean(self.class_weight[labels].sum()) if self.background else number
         return self.loss_cls(logits.flatten(0, 1), labels, avg_factor=divisor)
 
     def _box_losses(

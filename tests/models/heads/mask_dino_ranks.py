@@ -37,7 +37,7 @@ def fix_points() -> None:
     torch.rand = rand
 
 
-def work(rank: int, folder: str, head: nn.Module, cases: dict) -> None:
+def work(rank: int, folder: str, heads: dict[str, nn.Module], cases: dict) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
@@ -46,14 +46,19 @@ def work(rank: int, folder: str, head: nn.Module, cases: dict) -> None:
     own = {
         name: ([x[rank : rank + 1] for x in maps], samples[rank : rank + 1]) for name, (maps, samples) in cases.items()
     }
-    result = {name: {k: v.detach() for k, v in head.loss(*given).items()} for name, given in own.items()}
+    results = {kind: _learn(head, own) for kind, head in heads.items()}
+    torch.save(results, Path(folder) / f'{rank}.pth')
+    dist.destroy_process_group()
+
+
+def _learn(head: nn.Module, cases: dict) -> dict[str, dict[str, Tensor]]:
+    """The losses of each case, and the weights after a step on each."""
+    result = {name: {k: v.detach() for k, v in head.loss(*given).items()} for name, given in cases.items()}
     # No find_unused_parameters: a parameter without a gradient on one process ends in an error in the next step.
     parallel = DistributedDataParallel(Trained(head))
     optimizer = torch.optim.SGD(head.parameters(), lr=1e-4)
-    for given in own.values():
+    for given in cases.values():
         optimizer.zero_grad()
         sum(parallel(*given).values()).backward()
         optimizer.step()
-    result['weights'] = head.state_dict()
-    torch.save(result, Path(folder) / f'{rank}.pth')
-    dist.destroy_process_group()
+    return {**result, 'weights': head.state_dict()}

@@ -12,6 +12,8 @@ pytest.importorskip('mmdet')
 import torch.multiprocessing as mp
 from mask_dino_ranks import WORLD, fix_points, work
 
+from mmitpn.models.segmentors.mask_dino_decode_head import CROSS_ENTROPY
+
 SECONDS = 180
 EVENLY = {'train_cfg': {'num_points': 64, 'oversample_ratio': 1.0, 'importance_sample_ratio': 0.0}}
 
@@ -20,7 +22,9 @@ EVENLY = {'train_cfg': {'num_points': 64, 'oversample_ratio': 1.0, 'importance_s
 def test_two_processes_train_as_one_also_where_one_has_no_object(
     make_head, make_maps, make_sample, tmp_path, monkeypatch
 ):
-    head = make_head(num_stuff_classes=2, denoising={'noise_scale': 1e-9}, **EVENLY).train()
+    kinds = {'focal': {}, 'softmax': {'loss_cls': CROSS_ENTROPY}}
+    settings = {'num_stuff_classes': 2, 'denoising': {'noise_scale': 1e-9}, **EVENLY}
+    heads = {kind: make_head(**settings, **loss).train() for kind, loss in kinds.items()}
     cases = {
         'equal': (make_maps(), [make_sample(2, (5,)), make_sample(2, (6,))]),
         'unequal': (make_maps(), [make_sample(4, (5, 6)), make_sample(1, ())]),
@@ -29,8 +33,11 @@ def test_two_processes_train_as_one_also_where_one_has_no_object(
     }
     monkeypatch.setattr(torch, 'rand', torch.rand)  # is put back afterwards
     fix_points()
-    expected = {name: {k: v.detach() for k, v in head.loss(*given).items()} for name, given in cases.items()}
-    context = mp.spawn(work, args=(str(tmp_path), head, cases), nprocs=WORLD, join=False)
+    expected = {
+        kind: {name: {k: v.detach() for k, v in head.loss(*given).items()} for name, given in cases.items()}
+        for kind, head in heads.items()
+    }
+    context = mp.spawn(work, args=(str(tmp_path), heads, cases), nprocs=WORLD, join=False)
     deadline = time.monotonic() + SECONDS
     while not context.join(timeout=1):
         if time.monotonic() > deadline:
@@ -38,12 +45,16 @@ def test_two_processes_train_as_one_also_where_one_has_no_object(
                 process.kill()
             pytest.fail(f'two processes did not end within {SECONDS} s')
     first, second = (torch.load(tmp_path / f'{rank}.pth', weights_only=True) for rank in range(WORLD))
-    del expected['none']  # sums are divided by at least one object a process, as published
-    for name, losses in expected.items():
-        for loss, value in losses.items():
-            if name != 'equal' and 'dn_' in loss:  # groups follow the fullest picture of a process
+    for kind, of_cases in expected.items():
+        ours, theirs = first[kind], second[kind]
+        for name, losses in of_cases.items():
+            if name == 'none':  # sums are divided by at least one object a process, as published
                 continue
-            mean = (first[name][loss] + second[name][loss]) / 2
-            torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-5, msg=lambda m, n=(name, loss): f'{n}: {m}')
-    for name, value in first['weights'].items():
-        assert torch.equal(value, second['weights'][name]), name
+            for loss, value in losses.items():
+                if name != 'equal' and 'dn_' in loss:  # groups follow the fullest picture of a process
+                    continue
+                mean = (ours[name][loss] + theirs[name][loss]) / 2
+                where = (kind, name, loss)
+                torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-5, msg=lambda m, w=where: f'{w}: {m}')
+        for name, value in ours['weights'].items():
+            assert torch.equal(value, theirs['weights'][name]), name
