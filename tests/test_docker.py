@@ -155,7 +155,7 @@ def test_commands(entry, arguments, called):
 def test_several_processes(entry, arguments, tool):
     done = entry(*arguments, NNODES='2', NODE_RANK='1', MASTER_ADDR='first', PORT='12345')
     assert done.returncode == 0, done.stderr
-    for part in ('--nnodes=2 --node_rank=1 ', '--master_addr=first --master_port=12345', '--nproc_per_node=2', tool):
+    for part in ('--nnodes=2 --node-rank=1 ', '--master-addr=first --master-port=12345', '--nproc-per-node=2', tool):
         assert part in done.stdout
 
 
@@ -204,7 +204,7 @@ def test_two_ranks_meet_at_one_address(reader, entry):
             given = {'CONFIG': 'c.py', 'OPTIONS': '--amp --resume'}
             environment = {key: reader.expand(str(value), given) for key, value in one['environment'].items()}
             done = entry(*(word.replace('$$', '$') for word in one['command']), folder=ROOT, **environment)
-            assert f'--node_rank={environment["NODE_RANK"]} ' in done.stdout
+            assert f'--node-rank={environment["NODE_RANK"]} ' in done.stdout
             assert done.stdout.endswith('tools/train.py c.py --launcher pytorch --amp --resume\n')
             assert one['shm_size']
             assert {volume.rsplit(':', 1)[1] for volume in one['volumes']} == {
