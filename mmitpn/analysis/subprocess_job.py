@@ -19,7 +19,7 @@ def run_job(task: str, cases: Sequence[Case], **settings: Any) -> dict[str, Any]
     """Measure in a fresh process.
 
     Args:
-        task: ``'memory'`` (one case) or ``'speed'``.
+        task: ``'memory'`` or ``'training'`` (one case each), or ``'speed'``.
         cases: What to measure.
         **settings: ``threads``, ``seconds`` and ``min_rounds`` of the job.
 
