@@ -68,9 +68,9 @@ def test_settings_of_the_config_are_heeded() -> None:
     assert facts.keeps_gradients
     assert facts.bucket_view
     assert facts.averaged == facts.trainable
-    trace = made_trace()
+    trace = made_trace(held=1000, forward=1010, backward=(0, 0, 0))
     assert plan(facts, trace, gpus=2).exchange == 0
-    assert plan(facts, trace).total == 2 * 440 + 440 + 110  # gradients of the steps before are there while it is run
+    assert plan(facts, trace).total == 2 * 440 + 1010 + 440  # the gradients of the steps before are there
 
 
 def test_units_to_shard_are_the_members_of_lists() -> None:
@@ -94,16 +94,14 @@ def test_a_config_without_optimiser_is_refused() -> None:
 
 
 def test_the_rows_add_up_to_the_fullest_moment() -> None:
-    facts = facts_of(nn.Linear(10, 10))  # parameters 440, gradients 440
-    late, early, small = (
-        made_trace(backward=(105, 40, 300)),
-        made_trace(),
-        made_trace(held=3, forward=3, backward=(3,) * 3),
-    )
+    facts = facts_of(nn.Linear(10, 10), fused=True)  # parameters 440, gradients 440
+    early, late = made_trace(held=900, forward=910, backward=(930, 500, 0)), made_trace(backward=(105, 40, 300))
+    small = made_trace(held=3, forward=3, backward=(3, 3, 3))
     fixed = 440 + facts.states
-    assert plan(facts, late).total == fixed + 300 + 440  # all gradients are ready after the last
-    assert plan(facts, early).total == fixed + 40 + 400 + 5 + facts.step_foreach  # 445 + 440 in the optimiser's step
-    for trace in (late, early, small):
+    assert plan(facts, early).total == fixed + 930 + 0  # no gradient is ready before the first
+    assert plan(facts, late).total == fixed + 300 + 440
+    assert plan(facts, small).total == fixed + 5 + 440  # the optimiser's step
+    for trace in (early, late, small):
         for gpus in (1, 8):
             for sharded in (False, True):
                 budget = plan(facts, trace, gpus=gpus, sharded=sharded, overhead=7)

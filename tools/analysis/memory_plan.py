@@ -47,7 +47,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', metavar='CONFIG', help='config of a training: a file, or HOST::NAME')
     parser.add_argument('--size', type=parse_size, required=True, metavar='HxW', help='of the pictures in pixels')
-    parser.add_argument('--gpus', type=int, default=1, metavar='N', help='processes, one GPU each')
+    parser.add_argument(
+        '--gpus', type=int, nargs='+', default=[1], metavar='N', help='processes, one GPU each; a table for each N'
+    )
     parser.add_argument('--batch', type=int, help="pictures on each GPU; default: the config's")
     parser.add_argument('--objects', type=int, default=20, help='objects a picture, for detectors')
     parser.add_argument('--precision', choices=PRECISIONS, help="bf16: autocast; default: the config's")
@@ -59,9 +61,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings')
     parser.add_argument('--json', type=Path, metavar='OUT', help='write the figures')
     args = parser.parse_args(argv)
-    for name in ('gpus', 'objects', 'batch'):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f'--{name} is {getattr(args, name)}; give a whole number of at least 1')
+    for name, value in (('objects', args.objects), ('batch', args.batch), *(('gpus', number) for number in args.gpus)):
+        if value is not None and value < 1:
+            parser.error(f'--{name} is {value}; give a whole number of at least 1')
     if args.card <= 0 or args.overhead < 0:
         parser.error(f'--card is {args.card:g} and --overhead {args.overhead:g}; give GB, --card more than 0')
     if args.check and args.precision == 'bf16':
@@ -107,17 +109,18 @@ def predict(args: argparse.Namespace, cfg: Config, config: Path) -> tuple[ModelF
 
 def report(args: argparse.Namespace, facts: ModelFacts, found: dict[str, Prediction], console: Console) -> dict:
     """Print the tables; what a file is given."""
-    budgets = plans(
-        facts,
-        {way: prediction.trace for way, prediction in found.items()},
-        gpus=args.gpus,
-        overhead=round(args.overhead * GB),
-    )
+    traces = {way: prediction.trace for way, prediction in found.items()}
     size = 'x'.join(map(str, args.size))
-    title = f'{Path(args.config).stem}: {args.batch} x {size} on each of {args.gpus} GPU, {args.precision}'
-    console.print(plan_table(budgets, title))
-    for budget in budgets:
-        console.print(verdict(budget, args.card), highlight=False)
+    columns = []
+    for gpus in args.gpus:
+        budgets = plans(facts, traces, gpus=gpus, overhead=round(args.overhead * GB))
+        title = (
+            f'{Path(args.config).stem}: {args.batch} x {size} on {"one GPU" if gpus == 1 else f"each of {gpus} GPUs"}'
+        )
+        console.print(plan_table(budgets, f'{title}, {args.precision}'))
+        for budget in budgets:
+            console.print(verdict(budget, args.card), highlight=False)
+        columns += budgets
     frozen = f', {facts.frozen / GB:.2f} GB of them frozen' if facts.frozen > 5e6 else ''
     console.print(
         f'{facts.count / 1e6:.1f} M parameters{frozen}; {facts.optimizer}; {args.objects} objects a picture',
@@ -134,13 +137,12 @@ def report(args: argparse.Namespace, facts: ModelFacts, found: dict[str, Predict
         'config': str(args.config),
         'size': list(args.size),
         'batch': args.batch,
-        'gpus': args.gpus,
         'objects': args.objects,
         'precision': args.precision,
         'card_gb': args.card,
         'parameters': facts.count,
         'optimizer': facts.optimizer,
-        'columns': [{**asdict(budget), 'fits': budget.total <= args.card * GB} for budget in budgets],
+        'columns': [{**asdict(budget), 'fits': budget.total <= args.card * GB} for budget in columns],
         'fits_from': {
             way: {
                 'points': [[*point.size, point.batch] for point in prediction.points],
