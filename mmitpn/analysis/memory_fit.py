@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 
 from .step_trace import StepTrace
 
-SIDES = (128, 192, 320)  # pixels; multiples of 64, so that every map of the pyramids has a whole size
-QUADRATIC_SHARE = 0.01  # of the memory held at the largest side, from which on it is said to grow with pixels squared
+SIDES = (128, 192, 256)  # pixels; multiples of 64, so that every map of the pyramids has a whole size
+# Growth with pixels squared: from which share of the memory at the largest side on, and how far above a line.
+QUADRATIC_SHARE, BEND = 0.01, 0.005
 
 
 @dataclass(frozen=True)
@@ -129,18 +131,24 @@ def predict_step(traces: Mapping[Point, StepTrace], target: Point) -> Prediction
 
 
 def _grows_quadratically(traces: Mapping[Point, StepTrace]) -> bool:
-    """Whether blocks of memory were seen whose size grows with the square of the pixels, at three sizes."""
+    """Whether memory grows with the square of the pixels, at three sizes.
+
+    The number of objects found and the like bend a curve too. So blocks must be there, as many at each size, that grow
+    so themselves; and as such blocks may be there by chance, the curve must be bent.
+    """
     batch = min(point.batch for point in traces)
-    runs = sorted((point.pixels, trace) for point, trace in traces.items() if point.batch == batch)
+    runs = sorted(((point.pixels, trace) for point, trace in traces.items() if point.batch == batch), key=itemgetter(0))
     if len(runs) < 3:
         return False
-    first, last = runs[0], runs[-1]
+    (first, small), *larger = runs
+    (middle, medium), (last, large) = larger
     found = 0
-    for size in first[1].blocks:
-        grown = [size * pixels * pixels // (first[0] * first[0]) for pixels, _ in runs[1:]]
-        if all(block in trace.blocks for block, (_, trace) in zip(grown, runs[1:], strict=True)):
-            found += grown[-1] * last[1].blocks[grown[-1]]
-    return found > QUADRATIC_SHARE * last[1].held
+    for size, count in small.blocks.items():
+        grown = [(size * pixels * pixels // (first * first), trace) for pixels, trace in larger]
+        if all(trace.blocks.get(block) == count for block, trace in grown):
+            found += grown[-1][0] * count
+    straight = small.forward + (medium.forward - small.forward) * (last - first) / (middle - first)
+    return found > QUADRATIC_SHARE * large.held and large.forward > (1 + BEND) * straight
 
 
 def _common_names(traces: list[StepTrace]) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from .host_model import quiet_logger
 
+UNITS = ('TransformerBlock', 'PointwiseBlock', 'EncoderLayer', 'DecoderLayer')  # what the names of classes end with
+
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -25,7 +27,7 @@ class ModelFacts:
         states: What the optimiser keeps from step to step.
         step_foreach: What its step needs on a GPU, where it works on a group of parameters at once.
         step_loop: What its step needs on a CPU, where it works on one after the other.
-        largest_unit: The largest part that is sharded for itself.
+        largest_unit: Parameters of the largest part that is sharded for itself, see :func:`shard_units`.
         root: Parameters outside of all such parts.
         keeps_gradients: Whether gradients stay for the next forward pass (``accumulative_counts``).
         bucket_view: Whether gradients lie in the buckets that processes exchange (``gradient_as_bucket_view``).
@@ -55,20 +57,15 @@ def nbytes(tensors: Iterator[Tensor]) -> int:
 
 
 def shard_units(model: nn.Module) -> dict[str, nn.Module]:
-    """The parts that are gathered one at a time where parameters are sharded: every member of a list of layers.
+    """The parts whose parameters are gathered, used and let go as one where parameters are sharded.
 
     Returns:
-        Outermost members of ``ModuleList``, by name, that have parameters: blocks of a backbone, layers of an encoder
-        or decoder, branches of a head.
+        Outermost blocks of the backbone and the pyramid, and layers of encoders and decoders, by name: modules whose
+        class is so called. What is in none is gathered for the whole step.
     """
     units: dict[str, nn.Module] = {}
-    lists: set[str] = set()
     for name, module in model.named_modules():
-        if any(name.startswith(f'{unit}.') for unit in units):
-            continue
-        if isinstance(module, nn.ModuleList):
-            lists.add(name)
-        elif name.rpartition('.')[0] in lists and any(True for _ in module.parameters()):
+        if type(module).__name__.endswith(UNITS) and not any(name.startswith(f'{unit}.') for unit in units):
             units[name] = module
     return units
 

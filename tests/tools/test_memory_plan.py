@@ -94,7 +94,7 @@ def test_bad_configs(
 @pytest.mark.slow
 def test_a_real_training_needs_what_was_predicted(tool: ModuleType, tmp_path: Path) -> None:
     out = tmp_path / 'check.json'
-    command = [str(QUICKSTART), '--size', '448x480', '--batch', '4', '--check', '--json', str(out)]
+    command = [str(QUICKSTART), '--size', '384x416', '--batch', '4', '--check', '--json', str(out)]
     assert tool.main(command) == 0
     rows = json.loads(out.read_text())['check']
     assert [row['checkpointing'] for row in rows] == ['none', 'all']
