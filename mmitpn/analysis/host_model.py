@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+@contextmanager
+def quiet_logger() -> Iterator[None]:
+    """Keep what hosts say about every single parameter out of the log."""
+    from mmengine.logging import MMLogger
+
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def without_pretrained(node: Any) -> Any:
@@ -41,7 +56,6 @@ def build_from_config(config: str | Path, *, overrides: Mapping[str, Any] | None
         ValueError: If the config has no model.
     """
     from mmengine.config import Config, ConfigDict
-    from mmengine.logging import MMLogger
     from mmengine.registry import MODELS, init_default_scope
 
     if not Path(config).is_file():
@@ -54,14 +68,8 @@ def build_from_config(config: str | Path, *, overrides: Mapping[str, Any] | None
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     # Hosts read their settings as attributes, which plain dicts have not.
     model = MODELS.build(ConfigDict(without_pretrained(cfg.model.to_dict())))
-    # Initialising says something about every single parameter.
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
+    with quiet_logger():
         model.init_weights()
-    finally:
-        logger.setLevel(level)
     return model
 
 
@@ -69,7 +77,7 @@ def model_kind(model: nn.Module) -> str:
     """Which host's interface a model has.
 
     Returns:
-        ``'detector'``, ``'segmentor'`` or ``'classifier'``.
+        ``'detector'``, ``'segmentor'``, ``'classifier'``, or ``'pretraining'`` for this project's own.
 
     Raises:
         TypeError: If it has none of them.
@@ -90,7 +98,14 @@ def model_kind(model: nn.Module) -> str:
 
         if isinstance(model, BaseClassifier):
             return 'classifier'
-    raise TypeError(f'{type(model).__name__} is no detector of mmdet, segmentor of mmseg or classifier of mmpretrain')
+    if 'mmitpn.models.pretrain' in sys.modules:
+        from mmitpn.models.pretrain import ITPNPretrain
+
+        if isinstance(model, ITPNPretrain):
+            return 'pretraining'
+    raise TypeError(
+        f'{type(model).__name__} is no detector of mmdet, segmentor of mmseg, classifier of mmpretrain or ITPNPretrain'
+    )
 
 
 def _meta(size: tuple[int, int]) -> dict[str, Any]:
@@ -154,6 +169,16 @@ def _classification_sample(size: tuple[int, int], device: torch.device) -> Any:
     return DataSample(metainfo=_meta(size)).set_gt_label(torch.zeros(1, dtype=torch.long, device=device))
 
 
+def _pretraining_sample(model: nn.Module, size: tuple[int, int]) -> Any:
+    from mmpretrain.structures import DataSample
+
+    from mmitpn.models.pretrain.masking import random_masks
+
+    sample = DataSample(metainfo=_meta(size))
+    sample.mask = random_masks(1, (size[0] // 16, size[1] // 16), model.mask_ratio, torch.device('cpu'))[0].numpy()
+    return sample
+
+
 def make_samples(model: nn.Module, size: tuple[int, int], *, batch: int, objects: int, device: torch.device) -> list:
     """Made-up truth for a batch: what the host's loss and prediction need.
 
@@ -169,6 +194,8 @@ def make_samples(model: nn.Module, size: tuple[int, int], *, batch: int, objects
         return [_detection_sample(model, size, objects, device) for _ in range(batch)]
     if kind == 'segmentor':
         return [_segmentation_sample(size, device) for _ in range(batch)]
+    if kind == 'pretraining':
+        return [_pretraining_sample(model, size) for _ in range(batch)]
     return [_classification_sample(size, device) for _ in range(batch)]
 
 

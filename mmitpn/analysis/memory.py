@@ -126,6 +126,19 @@ def peak_tensor_bytes(call: Callable[[], Any]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = call()  # its results count until the end
     del kept
+    return max(accumulate(size for _, size in memory_events(profiler)[0]), default=0)
+
+
+def memory_events(profiler: profile, mark: str = '') -> tuple[list[tuple[float, int]], list[float]]:
+    """What a profiler with ``profile_memory`` saw on the CPU.
+
+    Args:
+        profiler: The profiler, after its block.
+        mark: Name of a ``record_function`` whose ends are wanted.
+
+    Returns:
+        Time and bytes of every allocation (more than 0) and release (less), and the times of the marks, in order.
+    """
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / 'trace.json'
         profiler.export_chrome_trace(str(trace))
@@ -135,7 +148,8 @@ def peak_tensor_bytes(call: Callable[[], Any]) -> int:
         for event in events
         if event['name'] == '[memory]' and event['args'].get('Device Type') == 0
     ]
-    return max(accumulate(size for _, size in sorted(changes, key=lambda change: change[0])), default=0)
+    marks = sorted(event['ts'] + event['dur'] for event in events if event['name'] == mark and 'dur' in event)
+    return sorted(changes, key=lambda change: change[0]), marks
 
 
 def process_peak_bytes() -> int:

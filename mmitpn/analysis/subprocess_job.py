@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,15 @@ from typing import Any
 from .cases import Case
 
 
-def run_job(task: str, cases: Sequence[Case], **settings: Any) -> dict[str, Any]:
+def run_job(
+    task: str, cases: Sequence[Case], *, environment: Mapping[str, str] | None = None, **settings: Any
+) -> dict[str, Any]:
     """Measure in a fresh process.
 
     Args:
-        task: ``'memory'`` (one case) or ``'speed'``.
+        task: ``'memory'`` or ``'training'`` (one case each), or ``'speed'``.
         cases: What to measure.
+        environment: More environment variables of the process.
         **settings: ``threads``, ``seconds`` and ``min_rounds`` of the job.
 
     Returns:
@@ -38,7 +41,7 @@ def run_job(task: str, cases: Sequence[Case], **settings: Any) -> dict[str, Any]
         path = os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))
         done = subprocess.run(
             [sys.executable, '-m', 'mmitpn.analysis.worker', str(question), str(answer)],
-            env={**os.environ, 'PYTHONPATH': path},
+            env={**os.environ, 'PYTHONPATH': path, **(environment or {})},
             capture_output=True,
             text=True,
             check=False,

@@ -1,8 +1,8 @@
 """The process that measures: ``python -m mmitpn.analysis.worker JOB.json RESULT.json``.
 
-A job is ``{"task": "memory" | "speed", "threads": N | null, "seconds": S, "cases": [...]}``. Memory takes one case and
-a fresh process, so that the peak is that case's own (``"tensors": true``: and the peak of its tensors alone); speed
-takes any number, which are run in turns.
+A job is ``{"task": "memory" | "speed" | "training", "threads": N | null, "seconds": S, "cases": [...]}``. Memory takes
+one case and a fresh process, so that the peak is that case's own (``"tensors": true``: and the peak of its tensors
+alone); training takes one too, with the optimiser of its config; speed takes any number, which are run in turns.
 """
 
 from __future__ import annotations
@@ -58,6 +58,14 @@ def measure_memory(job: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def measure_training(job: dict[str, Any]) -> dict[str, int]:
+    """Peak memory of a process that trains one case for two steps."""
+    (case,) = _load(job)
+    from .training_peak import training_peak
+
+    return training_peak(case)
+
+
 def measure_speed(job: dict[str, Any]) -> dict[str, Any]:
     """Times of several cases and of the matrix product, in turns."""
     cases = _load(job)
@@ -105,7 +113,7 @@ def measure_speed(job: dict[str, Any]) -> dict[str, Any]:
 def main(job_file: str, result_file: str) -> None:
     """Run the job of one file and write the result to the other."""
     job = json.loads(Path(job_file).read_text(encoding='utf-8'))
-    tasks = {'memory': measure_memory, 'speed': measure_speed}
+    tasks = {'memory': measure_memory, 'speed': measure_speed, 'training': measure_training}
     if job.get('task') not in tasks:
         raise ValueError(f'the job asks for {job.get("task")!r}; allowed: {", ".join(tasks)}')
     Path(result_file).write_text(json.dumps(tasks[job['task']](job)), encoding='utf-8')

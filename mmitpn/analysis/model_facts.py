@@ -1,0 +1,141 @@
+"""What a model and its optimiser hold whatever the pictures: parameters, gradients, states, and units to shard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .host_model import quiet_logger
+
+UNITS = ('TransformerBlock', 'PointwiseBlock', 'EncoderLayer', 'DecoderLayer')  # what the names of classes end with
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """A model and its optimiser, in bytes unless said otherwise.
+
+    Attributes:
+        trainable: Parameters that are trained.
+        frozen: The others.
+        buffers: Such as the statistics of BatchNorm.
+        averaged: What an averaged copy of the model takes, 0 where the config has none (mmengine's ``EMAHook``).
+        gradients: Parameter name -> its gradient.
+        states: What the optimiser keeps from step to step.
+        step_foreach: What its step needs on a GPU, where it works on a group of parameters at once.
+        step_loop: What its step needs on a CPU, where it works on one after the other.
+        largest_unit: Parameters of the largest part that is sharded for itself, see :func:`shard_units`.
+        root: Parameters outside of all such parts.
+        keeps_gradients: Whether gradients stay for the next forward pass (``accumulative_counts``).
+        bucket_view: Whether gradients lie in the buckets that processes exchange (``gradient_as_bucket_view``).
+        optimizer: Its class.
+        count: Parameters, a number.
+    """
+
+    trainable: int
+    frozen: int
+    buffers: int
+    averaged: int
+    gradients: Mapping[str, int]
+    states: int
+    step_foreach: int
+    step_loop: int
+    largest_unit: int
+    root: int
+    keeps_gradients: bool
+    bucket_view: bool
+    optimizer: str
+    count: int
+
+
+def nbytes(tensors: Iterator[Tensor]) -> int:
+    """Sum of the bytes of tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def shard_units(model: nn.Module) -> dict[str, nn.Module]:
+    """The parts whose parameters are gathered, used and let go as one where parameters are sharded.
+
+    Returns:
+        Outermost blocks of the backbone and the pyramid, and layers of encoders and decoders, by name: modules whose
+        class is so called. What is in none is gathered for the whole step.
+    """
+    units: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if type(module).__name__.endswith(UNITS) and not any(name.startswith(f'{unit}.') for unit in units):
+            units[name] = module
+    return units
+
+
+def model_facts(model: nn.Module, cfg: Any) -> ModelFacts:
+    """Count a model and the optimiser of its config.
+
+    The optimiser is built as the training builds it and runs one step on the meta device, which has sizes but no
+    memory: so its states are those of this optimiser with these settings, whatever it is.
+
+    Args:
+        model: The model; it is moved to the meta device and of no use after that.
+        cfg: The whole config, with ``optim_wrapper``.
+
+    Raises:
+        ValueError: If the config has no ``optim_wrapper``, or its optimiser does not run on the meta device.
+    """
+    from mmengine.optim import build_optim_wrapper
+
+    if not cfg.get('optim_wrapper'):
+        raise ValueError('the config has no `optim_wrapper`, so it is none of a training; add one')
+    model = model.to('meta')
+    with quiet_logger():
+        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    optimizer = getattr(wrapper, 'optimizer', None)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f'optim_wrapper is a {type(wrapper).__name__}; allowed: one with a single optimizer')
+    trained = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    for param in trained.values():
+        param.grad = torch.zeros_like(param)
+    foreach, loop = _step_bytes(optimizer)
+    for group in optimizer.param_groups:  # fused kernels want a real device; the states are the same
+        group.update({key: False for key in ('fused', 'foreach') if key in group})
+    try:
+        optimizer.step()
+    except (RuntimeError, NotImplementedError) as error:
+        raise ValueError(f'{type(optimizer).__name__} cannot be counted: {str(error).splitlines()[0]}') from error
+    states = nbytes(
+        value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)
+    )
+    units = shard_units(model)
+    in_units = {id(param) for unit in units.values() for param in unit.parameters()}
+    trainable, frozen = nbytes(iter(trained.values())), nbytes(p for p in model.parameters() if not p.requires_grad)
+    averages = any('EMAHook' in str(hook.get('type')) for hook in cfg.get('custom_hooks') or ())
+    return ModelFacts(
+        trainable=trainable,
+        frozen=frozen,
+        buffers=nbytes(model.buffers()),
+        averaged=(trainable + frozen) if averages else 0,
+        gradients={name: nbytes(iter([param])) for name, param in trained.items()},
+        states=states,
+        step_foreach=foreach,
+        step_loop=loop,
+        largest_unit=max((nbytes(unit.parameters()) for unit in units.values()), default=0),
+        root=nbytes(param for param in model.parameters() if id(param) not in in_units),
+        keeps_gradients=cfg.optim_wrapper.get('accumulative_counts', 1) > 1,
+        bucket_view=bool((cfg.get('model_wrapper_cfg') or {}).get('gradient_as_bucket_view')),
+        optimizer=type(optimizer).__name__,
+        count=sum(param.numel() for param in model.parameters()),
+    )
+
+
+def _step_bytes(optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+    """What a step needs beside its states: with torch's grouped kernels, and with its loop over parameters.
+
+    Grouped kernels make one copy of a group (Adam: the roots of the squares; SGD: gradients with weight decay), the
+    loop two of a parameter. Fused kernels make none.
+    """
+    groups = [[param for param in group['params'] if param.grad is not None] for group in optimizer.param_groups]
+    loop = 2 * max((nbytes(iter([param])) for group in groups for param in group), default=0)
+    if all(group.get('fused') for group in optimizer.param_groups):
+        return 0, 0
+    return max((nbytes(iter(group)) for group in groups), default=0), loop
