@@ -42,7 +42,7 @@ default_hooks = dict(checkpoint=dict(interval={STEPS}))
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> Path:
-    """Generated pictures: for the detectors four orders in eight, see :func:`order_pictures`."""
+    """Generated pictures; those that the detectors learn from are ordered, see :func:`order_pictures`."""
     folder = tmp_path_factory.mktemp('same')
     generate_shapes(folder / 'data/shapes', num_train=24, num_val=PICTURES, size=(SIDE, SIDE))
     order_pictures(folder / 'data/shapes/coco/annotations/instances_train2017.json')
@@ -83,13 +83,15 @@ def run(folder) -> Iterator[Callable[..., Path]]:
         with socket.socket() as probe:
             probe.bind(('127.0.0.1', 0))
             port = probe.getsockname()[1]
-        shared = {'WORLD_SIZE': str(processes), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+        shared = {'CUDA_VISIBLE_DEVICES': ''}
+        if processes > 1:
+            shared |= {'WORLD_SIZE': str(processes), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
         options = ['--work-dir', work_dir, *(['--launcher', 'pytorch'] if processes > 1 else [])]
         started, logs = [], []
         for rank in range(processes):
             logs.append(folder / f'{work_dir}.{rank}.log')
-            ours = {**shared, 'RANK': str(rank), 'LOCAL_RANK': str(rank), 'CUDA_VISIBLE_DEVICES': ''}
-            given = (ROOT, [tool, *arguments, *options], folder, ours if processes > 1 else {}, logs[-1])
+            variables = {**shared, 'RANK': str(rank), 'LOCAL_RANK': str(rank)}
+            given = (ROOT, [tool, *arguments, *options], folder, variables, logs[-1])
             started.append(context.Process(target=run_tool, args=given))
             started[-1].start()
         running = {process.sentinel: process for process in started}
@@ -144,7 +146,7 @@ def assert_the_same_curve(train: Callable[..., Path], base: str, changes: str) -
     for step, ((_, ours), (_, theirs)) in enumerate(zip(one, two, strict=True)):
         # Rounding grows with the steps.
         assert theirs == pytest.approx(ours, rel=1e-5 if step < EARLY else 1e-3, abs=1e-6), step
-    assert one[-1][1]['loss'] < 0.97 * one[0][1]['loss']
+    assert one[-1][1]['loss'] < one[0][1]['loss']
 
 
 # What a process draws for its part of the batch has no noise: see order_pictures for the rest.
