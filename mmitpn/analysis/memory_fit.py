@@ -133,8 +133,8 @@ def predict_step(traces: Mapping[Point, StepTrace], target: Point) -> Prediction
 def _grows_quadratically(traces: Mapping[Point, StepTrace]) -> bool:
     """Whether memory grows with the square of the pixels, at three sizes.
 
-    The number of objects found and the like bend a curve too. So blocks must be there, as many at each size, that grow
-    so themselves; and as such blocks may be there by chance, the curve must be bent.
+    The number of objects found and the like bend a curve too. So blocks must be there, as many at each size at least,
+    that grow so themselves; and as such blocks may be there by chance, the curve must be bent.
     """
     batch = min(point.batch for point in traces)
     runs = sorted(((point.pixels, trace) for point, trace in traces.items() if point.batch == batch), key=itemgetter(0))
@@ -145,7 +145,7 @@ def _grows_quadratically(traces: Mapping[Point, StepTrace]) -> bool:
     found = 0
     for size, count in small.blocks.items():
         grown = [(size * pixels * pixels // (first * first), trace) for pixels, trace in larger]
-        if all(trace.blocks.get(block) == count for block, trace in grown):
+        if all(trace.blocks.get(block, 0) >= count for block, trace in grown):
             found += grown[-1][0] * count
     straight = small.forward + (medium.forward - small.forward) * (last - first) / (middle - first)
     return found > QUADRATIC_SHARE * large.held and large.forward > (1 + BEND) * straight

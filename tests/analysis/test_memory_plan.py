@@ -177,7 +177,8 @@ class Net(nn.Module):
         self.scores = scores
 
     def loss(self, point: Point) -> Tensor:
-        last = self.backbone(torch.rand(point.batch, 3, *point.size))[-1].flatten(2)
+        maps = self.backbone(torch.rand(point.batch, 3, *point.size))
+        last = maps[1 if self.scores else -1].flatten(2)
         return (last.transpose(1, 2) @ last).softmax(-1).square().mean() if self.scores else last.square().mean()
 
 
