@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -82,7 +83,7 @@ def trace_step(
                 raise ValueError(f'the loss of the step is {value!r}; it must be one number with a gradient')
             with record_function(MARK):
                 pass
-            value.backward()
+            torch.autograd.backward(value)  # the tensor's method would run without modes of torch's functions
             with record_function(MARK):
                 pass
             del value

@@ -25,12 +25,12 @@ def tool() -> ModuleType:
 
 def test_table_verdicts_and_file(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = tmp_path / 'new' / 'plan.json'
-    command = [str(QUICKSTART), '--size', '96x128', '--batch', '1', '--gpus', '1', '4', '--card', '1.52']
+    command = [str(QUICKSTART), '--size', '96x128', '--batch', '1', '--gpus', '1', '4', '--card', '1.55']
     assert tool.main([*command, '--json', str(out)]) == 0  # also where something does not fit
     said = capsys.readouterr().out
-    for words in ('optimiser states', 'overhead (not run here)', 'checkpointing, FSDP 4: fits 1.52 GB', 'AdamW'):
+    for words in ('optimiser states', 'overhead (not run here)', 'checkpointing, FSDP 4: fits 1.55 GB', 'AdamW'):
         assert words in said
-    assert 'no checkpointing, DDP 4: does not fit 1.52 GB' in said
+    assert 'no checkpointing, DDP 4: does not fit 1.55 GB' in said
     figures = json.loads(out.read_text())
     assert (figures['batch'], figures['size'], figures['precision']) == (1, [96, 128], 'fp32')
     columns = {(c['gpus'], c['sharded'], c['checkpointing']): c for c in figures['columns']}
@@ -39,7 +39,7 @@ def test_table_verdicts_and_file(tool: ModuleType, tmp_path: Path, capsys: pytes
     assert single['states'] == pytest.approx(2 * single['gradients'], rel=0.001)
     assert sharded['gradients'] == single['gradients'] // 4
     assert columns[1, False, 'all']['activations'] < 0.6 * single['activations']
-    assert single['fits'] == (single['total'] <= 1.52e9)
+    assert single['fits'] == (single['total'] <= 1.55e9)
 
 
 def test_bf16_holds_less(tool: ModuleType, tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_bf16_holds_less(tool: ModuleType, tmp_path: Path) -> None:
         assert tool.main(command) == 0
         held[precision] = json.loads(out.read_text())['columns'][0]
     assert held['bf16']['parameters'] == held['fp32']['parameters']  # autocast keeps them in fp32
-    assert 0.4 < held['bf16']['activations'] / held['fp32']['activations'] < 0.95
+    assert 0.4 < held['bf16']['activations'] / held['fp32']['activations'] < 1
 
 
 @pytest.mark.parametrize(
