@@ -17,7 +17,7 @@ class SeedStepHook(Hook):
     """Seeds all generators before every training step, from the run's seed, the iteration and the process.
 
     Masks, stochastic depth and sampled points of an iteration are then the same whether the run was resumed or not. For
-    the data see :class:`mmitpn.datasets.draws.SeedSample`.
+    the data see :class:`mmitpn.datasets.SeededDataset`.
     """
 
     priority = 'VERY_HIGH'
