@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import multiprocessing.util
 import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -134,12 +134,17 @@ def stop_with_launcher(launcher: str) -> None:
     """
     if launcher == 'pytorch':
         number = int(os.environ.get('MMITPN_LAUNCHER', os.getppid()))
-        threading.Thread(target=_watch, args=(number,), name='launcher watch', daemon=True).start()
+        ended = threading.Event()
+        watch = threading.Thread(target=_watch, args=(number, ended), name='launcher watch', daemon=True)
+        watch.start()
+        # A thread that wakes while the interpreter is taken down can abort the process.
+        atexit.register(lambda: (ended.set(), watch.join()))
 
 
-def _watch(number: int) -> None:
+def _watch(number: int, ended: threading.Event) -> None:
     while _runs(number):
-        time.sleep(1)
+        if ended.wait(1):
+            return
     sys.stderr.write('the launcher is gone: saving and stopping\n')
     os.kill(os.getpid(), signal.SIGTERM)
 
