@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .host_model import quiet_logger
+from mmitpn.engine.fsdp import is_unit
 
-UNITS = ('TransformerBlock', 'PointwiseBlock', 'EncoderLayer', 'DecoderLayer')  # what the names of classes end with
+from .host_model import quiet_logger
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ def shard_units(model: nn.Module) -> dict[str, nn.Module]:
     """The parts whose parameters are gathered, used and let go as one where parameters are sharded.
 
     Returns:
-        Outermost blocks of the backbone and the pyramid, and layers of encoders and decoders, by name: modules whose
-        class is so called. What is in none is gathered for the whole step.
+        Outermost blocks of the backbone and the pyramid, and layers of encoders and decoders (:func:`is_unit`), by
+        name. What is in none is gathered for the whole step.
     """
     units: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if type(module).__name__.endswith(UNITS) and not any(name.startswith(f'{unit}.') for unit in units):
+        if is_unit(module) and not any(name.startswith(f'{unit}.') for unit in units):
             units[name] = module
     return units
 

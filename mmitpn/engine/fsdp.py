@@ -27,18 +27,17 @@ from torch.distributed.fsdp import fully_shard
 from mmitpn.checkpoint.sharded import load_sharded
 from mmitpn.registry import STRATEGIES
 
-# Classes whose weights are brought together, used and let go as one: blocks of the backbone and of the pyramid, layers
-# of the encoders and decoders, of this project and of the hosts. What is in none belongs to the whole model's unit.
-UNITS = ('TransformerBlock', 'PointwiseBlock')
-UNIT_ENDINGS = ('TransformerEncoderLayer', 'TransformerDecoderLayer', 'EncoderLayer', 'DecoderLayer')
+# Ends of the names of classes whose weights are brought together, used and let go as one: blocks of the backbone and of
+# the pyramid, layers of encoders and decoders, of this project and of the hosts. What is in none belongs to the unit of
+# the whole model.
+UNITS = ('TransformerBlock', 'PointwiseBlock', 'EncoderLayer', 'DecoderLayer')
 CHECKPOINTS = ('full', 'sharded')
 META = 'meta.pth'
 
 
 def is_unit(module: nn.Module) -> bool:
     """Whether a module is one whose weights are kept in shards of their own."""
-    name = type(module).__name__
-    return name in UNITS or name.endswith(UNIT_ENDINGS)
+    return type(module).__name__.endswith(UNITS)
 
 
 @STRATEGIES.register_module()
