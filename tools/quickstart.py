@@ -12,6 +12,10 @@ training_curve.png and predictions.png (predictions next to the truth on held-ou
 
 from __future__ import annotations
 
+from mmitpn.openmp import bound_spinning
+
+bound_spinning()  # before anything imports torch
+
 import argparse
 import json
 import platform
@@ -23,7 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from rich.console import Console
 
 import mmitpn
@@ -31,6 +35,7 @@ from mmitpn.datasets import generate_shapes
 from mmitpn.datasets.check import check_config
 from mmitpn.engine import find_resumable, use_atomic_checkpoints
 from mmitpn.engine.command_line import FirstStepHook, build_runner, read_config, run_command
+from mmitpn.engine.dict_action import DictAction
 from mmitpn.visualization import (
     draw_curve,
     draw_label_maps,

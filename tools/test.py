@@ -5,6 +5,10 @@ CONFIG is a file, or HOST::NAME for a config of an installed host; CHECKPOINT a 
 
 from __future__ import annotations
 
+from mmitpn.openmp import bound_spinning
+
+bound_spinning()  # before anything imports torch
+
 import argparse
 import json
 import sys
@@ -21,8 +25,11 @@ from mmengine.logging import print_log
 from mmengine.runner.checkpoint import load_state_dict
 
 from mmitpn.checkpoint.sharded import read_sharded
+from mmitpn.config_types import type_name
 from mmitpn.engine.atomic import write_atomic
-from mmitpn.engine.command_line import FirstStepHook, add_common_arguments, build_runner, read_config, run_command
+from mmitpn.engine.command_line import FirstStepHook, add_common_arguments, read_config, run_command
+from mmitpn.engine.evaluation import add_evaluation_arguments, build_test_runner, check_evaluation, read_classes
+from mmitpn.engine.position_grid import use_checkpoint_grid
 from mmitpn.engine.pretrained import load_whole_model, read_authors_file
 from mmitpn.engine.weights_hook import WholeWeightsHook
 
@@ -33,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file or address')
     parser.add_argument('--out', metavar='FILE', help='save the predictions: .pkl (any model) or .json (detectors)')
     parser.add_argument('--show', action='store_true', help='show each prediction in a window')
-    parser.add_argument('--show-dir', metavar='DIR', help='save pictures of the predictions into this folder')
+    parser.add_argument('--show-dir', metavar='DIR', help='save drawings of the predictions into this folder')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show keeps a window (default: 2)')
     parser.add_argument(
         '--tta', action='store_true', help='test-time augmentation: tta_model and tta_pipeline of the config'
@@ -41,6 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--allow-partial', action='store_true', help='evaluate although the checkpoint lacks some of the weights'
     )
+    add_evaluation_arguments(parser)
     add_common_arguments(parser)
     args = parser.parse_args(argv)
     if args.out is not None and Path(args.out).suffix not in ('.pkl', '.pickle', '.json'):
@@ -49,18 +57,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def apply_visualization(cfg: Config, args: argparse.Namespace) -> None:
-    """Let the host's visualization hook draw; each host has its own names for the same options."""
+    """Let the framework's visualization hook draw; each has its own names for the same options."""
     scope = cfg.get('default_scope', 'mmengine')
-    kinds = {'mmdet': 'DetVisualizationHook', 'mmseg': 'SegVisualizationHook', 'mmpretrain': 'VisualizationHook'}
+    kinds = {
+        'mmdet': ('DetVisualizationHook', 'DetLocalVisualizer'),
+        'mmseg': ('SegVisualizationHook', 'SegLocalVisualizer'),
+        'mmpretrain': ('VisualizationHook', 'UniversalVisualizer'),
+    }
+    own_hook, own_visualizer = kinds.get(scope, (None, None))
     cfg.setdefault('default_hooks', {})
-    cfg.default_hooks.setdefault('visualization', {'type': kinds.get(scope)})
+    cfg.default_hooks.setdefault('visualization', {'type': own_hook})
     hook = cfg.default_hooks.visualization  # what setdefault returns is not what the config holds
-    kind = str(hook.get('type')).rpartition('.')[2]
-    if kind not in kinds.values():
+    kind = type_name(hook)
+    hooks = [name for name, _ in kinds.values()]
+    if kind not in hooks:
         raise ValueError(
-            f'--show and --show-dir need default_hooks.visualization of one of {", ".join(kinds.values())};'
+            f'--show and --show-dir need default_hooks.visualization of one of {", ".join(hooks)};'
             f' the config (default_scope={scope!r}) has {hook.get("type")!r}'
         )
+    if cfg.get('visualizer') is None and own_visualizer is not None:
+        print_log(f'--show, --show-dir: the config has no visualizer; drawing by {own_visualizer}', 'current')
+        backends = [{'type': 'LocalVisBackend'}]
+        cfg.visualizer = {'type': own_visualizer, 'vis_backends': backends, 'name': 'visualizer'}
     hook['enable' if kind == 'VisualizationHook' else 'draw'] = True
     hook['interval'] = 1
     if args.show:
@@ -73,14 +91,17 @@ def apply_visualization(cfg: Config, args: argparse.Namespace) -> None:
             hook['test_out_dir' if kind == 'DetVisualizationHook' else 'out_dir'] = folder
 
 
-def apply_tta(cfg: Config) -> None:
-    """Wrap the model and replace the pipeline for test-time augmentation; detectors have a default: flip and NMS."""
-    detector = cfg.get('default_scope') == 'mmdet'
+def require_tta(cfg: Config) -> None:
+    """Raise where a config has nothing to augment a test with and there is no default: detectors have flip and NMS."""
     for name in ('tta_model', 'tta_pipeline'):
-        if not cfg.get(name) and not detector:
+        if not cfg.get(name) and cfg.get('default_scope') != 'mmdet':
             raise ValueError(
                 f'--tta needs {name} in the config, which has none; there is a default for mmdet models only'
             )
+
+
+def apply_tta(cfg: Config) -> None:
+    """Wrap the model and replace the pipeline for test-time augmentation."""
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset['dataset']
@@ -122,21 +143,20 @@ def test(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     sharded = Path(args.checkpoint).is_dir()
     if '://' not in args.checkpoint and not sharded and not Path(args.checkpoint).is_file():
         raise FileNotFoundError(f'no checkpoint {args.checkpoint!r}; give the path of one that tools/train.py wrote')
-    if cfg.get('test_dataloader') is None or cfg.get('test_evaluator') is None:
-        raise ValueError('the config has no test_dataloader or no test_evaluator; add both (and test_cfg) to evaluate')
-    authors = None if sharded else read_authors_file(args.checkpoint)
-    cfg.load_from, cfg.resume = args.checkpoint if authors is None and not sharded else None, False
-    for name in ('runner_type', 'strategy'):  # of the training: a model that is evaluated is not in shards
-        cfg.pop(name, None)
     if args.show or args.show_dir is not None:
         apply_visualization(cfg, args)
     if args.tta:
+        require_tta(cfg)
+    authors = None if sharded else read_authors_file(args.checkpoint)
+    trained = (args.checkpoint, read_classes(args.checkpoint))
+    check_evaluation(cfg, *trained, allow_other_classes=args.allow_other_classes)
+    cfg.load_from, cfg.resume = args.checkpoint if authors is None and not sharded else None, False
+    use_checkpoint_grid(cfg, args.checkpoint)
+    for name in ('runner_type', 'strategy'):  # of the training: a model that is evaluated is not in shards
+        cfg.pop(name, None)
+    if args.tta:
         apply_tta(cfg)
-
-    from mmitpn.datasets.check import check_config
-
-    check_config(cfg)
-    runner, first_step = build_runner(cfg)
+    runner, first_step = build_test_runner(cfg, *trained, allow_other_classes=args.allow_other_classes)
     steps.append(first_step)
     if sharded:
         weights = read_sharded(args.checkpoint)

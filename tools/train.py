@@ -5,7 +5,12 @@ CONFIG is a file, or HOST::NAME for a config of an installed host: mmdet::dino/d
 
 from __future__ import annotations
 
+from mmitpn.openmp import bound_spinning
+
+bound_spinning()  # before anything imports torch
+
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -13,9 +18,12 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.logging import print_log
 
+from mmitpn.config_types import is_type, type_name
 from mmitpn.engine.checkpoint_hook import find_resumable
+from mmitpn.engine.checkpoint_loader import check_training_state, read_state
 from mmitpn.engine.command_line import FirstStepHook, add_common_arguments, build_runner, read_config, run_command
 from mmitpn.engine.fault_tolerance import seed_of, use_fault_tolerance
+from mmitpn.engine.position_grid import use_checkpoint_grid
 from mmitpn.engine.pretrained import use_pretrained, warn_if_random
 from mmitpn.engine.signal_hook import stop_with_launcher
 
@@ -39,10 +47,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='FILE',
-        help="go on from a checkpoint; without FILE (or with 'auto') from the newest in the work dir, if there is one",
+        help="resume a training run from its checkpoint: without FILE (or with 'auto') from the newest in the work dir,"
+        ' if there is one',
     )
     parser.add_argument(
-        '--check-images', action='store_true', help='open every picture of the COCO data sets before the training'
+        '--check-images', action='store_true', help='open every image of the COCO datasets before the training run'
     )
     add_common_arguments(parser)
     return parser.parse_args(argv)
@@ -50,18 +59,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def apply_amp(cfg: Config) -> None:
     """Switch mixed precision on in a config."""
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-    if kind in ('AmpOptimWrapper', 'mmitpn.BFloat16OptimWrapper'):
+    wrapper = cfg.get('optim_wrapper')
+    if not wrapper:
+        raise ValueError(f'--amp needs optim_wrapper in the config, which has {wrapper!r}')
+    kind = type_name(wrapper) or 'OptimWrapper'
+    if is_type(wrapper, 'AmpOptimWrapper', 'BFloat16OptimWrapper'):
         print_log(f'--amp: the config has it already ({kind})', 'current')
     elif kind != 'OptimWrapper':
         raise ValueError(
             f'--amp cannot change optim_wrapper.type={kind!r}; allowed: OptimWrapper; set the precision there'
         )
     elif get_device() == 'cpu':
-        cfg.optim_wrapper.type = 'mmitpn.BFloat16OptimWrapper'
+        wrapper.type = 'mmitpn.BFloat16OptimWrapper'
     else:
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
 
 
 def apply_auto_scale_lr(cfg: Config) -> None:
@@ -76,12 +88,12 @@ def apply_auto_scale_lr(cfg: Config) -> None:
 
 
 def apply_resume(cfg: Config, resume: str) -> None:
-    """Set the checkpoint to go on from; with 'auto' and none there, the training starts as the config says."""
+    """Set the checkpoint to resume from; with 'auto' and none there, the training run starts as the config says."""
     if resume == 'auto':
         found = find_resumable(cfg.work_dir)
         if found is None:
             print_log(
-                f'--resume: no checkpoint in {cfg.work_dir}, so the training starts from the beginning', 'current'
+                f'--resume: no checkpoint in {cfg.work_dir}, so the training run starts from the beginning', 'current'
             )
             cfg.resume = False
             return
@@ -90,6 +102,8 @@ def apply_resume(cfg: Config, resume: str) -> None:
         raise FileNotFoundError(
             f"--resume: no file {resume!r}; give a checkpoint, or 'auto' for the newest in {cfg.work_dir}"
         )
+    if '://' not in resume:
+        check_training_state(resume, in_shards=is_type(cfg.get('strategy') or {}, 'FSDPStrategy'))
     cfg.resume, cfg.load_from = True, resume
     seed = seed_of(resume)
     if seed is not None:
@@ -107,14 +121,19 @@ def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
         use_pretrained(cfg, args.pretrained)
     if args.resume is not None:
         apply_resume(cfg, args.resume)
-    elif cfg.get('resume') and cfg.get('load_from') is None:
-        apply_resume(cfg, 'auto')
+    elif cfg.get('resume'):
+        apply_resume(cfg, cfg.resume if isinstance(cfg.resume, str) else cfg.get('load_from') or 'auto')
+    if cfg.get('load_from') and '://' not in str(cfg.load_from):
+        read_state(cfg.load_from)  # a file that is no checkpoint is reported before the data are read
 
     from mmitpn.datasets.check import check_config
 
     everything = {'sample_images': None, 'open_images': True} if args.check_images else {}
-    check_config(cfg, **everything)
+    for summary in check_config(cfg, **everything):
+        for text in summary.warnings:
+            print_log(f'{summary.path}: {text}', 'current', logging.WARNING)
     warn_if_random(cfg)
+    use_checkpoint_grid(cfg, cfg.get('load_from'))
     use_fault_tolerance(cfg)
     runner, first_step = build_runner(cfg)
     steps.append(first_step)

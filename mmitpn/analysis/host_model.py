@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmitpn.config_types import is_type
+
 
 @contextmanager
 def quiet_logger() -> Iterator[None]:
@@ -33,7 +35,7 @@ def without_pretrained(node: Any) -> Any:
         return {
             key: without_pretrained(value)
             for key, value in node.items()
-            if not (key == 'init_cfg' and isinstance(value, Mapping) and value.get('type') == 'Pretrained')
+            if not (key == 'init_cfg' and isinstance(value, Mapping) and is_type(value, 'Pretrained', 'PretrainedInit'))
             and not (key == 'pretrained' and isinstance(value, str))
         }
     if isinstance(node, list | tuple):
@@ -67,7 +69,7 @@ def build_from_config(config: str | Path, *, overrides: Mapping[str, Any] | None
         raise ValueError(f'{config} has no `model`; its top-level names are {sorted(cfg.keys())}')
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     # Hosts read their settings as attributes, which plain dicts have not.
-    model = MODELS.build(ConfigDict(without_pretrained(cfg.model.to_dict())))
+    model = MODELS.build(ConfigDict(without_pretrained(cfg.model)))
     with quiet_logger():
         model.init_weights()
     return model

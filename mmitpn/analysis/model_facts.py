@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmitpn.config_types import type_name
 from mmitpn.engine.fsdp import is_unit
 
 from .host_model import quiet_logger
@@ -109,7 +110,7 @@ def model_facts(model: nn.Module, cfg: Any) -> ModelFacts:
     units = shard_units(model)
     in_units = {id(param) for unit in units.values() for param in unit.parameters()}
     trainable, frozen = nbytes(iter(trained.values())), nbytes(p for p in model.parameters() if not p.requires_grad)
-    averages = any('EMAHook' in str(hook.get('type')) for hook in cfg.get('custom_hooks') or ())
+    averages = any('EMAHook' in type_name(hook) for hook in cfg.get('custom_hooks') or ())
     return ModelFacts(
         trainable=trainable,
         frozen=frozen,

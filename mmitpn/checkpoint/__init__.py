@@ -4,13 +4,14 @@ from mmitpn.checkpoint.convert import to_authors, to_ours
 from mmitpn.checkpoint.io import read_checkpoint
 from mmitpn.checkpoint.layouts import FileInfo, identify
 from mmitpn.checkpoint.load import load_pretrained
-from mmitpn.checkpoint.module import PretrainedModule
+from mmitpn.checkpoint.module import PretrainedModule, QuietInit
 from mmitpn.checkpoint.report import LoadReport
 
 __all__ = [
     'FileInfo',
     'LoadReport',
     'PretrainedModule',
+    'QuietInit',
     'identify',
     'load_pretrained',
     'read_checkpoint',

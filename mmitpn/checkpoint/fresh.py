@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from mmitpn.checkpoint.layouts import FileInfo
-from mmitpn.checkpoint.positions import is_relative
 from mmitpn.checkpoint.report import LoadReport
 
 FRESH = 'main (fresh)'
 _OFFSET = '.gathering_offset'
+_RELATIVE = ('.relative_position_bias_table', '.rel_pos_h', '.rel_pos_w')
 
 
 def settle_fresh(report: LoadReport, info: FileInfo) -> None:
@@ -41,15 +41,15 @@ def _settle_relative(report: LoadReport, info: FileInfo) -> None:
     Tables of the file are left out where the module has vectors instead.
     """
     main = report.part('main')
-    fresh = [name for name in main.missing if is_relative(name)]
+    fresh = [name for name in main.missing if name.endswith(_RELATIVE)]
     if fresh and info.arch is not None:
         _start_fresh(report, fresh)
-        left = [name for name in main.unexpected if is_relative(name)]
-        main.unexpected = [name for name in main.unexpected if not is_relative(name)]
+        left = [name for name in main.unexpected if name.endswith(_RELATIVE)]
+        main.unexpected = [name for name in main.unexpected if not name.endswith(_RELATIVE)]
         main.ignored += left
         instead = ': the file has tables, which vectors cannot be made from' if left else ': the file has none'
         report.warnings.append(f'the relative positions start fresh ({len(fresh)} weights){instead}')
-    resized = [name for name in main.resized if is_relative(name)]
+    resized = [name for name in main.resized if name.endswith(_RELATIVE)]
     if resized:
         report.notes.append(
             f'relative positions of {len(resized)} weights were resized from window {info.relative_window}'

@@ -12,6 +12,7 @@ import re
 import sys
 import warnings
 import zipfile
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ from safetensors import SafetensorError
 
 from mmitpn.checkpoint.plain_pickle import read_plain_pickle
 from mmitpn.checkpoint.safe_globals import safe_globals
+from mmitpn.checkpoint.sharded import INDEX, META, read_sharded
 
 ALLOW_OBJECTS_ENV = 'MMITPN_ALLOW_OBJECTS'
 _TRUE, _FALSE = ('1', 'true', 'yes', 'on'), ('', '0', 'false', 'no', 'off')
@@ -44,7 +46,7 @@ _HARMLESS = (
 # torch names the global it stops at in one of these two ways.
 _BLOCKED = re.compile(r'unsupported GLOBAL (\S+) whose module')
 _UNKNOWN = re.compile(r'Unsupported global: GLOBAL (\S+) was not')
-_HTML = (b'<!doctype', b'<html', b'<?xml')
+_HTML = (b'<!doctype', b'<!--', b'<html', b'<head', b'<?xml', b'<error')
 _READ_ERRORS = (
     *(ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError),
     *(SafetensorError, zipfile.BadZipFile, UnpicklingError),
@@ -72,17 +74,22 @@ def _attribute(*args: object) -> type[Inert]:
     return Inert
 
 
-def read_checkpoint(source: str | os.PathLike, *, allow_objects: bool | None = None) -> dict[str, Any]:
+def read_checkpoint(
+    source: str | os.PathLike, *, allow_objects: bool | None = None, mmap: bool = False
+) -> dict[str, Any]:
     """Read what a checkpoint file holds, on the CPU.
 
     What a file is, is told by its contents and never by its extension.
 
     Args:
         source: Path, ``file://`` or ``http(s)://`` address of a file written by ``torch.save`` or safetensors, or of
-            detectron2's pickle of arrays (``.pkl``). A file from the web is kept below ``torch.hub.get_dir()``.
+            detectron2's pickle of arrays (``.pkl``); or path of a folder of shards (see
+            :func:`mmitpn.checkpoint.sharded.read_sharded`). A file from the web is kept below ``torch.hub.get_dir()``.
         allow_objects: What to do with a pickle that holds objects of other types than trainings usually store.
             False: raise. True: read its weights and put inert stand-ins in place of those objects. Either way nothing
             in the file is executed. None: the environment variable ``MMITPN_ALLOW_OBJECTS`` (0 or 1, unset is 0).
+        mmap: Leave the values in the file until they are used, so that looking at shapes is cheap. The file must not
+            change meanwhile. Files of torch before 1.6 are read whole.
 
     Returns:
         The mapping in the file: tensors, containers and plain values as they are, other objects as stand-ins.
@@ -92,8 +99,11 @@ def read_checkpoint(source: str | os.PathLike, *, allow_objects: bool | None = N
         ValueError: If the file is empty, damaged, cut off, no checkpoint at all, or holds objects that are not allowed.
     """
     path, is_copy = _fetch(source)
+    if path.is_dir():
+        beside = read_checkpoint(path / META, allow_objects=True) if (path / META).is_file() else {}
+        return {**beside, 'state_dict': read_sharded(path)}
     try:
-        content = _read(path, str(source), _objects_allowed(allow_objects))
+        content = _read(path, str(source), _objects_allowed(allow_objects), mmap=mmap)
     except _DamagedError as error:
         if is_copy:  # or every later try would find the same broken copy
             path.unlink(missing_ok=True)
@@ -126,10 +136,10 @@ def _fetch(source: str | os.PathLike) -> tuple[Path, bool]:
     if scheme not in ('', 'file'):
         raise ValueError(f'{text}: checkpoints are read from a path or a file://, http:// or https:// address')
     path = Path(url2pathname(urlparse(text).path)) if scheme else Path(text).expanduser()
-    if path.is_dir():
+    if path.is_dir() and not (path / INDEX).is_file():
         inside = ', '.join(sorted(p.name for p in path.iterdir())[:5]) or 'nothing'
         raise ValueError(f'{path} is a folder (holding {inside}): give the checkpoint file in it')
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f'checkpoint {path} does not exist (seen from {Path.cwd()})')
     return path, False
 
@@ -152,11 +162,11 @@ def _download(url: str) -> Path:
     return path
 
 
-def _read(path: Path, source: str, allow_objects: bool) -> Any:
+def _read(path: Path, source: str, allow_objects: bool, *, mmap: bool) -> Any:
     size = path.stat().st_size
     with path.open('rb') as file:
         head = file.read(512)
-    text = head.lstrip().lower()
+    text = head.removeprefix(BOM_UTF8).lstrip().lower()
     if not head:
         raise _DamagedError(f'{source} is empty (0 bytes): download or save it again')
     if head.startswith(b'version https://git-lfs'):
@@ -179,7 +189,7 @@ def _read(path: Path, source: str, allow_objects: bool) -> Any:
             )
         elif (content := read_plain_pickle(path)) is not None:
             return content
-        return _load_pickle(path, source, allow_objects)
+        return _load_pickle(path, source, allow_objects, mmap=mmap and head.startswith(b'PK'))
     except (_DamagedError, _RefusedError):
         raise
     except _READ_ERRORS as error:
@@ -214,7 +224,7 @@ class _RefusedError(ValueError):
     """The file holds objects that are not read."""
 
 
-def _load_pickle(path: Path, source: str, allow_objects: bool) -> Any:
+def _load_pickle(path: Path, source: str, allow_objects: bool, *, mmap: bool) -> Any:
     listed = (
         entry if isinstance(entry, tuple) else (entry, f'{entry.__module__}.{entry.__qualname__}')
         for entry in safe_globals()
@@ -224,7 +234,7 @@ def _load_pickle(path: Path, source: str, allow_objects: bool) -> Any:
         try:
             with _stand_ins(names), warnings.catch_warnings():
                 warnings.filterwarnings('ignore', message='Detected pickle protocol')  # the error below says so
-                return torch.load(path, map_location='cpu', weights_only=True)
+                return torch.load(str(path), map_location='cpu', weights_only=True, mmap=mmap)
         except UnpicklingError as error:
             blocked, unknown = _BLOCKED.search(str(error)), _UNKNOWN.search(str(error))
             if blocked:

@@ -16,7 +16,6 @@ from mmitpn.checkpoint.explain import explain_backbone, explain_family, explain_
 from mmitpn.checkpoint.fresh import settle_fresh
 from mmitpn.checkpoint.io import read_checkpoint
 from mmitpn.checkpoint.layouts import AUTHORS, FOREIGN, OURS, FileInfo, identify, part_of
-from mmitpn.checkpoint.positions import resize_pos_embed, resize_relative
 from mmitpn.checkpoint.report import LoadReport
 from mmitpn.checkpoint.sizes import family_of
 
@@ -62,13 +61,29 @@ def load_pretrained(
         TypeError: If ``module`` or ``source`` is of another type.
         ValueError: If the file cannot be read, or does not fit and ``strict`` is True.
     """
-    targets = _find_targets(module)
+    _find_targets(module)  # a module that nothing is loaded into is reported before the file is read
     if isinstance(source, Mapping):
         checkpoint, name = source, 'a dict'
     elif isinstance(source, str | os.PathLike):
         checkpoint, name = read_checkpoint(source, allow_objects=allow_objects), os.fspath(source)
     else:
         raise TypeError(f'the checkpoint is a {type(source).__name__}; give a path, an address or a dict of weights')
+    return load_content(module, checkpoint, name, strict, prefix=prefix)
+
+
+def load_content(
+    module: nn.Module, checkpoint: Mapping[str, Any], name: str, strict: bool = True, *, prefix: str | None = None
+) -> LoadReport:
+    """Load what a checkpoint file holds: see :func:`load_pretrained`.
+
+    Args:
+        module: As there.
+        checkpoint: What the file holds.
+        name: The file, for the report.
+        strict: As there.
+        prefix: As there.
+    """
+    targets = _find_targets(module)
     try:
         info = identify(checkpoint, prefix=prefix)
     except ValueError as error:
@@ -137,7 +152,7 @@ def _choose(targets: _Targets, info: FileInfo, report: LoadReport) -> list[tuple
         own = targets.backbone.state_dict()
         if targets.whole is None and not any(name.startswith('norm.') for name in own):
             _leave_norm_out(given['backbone'], report)
-        fitting = _match(own, given['backbone'], report, module=targets.backbone, info=info)
+        fitting = _match(targets.backbone, own, given['backbone'], report)
         chosen.append((targets.backbone, fitting))
         settle_fresh(report, info)
         missing, unexpected = _problems(report, _BACKBONE_PARTS)
@@ -148,7 +163,7 @@ def _choose(targets: _Targets, info: FileInfo, report: LoadReport) -> list[tuple
         _ignore(report, given['backbone'], _BACKBONE_PARTS)
     if targets.pyramid is not None and (given['pyramid'] or report.part('pyramid').unexpected):
         own = targets.pyramid.state_dict()
-        chosen.append((targets.pyramid, _match(own, given['pyramid'], report)))
+        chosen.append((targets.pyramid, _match(targets.pyramid, own, given['pyramid'], report)))
         report.errors += filter(None, [explain_pyramid(info, own, *_problems(report, ('pyramid',)))])
     elif targets.pyramid is not None:
         own = targets.pyramid.state_dict()
@@ -171,42 +186,46 @@ def _choose(targets: _Targets, info: FileInfo, report: LoadReport) -> list[tuple
 
 
 def _match(
-    own: Mapping[str, Tensor],
-    given: Mapping[str, Tensor],
-    report: LoadReport,
-    *,
-    module: nn.Module | None = None,
-    info: FileInfo | None = None,
+    module: nn.Module, own: Mapping[str, Tensor], given: Mapping[str, Tensor], report: LoadReport
 ) -> dict[str, Tensor]:
-    """The given weights that fit, into the report by part; ``module`` and ``info`` resize the position embedding."""
-    fitting = {}
+    """The given weights that the module takes, into the report by part; it resizes learned positions itself."""
+    fitting, windows = {}, []
     for name, value in own.items():
         part = report.part(part_of(name))
         candidate = given.get(name)
         if candidate is not None and candidate.shape == value.shape:
             part.matched.append(name)
             fitting[name] = candidate
-        elif candidate is not None and name == 'pos_embed' and candidate.shape[::2] == value.shape[::2]:
-            grid, target = info.grid, _module_grid(module, value)
-            if grid is None:
+        elif candidate is not None and (fit := _position_fit(module, name, candidate)) is not None:
+            (part.matched if fit.adopted else part.resized).append(name)
+            fitting[name] = candidate
+            there, here = f'{fit.source}x{fit.source}', f'{fit.target}x{fit.target}'
+            if name != 'pos_embed':
+                windows += [fit.source] if fit.adopted else []
+            elif fit.adopted:
+                report.notes.append(f"pos_embed takes the file's grid of {there} tokens in place of {here}")
+            else:
+                report.notes.append(f'pos_embed was resized from {there} to {here} tokens')
+        else:
+            part.missing.append(name)
+            if candidate is not None and name == 'pos_embed' and candidate.shape[::2] == value.shape[::2]:
                 report.errors.append(
                     f'the position embedding in the file has {candidate.shape[1]} tokens, which is no square grid, and '
                     f"the module's has {value.shape[1]}: build the backbone with the img_size the file was made with"
                 )
-                part.missing.append(name)
-                continue
-            part.resized.append(name)
-            fitting[name] = resize_pos_embed(candidate, grid, target)
-            report.notes.append(f'pos_embed was resized from {grid[0]}x{grid[1]} to {target[0]}x{target[1]} tokens')
-        elif candidate is not None and (resized := resize_relative(name, candidate, value)) is not None:
-            part.resized.append(name)
-            fitting[name] = resized
-        else:
-            part.missing.append(name)
+    if windows:
+        report.notes.append(f"relative positions of {len(windows)} weights take the file's window, {windows[0]}")
     for name in given:
         if name not in fitting:
             report.part(part_of(name)).unexpected.append(name)
     return fitting
+
+
+def _position_fit(module: nn.Module, name: str, value: Tensor) -> Any:
+    """How the module that owns a weight takes one of another shape: its ``fit_positions``; None if it does not."""
+    path, _, leaf = name.rpartition('.')
+    fit_positions = getattr(module.get_submodule(path), 'fit_positions', None)
+    return None if fit_positions is None else fit_positions(leaf, value.shape)
 
 
 def _leave_norm_out(given: dict[str, Tensor], report: LoadReport) -> None:
@@ -281,14 +300,6 @@ def _part_in_file(name: str) -> str:
     """Part of a name that was not converted: ours, or the authors', whose flat blocks count as the main stage."""
     theirs = ('align_dim_', 'split_', 'block_16to8.', 'block_8to4.', 'fpn_modules.')
     return 'pyramid' if name.startswith(theirs) else part_of(name)
-
-
-def _module_grid(module: nn.Module | None, embedding: Tensor) -> tuple[int, int]:
-    grid = getattr(module, 'grid', None)
-    if grid is not None:
-        return tuple(grid)
-    side = round(embedding.shape[1] ** 0.5)
-    return side, side
 
 
 def _check_finite(chosen: list[tuple[nn.Module, dict[str, Tensor]]], report: LoadReport) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint import metadata
+from torch.distributed.checkpoint import CheckpointException, metadata
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 INDEX = '.metadata'
+META = 'meta.pth'  # what is no tensor
 METADATA = 'torch.distributed.checkpoint.metadata'  # data classes and enumerations only
 _NAMES = {
     ('torch.distributed.checkpoint.filesystem', '_StorageInfo'),
@@ -29,6 +30,10 @@ _NAMES = {
 }
 
 
+class _RefusedError(pickle.UnpicklingError):
+    """The index names what no index is made of."""
+
+
 class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         dtype = module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype)
@@ -36,7 +41,7 @@ class _IndexUnpickler(pickle.Unpickler):
         data = isinstance(own, type) and own.__module__ == METADATA
         if dtype or data or (module, name) in _NAMES:
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f'{module}.{name}')
+        raise _RefusedError(f'{module}.{name}')
 
 
 class _Reader(dcp.FileSystemReader):
@@ -52,7 +57,7 @@ def read_index(folder: str | Path) -> Metadata:
         folder: The checkpoint.
 
     Returns:
-        Names, shapes and places of what it holds.
+        Names, shapes and positions of what it holds.
 
     Raises:
         FileNotFoundError: If it has no index: it is no such folder, or was not written to its end.
@@ -64,10 +69,19 @@ def read_index(folder: str | Path) -> Metadata:
     try:
         with path.open('rb') as file:
             index = _IndexUnpickler(file).load()
-    except Exception as error:
+    except _RefusedError as error:
         said = f'{path} is not read, since an index holds no {error}'
         raise ValueError(f'{said}; only use files that you trust') from error
-    other = [name for name, what in index.state_dict_metadata.items() if not isinstance(what, TensorStorageMetadata)]
+    except Exception as error:
+        said = str(error).partition('\n')[0] or type(error).__name__
+        raise ValueError(
+            f'{path} cannot be read as the index of a checkpoint in shards: it is cut off, damaged or of another kind'
+            f' ({said})'
+        ) from error
+    found = getattr(index, 'state_dict_metadata', None)
+    if found is None:
+        raise ValueError(f'{path} is no index of a checkpoint in shards: it holds a {type(index).__name__}')
+    other = [name for name, what in found.items() if not isinstance(what, TensorStorageMetadata)]
     if other:
         raise ValueError(f'{folder} holds more than tensors ({", ".join(other[:3])}), which is not read')
     return index
@@ -80,8 +94,19 @@ def load_sharded(state: Mapping[str, Any], folder: str | Path, *, alone: bool = 
         state: Tensors by name, in dicts; filled in place.
         folder: The checkpoint.
         alone: This process reads without the others of its group.
+
+    Raises:
+        FileNotFoundError: If the folder has no index.
+        ValueError: If a tensor is not in it or of another shape, or a part of it is missing or damaged.
     """
-    dcp.load(dict(state), storage_reader=_Reader(folder), no_dist=alone)
+    try:
+        dcp.load(dict(state), storage_reader=_Reader(folder), no_dist=alone)
+    except CheckpointException as failure:
+        error = next(iter(failure.failures.values()))[0]
+        said = str(error).partition('\n')[0] or type(error).__name__
+        raise ValueError(
+            f'{folder} cannot be read: a part is missing, cut off or damaged, or does not fit ({said})'
+        ) from failure
 
 
 def read_sharded(folder: str | Path) -> dict[str, Tensor]:

@@ -11,10 +11,20 @@ from torch import Tensor
 
 from mmitpn.checkpoint.names import FAST, ITPN
 
+# Blocks at strides 4, 8, 16 and channels at stride 16 -> name of the arch. The modules' own table is that of the
+# backbones (``archs.ARCHS``), which this package does not import.
+PUBLISHED = {
+    (1, 1, 4, 192): 'nano',
+    (1, 1, 12, 384): 'tiny',
+    (2, 2, 20, 384): 'small',
+    (3, 3, 24, 512): 'base',
+    (2, 2, 40, 768): 'large',
+}
+
 
 @dataclass(frozen=True)
 class Arch:
-    """Size of a backbone as its weights tell it; ``name`` is the published one, if it is one."""
+    """Size of a backbone as its weights tell it; ``name`` is that of ``PUBLISHED``, if it is there."""
 
     depths: tuple[int, int, int]
     embed_dim: int
@@ -75,7 +85,7 @@ def arch_of(body: Mapping[str, Tensor]) -> Arch | None:
         # Counted up to the last block, so that a block missing from the file is missed and does not shift the others.
         depths = (first, second - first - 1, max(blocks) - second)
         embed_dim = body[f'blocks.{second}.reduction.weight'].shape[0]
-    return Arch(depths, embed_dim, _published(depths, embed_dim))
+    return Arch(depths, embed_dim, PUBLISHED.get((*depths, embed_dim)))
 
 
 def pyramid_of(body: Mapping[str, Tensor]) -> Pyramid | None:
@@ -110,13 +120,6 @@ def relative_of(body: Mapping[str, Tensor]) -> tuple[str | None, int]:
             side = len(value) if kind == 'decomposed' else isqrt(len(value))
             return kind, (side + 1) // 2
     return None, 0
-
-
-def _published(depths: tuple[int, int, int], embed_dim: int) -> str | None:
-    from mmitpn.models.backbones.archs import ARCHS  # the models import this package
-
-    sizes = ((name, (tuple(arch['depths']), arch['embed_dim'])) for name, arch in ARCHS.items())
-    return next((name for name, size in sizes if size == (tuple(depths), embed_dim)), None)
 
 
 def _indices(body: Iterable[str], stage: str) -> set[int]:

@@ -1,4 +1,4 @@
-"""Checks of the data that a config names: what is where, and how many pictures."""
+"""Checks of the data that a config names: what is where, and how many images."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 from .found import Diagnosis, one_line, try_import
 from .mend import ROOT
 
-PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
 def check_data(found: Diagnosis, config: str, options: Sequence[str]) -> None:
-    """Look for the data that a config trains and validates on, then run the checks that come before a training.
+    """Look for the data that a config trains, validates and tests on, then run the checks that tools run before them.
 
     Args:
         found: Gets a row for each path, and a problem for each that is missing or does not fit.
@@ -31,45 +31,60 @@ def check_data(found: Diagnosis, config: str, options: Sequence[str]) -> None:
     if try_import('mmengine') is not None or try_import('mmitpn.datasets.check.config') is not None:
         found.row('data', None, f'not looked at: {config} cannot be read before the problems below are mended')
         return
-    from mmitpn.datasets.check import check_config
+    from mmitpn.datasets.check.config import SPLITS
     from mmitpn.datasets.check.data_sets import find_data_sets
 
     cfg = read(config, options)
-    seen: set[Path] = set()
-    missing: dict[str, list[str]] = {}
     try:
-        data_sets = find_data_sets(cfg, ('train', 'val'))
+        data_sets = find_data_sets(cfg, SPLITS)
     except (ValueError, TypeError) as error:
         found.problem(str(error), _look_closer(config, options))
         return
+    splits: dict[Path, list[str]] = {}  # of which a path is, in the order of the config
+    missing: dict[str, list[Path]] = {}
     for data_set in data_sets:
         if not data_set.is_local:
             found.row(f'{data_set.split} data', 'remote', f'{data_set.cfg.get("data_root")} is not looked at')
             continue
         for path in _paths(data_set):
-            if path in seen:
+            known = path in splits
+            splits.setdefault(path, []).append(data_set.split)
+            if known:
                 continue
-            seen.add(path)
             there = path.exists()
             found.row(f'{data_set.split} data', _contents(path) if there else 'missing', str(path))
             if not there:
-                missing.setdefault(_mend(path, data_set.cfg.get('data_root')), []).append(str(path))
+                missing.setdefault(_mend(path, data_set.cfg.get('data_root')), []).append(path)
     for mend, paths in missing.items():
-        found.problem(f'{config} needs {", ".join(paths)}: not there', mend)
+        wanting = [split for split in SPLITS if any(split in splits[path] for path in paths)]
+        found.problem(f'{config} needs {", ".join(map(str, paths))} ({", ".join(wanting)} data): not there', mend)
     if not data_sets:
-        found.row('data', None, f'{config} names no data set')
+        found.row('data', None, f'{config} names no dataset')
+    wanting = {split for paths in missing.values() for path in paths for split in splits[path]}
+    error = _check(cfg, SPLITS)
+    if wanting and isinstance(error, FileNotFoundError):  # named above; what else there is may not fit either
+        error = _check(cfg, [split for split in SPLITS if split not in wanting])
+    if error is not None:
+        found.problem(one_line(error).partition(': ')[2], _look_closer(config, options))
+
+
+def _check(cfg: Any, splits: Sequence[str]) -> Exception | None:
+    """What is wrong with a config's data; None where nothing is."""
+    from mmitpn.datasets.check import check_config
+
     try:
-        check_config(cfg)
+        check_config(cfg, splits=splits)
     except (ValueError, TypeError, OSError) as error:
-        # Missing paths were named above; this stops at the first.
-        if not (missing and isinstance(error, FileNotFoundError)):
-            found.problem(one_line(error).partition(': ')[2], _look_closer(config, options))
+        return error
+    return None
 
 
 def read(config: str, options: Sequence[str]) -> Any:
     """Read a config with overrides, as the tools do."""
-    from mmengine.config import Config, DictAction
+    from mmengine.config import Config
 
+    from mmitpn.engine.cfg_options import merge_options
+    from mmitpn.engine.dict_action import DictAction
     from mmitpn.engine.host_configs import register_host_configs, resolve_config
 
     register_host_configs()
@@ -77,30 +92,25 @@ def read(config: str, options: Sequence[str]) -> Any:
     if options:
         parser = argparse.ArgumentParser(add_help=False)
         parser.add_argument('--cfg-options', nargs='+', action=DictAction)
-        cfg.merge_from_dict(parser.parse_args(['--cfg-options', *options]).cfg_options)
+        merge_options(cfg, parser.parse_args(['--cfg-options', *options]).cfg_options)
     return cfg
 
 
 def _paths(data_set: Any) -> list[Path]:
-    """Annotation files and folders that a data set names."""
-    ann_file = data_set.cfg.get('ann_file') or ()
+    """The annotation file and the folders that a dataset names."""
     root = data_set.cfg.get('data_root')
-    names = [ann_file] if isinstance(ann_file, str) else list(ann_file)
-    names += [
-        prefix
-        for prefix in (data_set.cfg.get('data_prefix') or {}).values()
-        if isinstance(prefix, str) and (root or prefix)
-    ]
+    names = [data_set.ann_file] if data_set.ann_file else []
+    names += [prefix for prefix in data_set.prefixes.values() if root or prefix]
     names = names or ([''] if root else [])
     return [data_set.path(name) for name in names if '://' not in name]
 
 
 def _contents(path: Path) -> str:
-    """What is at a path: the size of a file, or how many pictures a folder holds, at any depth."""
+    """What is at a path: the size of a file, or how many images a folder holds, at any depth."""
     if path.is_file():
         return f'found, {path.stat().st_size / 1e6:.1f} MB'
-    count = sum(name.lower().endswith(PICTURES) for _, _, names in os.walk(path, followlinks=True) for name in names)
-    return f'found, {count} pictures'
+    count = sum(name.lower().endswith(IMAGES) for _, _, names in os.walk(path, followlinks=True) for name in names)
+    return f'found, {count} images'
 
 
 def _mend(path: Path, root: str | None) -> str:
@@ -110,7 +120,7 @@ def _mend(path: Path, root: str | None) -> str:
         return shlex.join(
             [sys.executable, str(make), '--out', str(Path(*path.parts[: path.parts.index('shapes') + 1]))]
         )
-    # The highest folder that is not there, but not above data_root: what is linked is the data set, or a part of it.
+    # The highest folder that is not there, but not above data_root: what is linked is the dataset, or a part of it.
     place = path
     while place.parent != place and not place.parent.exists() and place != Path(root or path):
         place = place.parent

@@ -10,12 +10,14 @@ from mmitpn.engine.fsdp import FSDPStrategy
 from mmitpn.engine.host_configs import resolve_config
 from mmitpn.engine.invalid_loss_hook import StopOnInvalidLossHook
 from mmitpn.engine.layer_decay import LayerDecayOptimWrapperConstructor
+from mmitpn.engine.resume_hook import CheckResumeHook
 from mmitpn.engine.seed_hook import SeedStepHook
 from mmitpn.engine.signal_hook import StopOnSignalHook, TrainingStopped, outlast_stop_signal
 
 __all__ = [
     'AtomicCheckpointHook',
     'BFloat16OptimWrapper',
+    'CheckResumeHook',
     'ExportPretrainedHook',
     'FSDPStrategy',
     'LayerDecayOptimWrapperConstructor',

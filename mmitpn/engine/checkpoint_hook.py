@@ -129,7 +129,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
 
 def is_whole(path: str | Path) -> bool:
-    """Tell whether a checkpoint is complete, from its checksums; of a folder of shards, whether its index is there.
+    """Whether a checkpoint is one and complete, by its checksums; of a folder of shards, whether its index is there.
 
     Args:
         path: File of torch, or folder of ``torch.distributed.checkpoint``, whose index is written last.
@@ -139,7 +139,8 @@ def is_whole(path: str | Path) -> bool:
         return (path / '.metadata').is_file()
     try:
         with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
+            inside = {name.rpartition('/')[2] for name in file.namelist()}
+            return 'data.pkl' in inside and 'constants.pkl' not in inside and file.testzip() is None
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError):
         return False
 

@@ -10,14 +10,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.config.utils import ConfigParsingError
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmitpn.engine.environment import setup_distributed, setup_environment
+from mmitpn.engine.cfg_options import merge_options
+from mmitpn.engine.dict_action import DictAction
+from mmitpn.engine.environment import keep_readable, setup_distributed, setup_environment
 from mmitpn.engine.host_configs import resolve_config
+from mmitpn.engine.resume_hook import CheckResumeHook
 from mmitpn.engine.signal_hook import TrainingStopped
 
 # What a mistake in a config, a path or an option raises, in this project and (KeyError, AssertionError) in the hosts.
@@ -48,7 +51,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         action=DictAction,
         metavar='KEY=VALUE',
-        help='override settings of the config: a.b.c=1 d="[1,2]"; no spaces inside a value',
+        help='override settings of the config: a.b.c=1 d="[1,2]"; names with spaces: d="(\'traffic light\',)"',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -68,8 +71,7 @@ def read_config(args: argparse.Namespace) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     path = resolve_config(args.config)
     cfg = Config.fromfile(path)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
@@ -79,7 +81,7 @@ def read_config(args: argparse.Namespace) -> Config:
 
 
 def build_runner(cfg: Config) -> tuple[Runner, FirstStepHook]:
-    """Build the runner of a config.
+    """Build the runner of a config, which checks what it resumes from (:class:`CheckResumeHook`).
 
     Args:
         cfg: Whole config; its ``runner_type`` names another class than mmengine's ``Runner``.
@@ -87,7 +89,9 @@ def build_runner(cfg: Config) -> tuple[Runner, FirstStepHook]:
     Returns:
         The runner, and a hook whose ``done`` says that the first step is over.
     """
+    keep_readable(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(CheckResumeHook())
     first_step = FirstStepHook()
     runner.register_hook(first_step)
     return runner, first_step
@@ -122,6 +126,11 @@ def run_command(command: Callable[[argparse.Namespace, list[FirstStepHook]], Non
             )
             return 3
         said = ' '.join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+        if isinstance(error, FileNotFoundError) and error.filename is not None:  # the system's own has no sentence
+            said = (
+                f'{error.filename} is not there (seen from {Path.cwd()}); the config or a file that it reads names it:'
+                ' correct the setting (data_root, ann_file, data_prefix ...), or put it there'
+            )
         name = '' if isinstance(error, (ValueError, FileNotFoundError)) else f'{type(error).__name__}: '
         sys.stderr.write(f'error: {name}{said or type(error).__name__} (--debug shows where)\n')
         return 2

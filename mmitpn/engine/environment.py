@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
+from mmengine.config.lazy import LazyObject
 from mmengine.device import get_device
-from mmengine.hooks import CheckpointHook
 
 from mmitpn.allocator import keep_freed_memory
 from mmitpn.checkpoint.safe_globals import register_safe_globals
+from mmitpn.config_types import is_type, type_scope
 from mmitpn.engine.atomic import register_atomic_backend
+from mmitpn.engine.checkpoint_loader import register_reader
 from mmitpn.engine.host_configs import register_host_configs
 from mmitpn.engine.rendezvous import read_slurm, use_gloo_interface
 
@@ -20,13 +24,15 @@ from mmitpn.engine.rendezvous import read_slurm, use_gloo_interface
 def setup_environment() -> None:
     """Prepare this process for any config, of this project or of a host; call it before a config is read.
 
-    Training checkpoints become readable under torch's ``weights_only``, checkpoints are written whole or not at all,
-    and ``mmdet::`` and ``mmseg::`` name configs on both stacks. Where there is no accelerator, freed memory is kept
-    (:func:`keep_freed_memory`). Calling it again changes nothing.
+    Training checkpoints become readable under torch's ``weights_only``, mmengine reads checkpoints by our reader
+    (:func:`register_reader`) and writes them whole or not at all, and ``mmdet::`` and ``mmseg::`` name configs on both
+    stacks. Where there is no accelerator, freed memory is kept (:func:`keep_freed_memory`). Calling it again changes
+    nothing.
     """
     if get_device() == 'cpu':
         keep_freed_memory()
     register_safe_globals()
+    register_reader()
     register_atomic_backend()
     register_host_configs()
 
@@ -43,8 +49,33 @@ def use_atomic_checkpoints(cfg: Config) -> None:
     if 'checkpoint' not in hooks:
         hooks['checkpoint'] = {'type': 'CheckpointHook', 'interval': 1}  # mmengine's own default
     for hook in [hooks['checkpoint'], *(cfg.get('custom_hooks') or [])]:
-        if isinstance(hook, dict) and hook.get('type') in ('CheckpointHook', 'mmengine.CheckpointHook', CheckpointHook):
+        if isinstance(hook, dict) and is_type(hook, 'CheckpointHook') and type_scope(hook) in ('', 'mmengine'):
             hook['type'] = 'mmitpn.AtomicCheckpointHook'
+
+
+def keep_readable(cfg: Config) -> None:
+    """Put classes and functions in a config back to the imports they came from, by which mmengine writes them.
+
+    A pure Python config keeps an import as it is until it is looked at. What was taken out and put back is a class,
+    which mmengine writes into the work dir and into checkpoints as a name that no config can read.
+
+    Args:
+        cfg: The config; changed in place. What is built from it stays the same.
+    """
+    _keep_readable(cfg._cfg_dict)
+
+
+def _keep_readable(node: Any) -> None:
+    if isinstance(node, ConfigDict):
+        for key, value in dict.items(node):
+            if isinstance(value, type) or inspect.isroutine(value):
+                if '.' not in value.__qualname__ and value.__module__ != 'builtins':
+                    dict.__setitem__(node, key, LazyObject(value.__module__, value.__name__))
+            else:
+                _keep_readable(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            _keep_readable(value)
 
 
 def setup_distributed(cfg: Config, launcher: str) -> None:

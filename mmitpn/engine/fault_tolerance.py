@@ -7,20 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
-from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.logging import print_log
-from mmengine.runner import EpochBasedTrainLoop
 
+from mmitpn.config_types import is_type, type_name, type_scope
+from mmitpn.engine.checkpoint_loader import read_state
 from mmitpn.engine.environment import use_atomic_checkpoints
 
-HOOKS = ('mmitpn.SeedStepHook', 'mmitpn.StopOnInvalidLossHook', 'mmitpn.StopOnSignalHook')
-SAMPLERS = {
-    DefaultSampler: 'mmitpn.SeededSampler',
-    InfiniteSampler: 'mmitpn.SeededInfiniteSampler',
-}
-OURS = ('mmitpn.SeededSampler', 'mmitpn.SeededInfiniteSampler')
+HOOKS = ('SeedStepHook', 'StopOnInvalidLossHook', 'StopOnSignalHook')  # of mmitpn
+SAMPLERS = {'DefaultSampler': 'SeededSampler', 'InfiniteSampler': 'SeededInfiniteSampler'}  # mmengine's, and ours
 
 
 def use_fault_tolerance(cfg: Config) -> None:
@@ -36,8 +31,11 @@ def use_fault_tolerance(cfg: Config) -> None:
     """
     use_atomic_checkpoints(cfg)
     hooks = list(cfg.get('custom_hooks') or [])
-    there = {str(hook.get('type')) for hook in hooks if isinstance(hook, Mapping)}
-    cfg.custom_hooks = [{'type': name} for name in HOOKS if name not in there] + hooks
+    cfg.custom_hooks = [
+        {'type': f'mmitpn.{name}'}
+        for name in HOOKS
+        if not any(is_type(hook, f'mmitpn.{name}') for hook in hooks if isinstance(hook, Mapping))
+    ] + hooks
     loader = cfg.get('train_dataloader')
     if isinstance(loader, Mapping) and isinstance(loader.get('dataset'), Mapping):
         _make_samples_exact(cfg, loader)
@@ -45,17 +43,17 @@ def use_fault_tolerance(cfg: Config) -> None:
 
 def _make_samples_exact(cfg: Config, loader: Any) -> None:
     sampler = loader.get('sampler') or {}
-    ours = next((ours for theirs, ours in SAMPLERS.items() if _is(sampler.get('type'), theirs)), None)
+    ours = next((ours for theirs, ours in SAMPLERS.items() if _is(sampler, theirs)), None)
     if ours is not None:
-        sampler['type'] = ours
-    elif sampler.get('type') not in OURS:
+        sampler['type'] = f'mmitpn.{ours}'
+    elif not is_type(sampler, *(f'mmitpn.{name}' for name in SAMPLERS.values())):
         print_log(
-            f'the sampler is {sampler.get("type")!r}: a resumed run sees other samples than an undisturbed one would;'
+            f'the sampler is {type_name(sampler)!r}: a resumed run sees other samples than an undisturbed one would;'
             ' DefaultSampler and InfiniteSampler of mmengine are made exact',
             'current',
             logging.WARNING,
         )
-    if loader.dataset.get('type') != 'mmitpn.SeededDataset':
+    if not is_type(loader.dataset, 'mmitpn.SeededDataset'):
         broken = cfg.get('max_broken_samples', 0)
         loader['dataset'] = {'type': 'mmitpn.SeededDataset', 'dataset': loader['dataset'], 'max_broken': broken}
     if loader.get('num_workers', 0):
@@ -65,9 +63,9 @@ def _make_samples_exact(cfg: Config, loader: Any) -> None:
 
 def _go_on_within_epochs(cfg: Config, loader: Any) -> None:
     loop = cfg.get('train_cfg') or {}
-    by_epoch = loop.get('by_epoch', True) if 'type' not in loop else _is(loop['type'], EpochBasedTrainLoop)
+    by_epoch = loop.get('by_epoch', True) if 'type' not in loop else _is(loop, 'EpochBasedTrainLoop')
     batches = loader.get('batch_sampler')
-    if not by_epoch or (batches or {}).get('type') == 'mmitpn.SkippingBatchSampler' or 'batch_size' not in loader:
+    if not by_epoch or is_type(batches or {}, 'mmitpn.SkippingBatchSampler') or 'batch_size' not in loader:
         return
     loop.pop('by_epoch', None)
     loop['type'] = 'mmitpn.ResumableEpochLoop'
@@ -75,9 +73,9 @@ def _go_on_within_epochs(cfg: Config, loader: Any) -> None:
     loader['batch_sampler'] = {'type': 'mmitpn.SkippingBatchSampler', 'batches': batches, **drop}
 
 
-def _is(kind: Any, cls: type) -> bool:
-    """Whether a config's ``type`` names a class of mmengine."""
-    return kind in (cls, cls.__name__, f'mmengine.{cls.__name__}')
+def _is(cfg: Mapping[str, Any], name: str) -> bool:
+    """Whether the ``type`` of a part of a config is a class of mmengine, and not another's of the same name."""
+    return is_type(cfg, name) and type_scope(cfg) in ('', 'mmengine')
 
 
 def seed_of(checkpoint: str | Path) -> int | None:
@@ -87,12 +85,11 @@ def seed_of(checkpoint: str | Path) -> int | None:
 
     Args:
         checkpoint: File, or folder of shards.
+
+    Raises:
+        ValueError: If it cannot be read.
     """
-    path = Path(checkpoint)
-    if path.is_dir():
-        path = path / 'meta.pth'
-    if not path.is_file():
+    if not Path(checkpoint).exists():
         return None
-    meta = torch.load(path, map_location='cpu', mmap=True, weights_only=True)
-    meta = meta.get('meta', meta) if isinstance(meta, Mapping) else {}
-    return meta.get('seed')
+    content = read_state(checkpoint)
+    return content.get('meta', content).get('seed')

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine._strategy import DDPStrategy
 from mmengine.device import get_device
 from mmengine.dist import get_world_size, is_main_process
+from mmengine.logging import print_log
 from mmengine.runner.checkpoint import save_checkpoint
 from torch import Tensor, nn
 from torch.distributed import barrier, broadcast, is_initialized
@@ -24,7 +25,10 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from mmitpn.checkpoint.sharded import load_sharded
+from mmitpn.checkpoint.explain import some
+from mmitpn.checkpoint.sharded import META, load_sharded, read_index
+from mmitpn.engine.checkpoint_loader import load_from_local, require_state
+from mmitpn.engine.fit import Misfit, refuse_to_resume
 from mmitpn.registry import STRATEGIES
 
 # Ends of the names of classes whose weights are brought together, used and let go as one: blocks of the backbone and of
@@ -32,7 +36,6 @@ from mmitpn.registry import STRATEGIES
 # the whole model.
 UNITS = ('TransformerBlock', 'PointwiseBlock', 'EncoderLayer', 'DecoderLayer')
 CHECKPOINTS = ('full', 'sharded')
-META = 'meta.pth'
 
 
 def is_unit(module: nn.Module) -> bool:
@@ -62,6 +65,7 @@ class FSDPStrategy(DDPStrategy):
             raise ValueError(f'checkpoints is {checkpoints!r}; allowed: {", ".join(map(repr, CHECKPOINTS))}')
         super().__init__(**kwargs)
         self._sharded, self._reshard = checkpoints == 'sharded', reshard_after_forward
+        self._resumes = False
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         if not is_initialized():
@@ -156,13 +160,32 @@ class FSDPStrategy(DDPStrategy):
             save_checkpoint(checkpoint, str(Path(filename, META)))
         dcp.save(tensors, checkpoint_id=filename)  # its index comes last
 
+    def resume(self, filename: str, **options: Any) -> dict[str, Any]:
+        """Load weights and the state of the training run.
+
+        Args:
+            filename: A file, or a folder of shards.
+            options: As in mmengine.
+
+        Returns:
+            What else is in it.
+
+        Raises:
+            ValueError: If the weights or the optimizer's state are of another model.
+        """
+        self._resumes = True
+        try:
+            return super().resume(filename, **options)
+        finally:
+            self._resumes = False
+
     def load_checkpoint(
         self, filename: str, *, map_location: Any = 'cpu', callback: Callable[[dict], None] | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Load the weights of a file or a folder of shards.
 
         Args:
-            filename: Either.
+            filename: Either. Of a folder only the weights that fit are taken, unless the run is resumed.
             map_location: Not used for folders.
             callback: Changes what was read.
             kwargs: As in mmengine, for files.
@@ -173,12 +196,25 @@ class FSDPStrategy(DDPStrategy):
         if not Path(filename).is_dir():
             return super().load_checkpoint(filename, map_location='cpu', callback=callback, **kwargs)
         del map_location
-        checkpoint = torch.load(Path(filename, META), map_location='cpu', weights_only=True)
+        sizes = {name: tuple(what.size) for name, what in read_index(filename).state_dict_metadata.items()}
+        checkpoint = load_from_local(str(Path(filename, META)))
         parts = StateDictOptions()
         tensors = {'model': get_model_state_dict(self.model, options=parts)}
-        if 'optimizer' in checkpoint and hasattr(self, 'optim_wrapper'):
-            own = get_optimizer_state_dict(self.model, self.optim_wrapper.optimizer, options=parts)
-            tensors['optimizer'] = own['state']
+        if self._resumes:
+            require_state(checkpoint, filename)
+            if 'optimizer' in checkpoint and hasattr(self, 'optim_wrapper'):
+                own = get_optimizer_state_dict(self.model, self.optim_wrapper.optimizer, options=parts)
+                tensors['optimizer'] = own['state']
+            refuse_to_resume(filename, _misfits(tensors['model'], sizes, 'model'), len(tensors['model']))
+            states = _misfits(tensors.get('optimizer', {}), sizes, 'optimizer')
+            refuse_to_resume(filename, states, len(sizes), optimizer=True)
+        else:
+            left = _misfits(tensors['model'], sizes, 'model')
+            for misfit in left:
+                del tensors['model'][misfit.name]
+            if left:
+                names = some([str(misfit) for misfit in left])
+                print_log(f'{filename}: {len(left)} weights are not loaded: {names}', 'current', logging.WARNING)
         load_sharded(tensors, filename)
         if callback is not None:
             callback({**checkpoint, 'state_dict': tensors['model']})
@@ -186,6 +222,19 @@ class FSDPStrategy(DDPStrategy):
         if 'optimizer' in tensors:
             checkpoint['optimizer']['state'] = tensors['optimizer']
         return checkpoint
+
+
+def _misfits(tensors: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]], where: str) -> list[Misfit]:
+    """The tensors in dicts that are not in a folder of shards, or have another shape there."""
+    found = []
+    for name, value in tensors.items():
+        if isinstance(value, Mapping):
+            found += [
+                Misfit(f'{name}.{one.name}', one.stored, one.own) for one in _misfits(value, sizes, f'{where}.{name}')
+            ]
+        elif isinstance(value, Tensor) and sizes.get(f'{where}.{name}') != tuple(value.shape):
+            found.append(Misfit(name, sizes.get(f'{where}.{name}'), tuple(value.shape)))
+    return found
 
 
 def _has_parts(state: Any) -> bool:

@@ -10,9 +10,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from torch import nn
 
-from mmitpn.checkpoint import identify, load_pretrained, read_checkpoint
+from mmitpn.checkpoint import PretrainedModule, identify, load_pretrained, read_checkpoint
 from mmitpn.checkpoint.layouts import AUTHORS
 from mmitpn.checkpoint.mask_dino import is_mask_dino, load_mask_dino
+from mmitpn.config_types import type_name, type_scope
 
 PARTS = ('backbone', 'neck')
 
@@ -20,11 +21,15 @@ PARTS = ('backbone', 'neck')
 def _ours(cfg: Config) -> dict[str, ConfigDict]:
     """The backbone and neck of a config that are this project's."""
     parts = {name: cfg.model.get(name) for name in PARTS}
-    return {
-        name: part
-        for name, part in parts.items()
-        if isinstance(part, dict) and str(part.get('type', '')).startswith('mmitpn.')
-    }
+    return {name: part for name, part in parts.items() if isinstance(part, dict) and _is_ours(part, cfg)}
+
+
+def _is_ours(part: ConfigDict, cfg: Config) -> bool:
+    """Whether a part of a model is of this project, or of a class that a config derives from one of it."""
+    kind = part.get('type')
+    if isinstance(kind, type):
+        return issubclass(kind, PretrainedModule)
+    return (type_scope(kind) or cfg.get('default_scope')) == 'mmitpn'
 
 
 def use_pretrained(cfg: Config, checkpoint: str) -> None:
@@ -39,7 +44,7 @@ def use_pretrained(cfg: Config, checkpoint: str) -> None:
     """
     parts = _ours(cfg)
     if not parts:
-        types = [cfg.model.get(name, {}).get('type') if cfg.model.get(name) else None for name in PARTS]
+        types = [type_name(cfg.model[name]) if cfg.model.get(name) else None for name in PARTS]
         raise ValueError(
             f'--pretrained {checkpoint}: backbone and neck of the config are {types}; one of them must be of mmitpn'
             " (see README.md, 'Swap a backbone'), or set their own init_cfg"

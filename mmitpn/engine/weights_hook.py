@@ -5,6 +5,8 @@ from __future__ import annotations
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmitpn.checkpoint.explain import some
+from mmitpn.engine.fit import compare_weights
 from mmitpn.registry import HOOKS
 
 
@@ -12,7 +14,7 @@ from mmitpn.registry import HOOKS
 class WholeWeightsHook(Hook):
     """Refuses a checkpoint that lacks parameters of the model, or has them in another shape.
 
-    Half a model is evaluated without an error otherwise, and its figures look like those of a bad training.
+    Half a model is evaluated without an error otherwise, and its figures look like those of a bad training run.
     """
 
     priority = 'LOWEST'
@@ -27,20 +29,9 @@ class WholeWeightsHook(Hook):
         Raises:
             ValueError: If a parameter is missing or has another shape; names the first three.
         """
-        stored = {
-            name.removeprefix('module.'): value for name, value in checkpoint.get('state_dict', checkpoint).items()
-        }
-        wrong = []
-        total = 0
-        for full_name, param in runner.model.named_parameters():
-            name = full_name.removeprefix('module.')  # of a distributed wrapper or of test-time augmentation
-            total += 1
-            if name not in stored:
-                wrong.append(f'{name} missing')
-            elif tuple(stored[name].shape) != tuple(param.shape):
-                wrong.append(f'{name} {tuple(stored[name].shape)} instead of {tuple(param.shape)}')
+        wrong, total = compare_weights(runner.model, checkpoint, resizable=True)
         if wrong:
             raise ValueError(
-                f'the checkpoint does not fit the config: {len(wrong)} of {total} parameters ({", ".join(wrong[:3])});'
-                ' give the config that it was trained with'
+                f'the checkpoint does not fit the config: {len(wrong)} of {total} parameters'
+                f' ({some([str(misfit) for misfit in wrong])}); give the config that it was trained with'
             )

@@ -43,7 +43,7 @@ def observe_maps(model: Mapping[str, Any]) -> list[Map]:
         ValueError: If they cannot be run, or give something else than a sequence of maps.
     """
     # Some transformers take no other size than the one they were built for.
-    size = model['backbone'].get('img_size', SIDE)
+    size = model['backbone'].get('img_size') or SIDE
     side = size if isinstance(size, int) else size[0]
     necks = model.get('neck') or []
     parts = [model['backbone'], *(necks if isinstance(necks, Sequence) else [necks])]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmitpn.config_types import type_name
 from mmitpn.models.backbones.archs import resolve_arch
 from mmitpn.models.necks.itpn_pyramid import MAX_LEVELS, STARTS
 
@@ -185,7 +186,7 @@ def _optimizer(cfg: Mapping[str, Any], arch: str) -> dict[str, Any]:
     """AdamW with layer decay; the learning rate is the config's own if it used AdamW, else 1e-4."""
     wrapper = cfg.get('optim_wrapper')
     optimizer = wrapper.get('optimizer', {}) if isinstance(wrapper, Mapping) else {}
-    rate = optimizer.get('lr', 1e-4) if str(optimizer.get('type')).startswith('Adam') else 1e-4
+    rate = optimizer.get('lr', 1e-4) if type_name(optimizer).startswith('Adam') else 1e-4
     settings: dict[str, Any] = {
         'optimizer': {'_delete_': True, 'type': 'AdamW', 'lr': rate, 'weight_decay': 0.05},
         'constructor': 'mmitpn.LayerDecayOptimWrapperConstructor',

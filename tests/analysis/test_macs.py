@@ -9,7 +9,7 @@ from torch import nn
 
 from mmitpn import FastITPN
 from mmitpn.analysis.macs import SAMPLING_OPS, count_macs
-from mmitpn.models.transformer.cpu_sampling import sample_on_cpu
+from mmitpn.ops.deformable_attention import sample_on_cpu
 
 
 def test_equals_the_formula() -> None:

@@ -95,22 +95,33 @@ def test_a_config_without_optimiser_is_refused() -> None:
 # --- what adds up --------------------------------------------------------------------------------------------------
 
 
-def test_the_rows_add_up_to_the_fullest_moment() -> None:
-    facts = facts_of(nn.Linear(10, 10), fused=True)  # parameters 440, gradients 440
-    early, late = made_trace(held=900, forward=910, backward=(930, 500, 0)), made_trace(backward=(105, 40, 300))
-    small = made_trace(held=3, forward=3, backward=(3, 3, 3))
-    fixed = 440 + facts.states
-    assert plan(facts, early).total == fixed + 930 + 0  # no gradient is ready before the first
-    assert plan(facts, late).total == fixed + 300 + 440
-    assert plan(facts, small).total == fixed + 5 + 440  # the optimiser's step
-    for trace in (early, late, small):
-        for gpus in (1, 8):
-            for sharded in (False, True):
-                budget = plan(facts, trace, gpus=gpus, sharded=sharded, overhead=7)
-                rows = (budget.parameters, budget.gradients, budget.states, budget.exchange, budget.activations)
-                rows += (budget.temporaries, budget.not_at_once, budget.overhead)
-                assert sum(rows) == budget.total
-                assert budget.not_at_once <= 0 <= budget.temporaries
+EARLY = {'held': 900, 'forward': 910, 'backward': (930, 500, 0)}  # before there is any gradient
+LATE = {'backward': (105, 40, 300)}  # when there are all of them
+SMALL = {'held': 3, 'forward': 3, 'backward': (3, 3, 3)}  # the optimizer's step, which needs the 5 that are left
+
+
+@pytest.mark.parametrize(
+    ('trace', 'how', 'moment', 'rows'),
+    [
+        # parameters, gradients, exchange, activations, temporaries, not at the same time
+        (EARLY, {}, 'backward', (440, 440, 0, 900, 30, -440)),
+        (LATE, {}, 'backward', (440, 440, 0, 100, 200, 0)),
+        (SMALL, {}, 'optimiser', (440, 440, 0, 3, 5, -3)),
+        (EARLY, {'gpus': 8}, 'backward', (440, 440, 440, 900, 30, -440)),
+        (LATE, {'gpus': 8, 'sharded': True}, 'backward', (55, 55, 880, 100, 200, 0)),
+        (SMALL, {'gpus': 8, 'sharded': True}, 'optimiser', (55, 55, 880, 3, 5, -3)),
+    ],
+    ids=['early', 'late', 'small', 'early-ddp', 'late-fsdp', 'small-fsdp'],
+)
+def test_rows_of_the_fullest_moment(trace: dict, how: dict, moment: str, rows: tuple[int, ...]) -> None:
+    facts = facts_of(nn.Linear(10, 10), fused=True)  # 440 bytes of parameters
+    budget = plan(facts, made_trace(**trace), overhead=7, **how)
+    states = facts.states // 8 if how.get('sharded') else facts.states
+    assert budget.moment == moment
+    assert (budget.states, budget.overhead) == (states, 7)
+    found = (budget.parameters, budget.gradients, budget.exchange, budget.activations, budget.temporaries)
+    assert (*found, budget.not_at_once) == rows
+    assert budget.total == sum(rows) + states + 7
 
 
 def test_sharding_divides_and_gathers() -> None:

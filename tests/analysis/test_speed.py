@@ -25,7 +25,16 @@ def test_models_and_matrix_product_take_turns() -> None:
     assert order == ['a', 'b', 'gemm', 'a', 'b', 'gemm', 'a', 'b', 'gemm']
     assert [len(timing.seconds) for timing in timings] == [2, 2]
     assert len(gemm.by_round()) == 3
-    assert gemm.macs_per_second > 1e6
+    assert all(rate > 0 for rates in gemm.rates.values() for rate in rates)
+
+
+def test_a_rate_is_that_of_the_products_that_were_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    gemm = GemmPeak(CPU, torch.float32, sides=(8, 16))
+    run: list[tuple[int, int]] = []
+    monkeypatch.setattr(gemm, '_run', lambda side, times: run.append((side, times)) or times * side / 1000)
+    gemm.measure(0.32)  # a half each: 20 products of 8 ms, 10 of 16 ms
+    assert run == [(8, 1), (8, 20), (16, 1), (16, 10)]
+    assert gemm.rates == {8: [pytest.approx(8**3 / 0.008)], 16: [pytest.approx(16**3 / 0.016)]}
 
 
 def test_the_peak_is_the_fastest_side() -> None:
@@ -39,9 +48,17 @@ def test_the_peak_is_the_fastest_side() -> None:
 @pytest.mark.parametrize('train', [False, True])
 def test_every_part_runs(part: str, train: bool) -> None:
     model, step = build(Case(part, (40, 64), arch='nano', train=train, with_cp=train))
+    modules = {'backbone': {'FastITPN'}, 'pyramid': {'ITPNPyramid'}}
+    ran, learned = set(), set()
+    for module in model.modules():
+        module.register_forward_hook(lambda module, *_: ran.add(type(module).__name__))
+    for name, parameter in model.named_parameters():
+        parameter.register_hook(lambda _, name=name: learned.add(name))
     step()
+    assert ran & {'FastITPN', 'ITPNPyramid'} == set().union(*(modules[name] for name in part.split('+')))
+    assert learned == ({name for name, _ in model.named_parameters()} if train else set())
     assert model.training is train
-    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())  # a step leaves nothing behind
 
 
 def test_prediction_of_a_segmentor_slides(tmp_path: Path) -> None:
@@ -61,9 +78,16 @@ def test_prediction_of_a_segmentor_slides(tmp_path: Path) -> None:
     assert macs((64, 96), predict=True) == 2 * macs((64, 64), predict=False)
 
 
-def test_autocast_runs() -> None:
-    _, step = build(Case('backbone+pyramid', (32, 32), arch='nano', dtype='bf16', train=True))
+@pytest.mark.parametrize(('dtype', 'expected'), [('fp32', torch.float32), ('bf16', torch.bfloat16)])
+def test_layers_run_in_the_dtype_of_the_case(dtype: str, expected: torch.dtype) -> None:
+    model, step = build(Case('backbone+pyramid', (32, 32), arch='nano', dtype=dtype, train=True))
+    seen = set()
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            module.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
     step()
+    assert seen == {expected}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,10 @@ def test_a_sweep_is_measured_shown_and_drawn(tmp_path):
     console.print(sweep_table(rows))
     assert 'gathering+migration' in console.export_text()
     scores = {'box AP': {'global': {'0': 0.5, '1': 0.6}, 'gathering+migration': {'0': 0.5}, 'x': {'0': 1.0}}}
-    with Image.open(draw_trade_off(rows, scores, tmp_path / 'new' / 'sweep.png')) as png:
-        assert min(png.size) > 300
+    drawn = draw_trade_off(rows, scores, tmp_path / 'new' / 'sweep.png')
+    with Image.open(drawn) as png:
+        colors = {color: count for count, color in png.convert('RGB').getcolors(2**24)}
+    assert min(colors.get(color, 0) for color in ((0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E))) > 20  # one of each method
+    assert colors.get((0x2C, 0xA0, 0x2C), 0) == 0  # none of the one that was not measured
     with pytest.raises(ValueError, match='nothing to draw'):
         draw_trade_off(rows, {'box AP': {'x': {'0': 1.0}}}, tmp_path / 'none.png')

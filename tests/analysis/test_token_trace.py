@@ -64,12 +64,27 @@ def test_what_cannot_be_traced_is_told():
 def test_the_picture(trace, tmp_path):
     image = np.full((*SIZE, 3), 200, np.uint8)
     out = draw_tokens(image, trace, tmp_path / 'new' / 'tokens.png', title='a test')
-    with Image.open(out) as png:
-        assert png.format == 'PNG'
-        assert min(png.size) > 300
+    assert fraction_of_dropped(out) == pytest.approx(expected_fraction(trace, SIZE), abs=0.02)
 
 
 def test_a_trace_without_gathering_is_drawn_too(tmp_path):
     model = FastITPN(SMALL, token_migration={}).eval()
     trace = trace_tokens(model, torch.randn(1, 3, 64, 64))
-    assert draw_tokens(np.zeros((64, 64, 3), np.uint8), trace, tmp_path / 'tokens.png').is_file()
+    out = draw_tokens(np.full((64, 64, 3), 200, np.uint8), trace, tmp_path / 'tokens.png')
+    assert fraction_of_dropped(out) == pytest.approx(expected_fraction(trace, (64, 64)), abs=0.02)
+
+
+def fraction_of_dropped(path):
+    """Of the pixels of a gray image (200) that is drawn as it is or dropped (44), the fraction of the dropped ones."""
+    with Image.open(path) as png:
+        assert png.format == 'PNG'
+        pixels = np.asarray(png.convert('RGB'))
+    whole, dropped = ((pixels == value).all(-1).sum() for value in (200, 44))
+    assert whole > 10_000
+    return dropped / (whole + dropped)
+
+
+def expected_fraction(trace, size):
+    """The same of the panels: the image, and one after each step that drops tokens."""
+    masks = [kept.numpy().repeat(16, 0).repeat(16, 1)[: size[0], : size[1]] for kept in trace.kept.values()]
+    return np.mean([np.zeros(size), *(~mask for mask in masks)])

@@ -105,10 +105,11 @@ def test_a_file_without_pyramid_leaves_the_neck_fresh_and_says_so(finetuned, sma
 
 @pytest.mark.parametrize('grid', [7, 14, 20])
 def test_position_embedding_of_another_size(authors_weights, small_backbone, grid):
-    backbone = small_backbone()
+    backbone = small_backbone(img_size=224)
     report = load_pretrained(backbone, authors_weights(grid=grid))
     assert report.names('resized') == ([] if grid == 14 else ['pos_embed'])
     assert any(f'from {grid}x{grid} to 14x14' in note for note in report.notes) == (grid != 14)
+    assert backbone.pos_embed.shape == (1, 196, 64)
 
 
 @pytest.mark.slow
@@ -270,9 +271,16 @@ def test_files_with_missing_weights(pretrained, small_backbone, logged, gone):
     _fails(small_backbone(), state, message, logged)
 
 
-def test_files_without_merges(pretrained, small_backbone, logged):
-    state = {name: value for name, value in pretrained.items() if '.reduction.' not in name or 'split' in name}
-    _fails(small_backbone(), state, r'(two merges .*cut off|no known layout)', logged)
+@pytest.mark.parametrize('gone', [('blocks.1.reduction',), ('blocks.4.reduction',), ('blocks.1.', 'blocks.4.')])
+def test_files_without_merges(pretrained, small_backbone, logged, gone):
+    state = {name: value for name, value in pretrained.items() if not name.startswith(gone)}
+    message = r'the two merges \(blocks\.N\.reduction\.weight\) are not both in it: it is cut off \(pos_embed, '
+    _fails(small_backbone(), state, message, logged)
+
+
+def test_files_without_merges_and_main_stage(pretrained, small_backbone, logged):
+    state = {name: value for name, value in pretrained.items() if not name.startswith(('blocks.', 'split', 'align'))}
+    _fails(small_backbone(), state, 'it is of no known layout', logged)
 
 
 def test_weights_the_network_has_no_place_for(pretrained, small_backbone, logged):

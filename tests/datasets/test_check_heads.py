@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+
 import pytest
 from mmengine.config import Config
 
@@ -67,7 +70,12 @@ def test_box_heads_of_a_panoptic_model_know_the_things_only(cfg):
         check_config(cfg)
 
 
-def test_masks_and_stuff_that_a_head_learns_from_are_loaded(cfg):
+def test_masks_and_stuff_that_a_head_learns_from_are_loaded(cfg, tiny_coco):
+    path, _, content = tiny_coco
+    for entry in content['annotations']:
+        x, y, width, height = entry['bbox']
+        entry['segmentation'] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
+    path.write_text(json.dumps(content))
     head = {'type': 'mmitpn.MaskDINOHead', 'num_things_classes': 2, 'num_stuff_classes': 0, 'box_start': 'mask2box'}
     cfg.model = {'type': 'mmitpn.MaskDINO', 'panoptic_head': head}
     assert check_config(cfg)  # a pipeline that does not tell
@@ -87,8 +95,31 @@ def test_masks_and_stuff_that_a_head_learns_from_are_loaded(cfg):
 
 
 def test_heads_differ_without_a_data_set():
-    segmentor = {'decode_head': {'type': 'UPerHead', 'num_classes': 150}, 'auxiliary_head': {'num_classes': 19}}
+    segmentor = {
+        'decode_head': {'type': 'UPerHead', 'num_classes': 150},
+        'auxiliary_head': {'type': 'FCNHead', 'num_classes': 19},
+    }
     with pytest.raises(ValueError, match=r'decode_head.num_classes = 150; model.auxiliary_head.num_classes = 19'):
         check_config(Config({'model': segmentor}))
     segmentor['auxiliary_head']['num_classes'] = 150
     assert check_config(Config({'model': segmentor})) == []
+
+
+def test_an_override_of_a_head_that_the_base_config_lacks(cfg):
+    head = {'type': 'mmitpn.MaskDINOHead', 'num_things_classes': 2, 'num_stuff_classes': 0}
+    cfg.model = {'type': 'mmitpn.MaskDINO', 'panoptic_head': head, 'panoptic_fusion_head': {'num_things_classes': 2}}
+    with pytest.raises(
+        ValueError, match=r"model.panoptic_fusion_head sets 'num_things_classes' but has no type"
+    ) as raised:
+        check_config(cfg)
+    assert 'the numbers of this model are model.panoptic_head.num_things_classes, ' in str(raised.value)
+    # Both ways out of it pass.
+    (kind,) = re.findall(r"add type='(.*?)'", str(raised.value))
+    cfg.model.panoptic_fusion_head.type = kind
+    assert check_config(cfg)
+    cfg.model.pop('panoptic_fusion_head')
+    assert check_config(cfg)
+    cfg.model = {**cascade(2, mask=2), 'bbox_head': {'num_classes': 2}}
+    advice = r'model.bbox_head .* no type.*the numbers of this model are model.roi_head.bbox_head\[0\].num_classes, '
+    with pytest.raises(ValueError, match=advice):
+        check_config(cfg)

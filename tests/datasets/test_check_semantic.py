@@ -1,4 +1,4 @@
-"""Pictures with label maps, one mistake at a time."""
+"""Images with label maps, one mistake at a time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ train_dataloader = dict(
 
 @pytest.fixture
 def made(tmp_path):
-    """Two pictures with maps of labels 0 to 2, and the config for them."""
+    """Two images with maps of labels 0 to 2, and the config for them."""
     for name in ('images', 'maps'):
         (tmp_path / name).mkdir()
     for index in range(2):
@@ -79,37 +79,55 @@ def test_reduce_zero_label_too_much(made, capsys):
 
 def damage(root: Path, kind: str) -> str:
     first = root / 'maps' / '0.png'
-    if kind == 'colour':
-        Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(first)
-        return 'label maps that are colour pictures'
+    if kind == 'color':
+        Image.fromarray(np.arange(144).reshape(6, 8, 3).astype(np.uint8)).save(first)
+        return 'label maps that are color images; a map has one channel'
+    if kind == 'gray':
+        Image.fromarray(np.ones((6, 8, 3), np.uint8)).save(first)
+        return 'label maps that are color images, though of grays only'
     if kind == 'size':
         Image.fromarray(np.zeros((5, 8), np.uint8)).save(first)
-        return 'label maps of another size than their picture'
+        return 'label maps of another size than their image'
+    if kind == 'sixteen bits':
+        Image.fromarray(np.full((6, 8), 257, np.uint16)).save(first)
+        return 'label maps with values above 255'
     if kind == 'no map':
         first.unlink()
         return 'missing label maps'
     if kind == 'cut off':
         first.write_bytes(first.read_bytes()[:40])
         return 'label maps that cannot be read'
+    if kind == 'no image':
+        (root / 'images' / '0.png').write_bytes(b'')
+        return 'images that cannot be read'
     (root / 'images' / '0.png').write_bytes(b'GIF')
-    return 'pictures that cannot be read'
+    return 'images that cannot be read'
 
 
-@pytest.mark.parametrize('kind', ['colour', 'size', 'no map', 'cut off', 'bad picture'])
+@pytest.mark.parametrize(
+    'kind', ['color', 'gray', 'size', 'sixteen bits', 'no map', 'cut off', 'no image', 'bad image']
+)
 def test_broken_files_are_named(made, capsys, kind):
     wanted = damage(made, kind)
     status, _, err = check(made, capsys)
     assert status == 1
-    assert wanted in err
+    assert f'1 {wanted}' in err
     assert '0.png' in err
     assert '1.png' not in err
 
 
-def test_a_config_without_label_maps(tmp_path, capsys):
-    (tmp_path / 'images').mkdir()
+def test_folders_that_are_not_there(tmp_path, capsys):
     status, _, err = check(tmp_path, capsys)
     assert status == 1
-    assert err.startswith('error: ')
+    assert f'error: train_dataloader.dataset: {tmp_path / "images"} not found' in err
+
+
+def test_no_images_with_this_suffix(made, capsys):
+    for path in (made / 'images').iterdir():
+        path.rename(path.with_suffix('.JPG'))
+    status, _, err = check(made, capsys)
+    assert status == 1
+    assert f"no images found with img_suffix='.png': {made / 'images'} holds files with '.JPG'" in err
 
 
 def checked_before_training(
@@ -119,16 +137,16 @@ def checked_before_training(
     return check_config(Config.fromstring(text, '.py'), splits=['train'])
 
 
-def test_before_a_training_some_maps_are_opened(made):
+def test_before_a_training_run_some_maps_are_opened(made):
     assert checked_before_training(made) == []
-    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(made / 'maps' / '1.png')
-    with pytest.raises(ValueError, match=r'1 label maps that are colour pictures.*1\.png.*check_semantic'):
+    Image.fromarray(np.arange(144).reshape(6, 8, 3).astype(np.uint8)).save(made / 'maps' / '1.png')
+    with pytest.raises(ValueError, match=r'1 label maps that are color images.*1\.png.*check_semantic'):
         checked_before_training(made)
     Image.fromarray(np.full((6, 8), 9, np.uint8)).save(made / 'maps' / '1.png')
     with pytest.raises(ValueError, match='label values without a class'):
         checked_before_training(made)
 
 
-def test_maps_that_a_reader_of_its_own_reads_are_left_alone(made):
+def test_maps_of_a_loader_that_is_not_registered_are_left_alone(made):
     Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(made / 'maps' / '1.png')
     assert checked_before_training(made, pipeline="[dict(type='LoadImageFromFile'), dict(type='LoadMyMaps')]") == []

@@ -104,7 +104,7 @@ def test_missing_files(tiny_coco):
     with pytest.raises(FileNotFoundError, match=r'image folder .*nowhere.*data_prefix'):
         check_coco_json(path, None, images.with_name('nowhere'))
     (images / 'b.jpg').unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 pictures .*'b\.jpg'"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images .*'b\.jpg'"):
         check_coco_json(path, None, images)
     assert check_coco_json(path, None, images, sample_images=1).pictures_found == 1
 

@@ -42,7 +42,7 @@ def test_check_a_file(tiny_coco, capsys):
     check = tool('check_coco')
     assert check.main([str(path), '--images', str(images), '--classes', 'cat', 'dog']) == 0
     shown = capsys.readouterr().out
-    assert 'pictures looked for and found' in shown
+    assert 'images looked for and found' in shown
     assert 'no error found' in shown
     assert check.main([str(path), '--classes', 'cat']) == 1
     assert "lacks: 'dog'" in capsys.readouterr().err
@@ -57,7 +57,7 @@ def test_check_a_config(tiny_coco, tmp_path, capsys):
     config = tmp_path / 'config.py'
     config.write_text(
         f"""
-model = dict(bbox_head=dict(num_classes=3))
+model = dict(bbox_head=dict(type='DINOHead', num_classes=3))
 train_dataloader = dict(dataset=dict(type='CocoDataset', data_root={str(tmp_path)!r}, metainfo=dict(
     classes=('cat', 'dog')), ann_file={str(path)!r}, data_prefix=dict(img='train2017/')))
 """
@@ -109,8 +109,8 @@ def test_browse_label_maps(shapes_root, tmp_path):
 
 
 MASKS = {
-    'masks reach outside their picture': [[0, 0, 900, 0, 900, 900]],
-    'another [height, width] than their picture': {'size': [1, 2], 'counts': 'x'},
+    'masks reach outside their image': [[0, 0, 900, 0, 900, 900]],
+    'another [height, width] than their image': {'size': [1, 2], 'counts': 'x'},
     'neither run lengths nor polygons': [[1, 2]],
 }
 
@@ -132,5 +132,5 @@ def test_broken_pictures_are_named(tiny_coco, capsys):
     assert 'a.jpg is 3x4, not 64x48' in capsys.readouterr().err
     (images / 'a.jpg').write_bytes(b'x')
     assert tool('check_coco').main(arguments) == 1
-    assert "cannot be read: 'a.jpg'" in capsys.readouterr().err
+    assert "color_type='color'): 'a.jpg'; get them again" in capsys.readouterr().err
     assert tool('check_coco').main([*arguments, '--quick']) == 0

@@ -29,13 +29,13 @@ def look(*options: str, config: str = CONFIG) -> Diagnosis:
     return found
 
 
-def test_found_with_the_number_of_pictures(folder):
+def test_found_with_the_number_of_images(folder):
     generate_shapes(folder / 'data/shapes', num_train=4, num_val=3)
     found = look()
     assert not found.problems
     rows = {note: (name, version) for name, version, note in found.rows}
-    assert rows['data/shapes/coco/train2017'] == ('train data', 'found, 4 pictures')
-    assert rows['data/shapes/coco/val2017'] == ('val data', 'found, 3 pictures')
+    assert rows['data/shapes/coco/train2017'] == ('train data', 'found, 4 images')
+    assert rows['data/shapes/coco/val2017'] == ('val data', 'found, 3 images')
     assert rows['data/shapes/coco/annotations/instances_val2017.json'][1].endswith(' MB')
 
 
@@ -59,6 +59,27 @@ def test_missing_data_and_a_missing_part(folder):
     (folder / mine / 'val2017').rename(folder / 'val')
     (problem,) = look(*options, f'val_dataloader.dataset.data_root={mine}').problems
     assert problem.mend == 'mkdir -p mine/coco && ln -s /WHERE/YOU/HAVE/IT mine/coco/val2017'
+
+
+def test_what_does_not_fit_in_data_to_evaluate_only(folder):
+    root = generate_shapes(folder / 'data/shapes', num_train=2, num_val=2) / 'coco'
+    (root / 'train2017').rename(folder / 'elsewhere')
+    (problem,) = look().problems
+    assert problem.says.endswith('needs data/shapes/coco/train2017 (train data): not there')
+    (root / 'annotations/instances_val2017.json').write_text('{}')
+    missing, wrong = look().problems
+    assert missing == problem
+    assert 'instances_val2017.json is not in COCO format' in wrong.says
+
+
+def test_the_test_data_are_looked_at(folder):
+    generate_shapes(folder / 'data/shapes', num_train=2, num_val=2)
+    found = look('test_dataloader.dataset.data_root=other/')
+    assert [row for row in found.rows if row[0] == 'test data'] == [
+        ('test data', 'missing', 'other/annotations/instances_val2017.json'),
+        ('test data', 'missing', 'other/val2017'),
+    ]
+    assert all(problem.says.endswith('(test data): not there') for problem in found.problems)
 
 
 def test_what_does_not_fit(folder):

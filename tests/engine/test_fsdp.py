@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +15,10 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
+from mmitpn.checkpoint import read_checkpoint
 from mmitpn.checkpoint.sharded import read_index, read_sharded
 from mmitpn.datasets import generate_shapes
+from mmitpn.engine.checkpoint_loader import load_from_local
 
 pytest.importorskip('mmdet')
 ROOT = Path(__file__).parents[2]
@@ -56,7 +59,15 @@ def train(tmp_path_factory) -> Iterator[Callable[..., list[dict]]]:
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['mmitpn.datasets.check', 'mmitpn.engine.command_line'])
 
-    def run(name: str, *options: str, fsdp: bool = False, more: str = '', processes: int = 2, tool: str = 'train.py'):
+    def run(
+        name: str,
+        *options: str,
+        fsdp: bool = False,
+        more: str = '',
+        processes: int = 2,
+        tool: str = 'train.py',
+        status: int = 0,
+    ):
         base = str(ROOT / 'configs/quickstart/dino_fast-itpn-nano_shapes.py')
         in_shards = f', {str(ROOT / "configs/_base_/fsdp.py")!r}' if fsdp else ''
         optim = "type='OptimWrapper', " if fsdp else ''
@@ -80,7 +91,9 @@ def train(tmp_path_factory) -> Iterator[Callable[..., list[dict]]]:
         for process in started:
             process.join(180)
         said = ''.join(path.read_text()[-3000:] for path in folder.glob(f'{name}.*.log'))
-        assert [process.exitcode for process in started] == [0] * processes, said
+        assert [process.exitcode for process in started] == [status] * processes, said
+        if status:
+            return said
         logs = sorted((folder / name).glob('*/vis_data/scalars.json'))
         return [json.loads(line) for line in logs[-1].read_text().splitlines()] if logs else []
 
@@ -131,6 +144,54 @@ def test_a_training_in_shards_goes_on(runs, train, kind):
     more = f'strategy = dict(checkpoints={kind!r})'
     lines = train(f'{kind}_resumed', '--resume', checkpoint, fsdp=True, more=more)
     assert [line['loss'] for line in lines if 'loss' in line] == pytest.approx(runs[kind][2:], rel=1e-5)
+
+
+WIDER = "model['decoder'] = dict(layer_cfg=dict(ffn_cfg=dict(feedforward_channels=96)))"
+
+
+@pytest.mark.parametrize('kind', ['full', 'sharded'])
+def test_another_model_is_not_resumed(runs, train, kind):
+    assert runs
+    checkpoint = str(train.folder / kind / 'iter_2.pth')
+    more = f'strategy = dict(checkpoints={kind!r})\n{WIDER}'
+    said = train(f'{kind}_other', '--resume', checkpoint, fsdp=True, more=more, status=2)
+    assert f'{checkpoint} is of another model' in said
+    assert 'decoder.layers.0.ffn.layers.0.0.weight is (' in said
+    assert f'load_from={checkpoint} in place of --resume' in said
+
+
+def test_shards_start_another_model(runs, train):
+    assert runs
+    checkpoint = str(train.folder / 'sharded' / 'iter_2.pth')
+    more = f"strategy = dict(checkpoints='sharded')\n{WIDER}"
+    more += f'\nload_from = {checkpoint!r}\ntrain_cfg = dict(max_iters=1, val_interval=100)'
+    lines = train('sharded_started', fsdp=True, more=more)
+    assert [line['loss'] > 0 for line in lines if 'loss' in line] == [True]
+    old, new = (read_sharded(train.folder / name) for name in ('sharded/iter_2.pth', 'sharded_started/iter_1.pth'))
+    # One step of AdamW is as long as its learning rate.
+    torch.testing.assert_close(new['backbone.pos_embed'], old['backbone.pos_embed'], rtol=0, atol=2e-3)
+
+
+def test_shards_without_fsdp_are_weights(runs, train):
+    assert runs
+    checkpoint = str(train.folder / 'sharded' / 'iter_2.pth')
+    said = train('one_resumed', '--resume', checkpoint, processes=1, status=2)
+    assert 'holds the shards of a training run with FSDPStrategy, and the config has none' in said
+    state = load_from_local(checkpoint)['state_dict']
+    assert torch.equal(state['backbone.pos_embed'], read_sharded(checkpoint)['backbone.pos_embed'])
+
+
+def test_a_damaged_folder_of_shards_is_reported(runs, train, tmp_path):
+    assert runs
+    folder = tmp_path / 'damaged'
+    shutil.copytree(train.folder / 'sharded' / 'iter_2.pth', folder)
+    part = next(folder.glob('*.distcp'))
+    part.write_bytes(part.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r'cannot be read: a part is missing, cut off or damaged'):
+        read_sharded(folder)
+    (folder / '.metadata').write_bytes((folder / '.metadata').read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r'cannot be read as the index of a checkpoint in shards: it is cut off'):
+        read_checkpoint(folder)
 
 
 def test_an_index_with_code_in_it_is_refused(tmp_path):

@@ -166,7 +166,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(run, tm
         return {**found, 'loss_pixels': found['loss_pixels'] * float('nan')} if len(calls) == 2 else found
 
     monkeypatch.setattr(ITPNPretrain, 'loss', loss)
-    with pytest.raises(FloatingPointError, match=r'iteration 5: loss.* nan; the pictures were .*\d\.png, .*\d\.png'):
+    with pytest.raises(FloatingPointError, match=r'iteration 5: loss.* nan; the images were .*\d\.png, .*\d\.png'):
         run('broken', epochs=3, resume=True)
     assert (tmp_path / 'broken' / 'last_checkpoint').read_text().endswith('epoch_1.pth')
     state = torch.load(tmp_path / 'broken' / 'epoch_1.pth', weights_only=False)['state_dict']

@@ -95,10 +95,10 @@ def test_means_of_caffe_become_those_of_the_weights(tmp_path):
 
 def test_what_cannot_be_swapped_is_told(tmp_path, capsys):
     (tmp_path / 'c.py').write_text("default_scope = 'mmdet'\nmodel = dict(type='X', encoder=dict())\n")
-    assert swap(str(tmp_path / 'c.py'), tmp_path / 'out.py') == 1
+    assert swap(str(tmp_path / 'c.py'), tmp_path / 'out.py') == 2
     assert 'model has no backbone (its settings: type, encoder)' in capsys.readouterr().err
     assert not (tmp_path / 'out.py').exists()
-    assert swap('nowhere.py', tmp_path / 'out.py') == 1
+    assert swap('nowhere.py', tmp_path / 'out.py') == 2
 
 
 def test_values_are_written_as_python():

@@ -72,7 +72,7 @@ def test_convert_to_fp32_and_use_it(run, tmp_path, authors):
         assert load_pretrained(module, target).count('missing') == 0
     assert [p.name for p in target.parent.iterdir()] == ['ours.pth']
     again = run('convert_checkpoint', authors[0], target)
-    assert again.returncode == 1
+    assert again.returncode == 2
     assert 'exists: give another name, or --force' in again.stderr
     assert run('convert_checkpoint', authors[0], target, '--force').returncode == 0
 
@@ -121,7 +121,7 @@ def test_inspect_names_what_cannot_be_used(run, tmp_path):
     assert 'it looks like a ResNet' in done.stdout
     assert 'No config of this library can use it.' in done.stdout
     done = run('convert_checkpoint', tmp_path / 'resnet.pth', tmp_path / 'out.pth')
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert 'not weights of the iTPN family' in done.stderr
     assert not (tmp_path / 'out.pth').exists()
 
@@ -132,7 +132,7 @@ def test_errors_are_one_line_without_a_traceback(run, tmp_path, tool):
     out = [tmp_path / 'out.pth'] if tool == 'convert_checkpoint' else []
     for name, message in (('page.pth', 'web page'), ('missing.pth', 'does not exist')):
         done = run(tool, tmp_path / name, *out)
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert done.stderr.startswith('error: ')
         assert message in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1

@@ -89,7 +89,7 @@ def assert_the_same_end(work_dir: Path, other: Path) -> None:
         ('stop:11', 143, 'after iteration 12; go on with --resume', 12),
         ('worker:8', 1, '', 6),
         ('write:11', -9, '', 6),
-        ('nan:8', 3, 'error: iteration 9: loss_toy is nan; the pictures were', 6),
+        ('nan:8', 3, 'error: iteration 9: loss_toy is nan; the images were', 6),
     ],
 )
 def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(train, undisturbed, fault, status, says, goes_on_from):

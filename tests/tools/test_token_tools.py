@@ -132,7 +132,10 @@ def test_a_picture_of_the_tokens(tmp_path, capsys):
     arguments += ['--checkpoint', str(config.parent / 'fast-itpn-nano_shapes.pth')]
     tool = load('visualize_tokens')
     assert tool.main([*arguments, '--cfg-options', 'model.backbone.token_gathering.window_size=4']) == 0
-    assert (tmp_path / 'tokens.png').stat().st_size > 10_000
+    with Image.open(tmp_path / 'tokens.png') as drawn:
+        colors = {color: count for count, color in drawn.convert('RGB').getcolors(2**24)}
+    assert colors[(90, 120, 30)] > 10_000  # the image itself
+    assert len(colors) > 100  # and the attention over it
     assert tool.main(arguments) == 2
     assert 'no token_migration and no token_gathering here' in capsys.readouterr().err
     assert tool.main(['nowhere.jpg', *arguments[1:]]) == 2

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -248,6 +249,22 @@ def test_a_checkpoint_of_another_model_is_refused(trained, mistake):
     said = mistake('test', 'toy.py', trained / 'epoch_2.pth', *OTHER_MODEL)
     assert 'does not fit the config' in said
     assert 'bbox_head.cls_convs.1' in said
+
+
+@pytest.mark.parametrize('automatic', [False, True])
+def test_a_training_run_of_another_model_is_not_resumed(trained, tmp_path, mistake, automatic):
+    checkpoint = trained / 'epoch_2.pth'
+    if automatic:
+        shutil.copy(checkpoint, tmp_path / 'epoch_2.pth')
+        checkpoint = tmp_path / 'epoch_2.pth'
+    said = mistake(
+        'train', 'toy.py', '--resume', *([] if automatic else [checkpoint]),
+        '--cfg-options', 'model.bbox_head.feat_channels=16', 'train_cfg.max_epochs=3',
+    )  # fmt: skip
+    assert f'{checkpoint} is of another model' in said
+    assert 'bbox_head.cls_convs.0.conv.weight is (32, 32, 3, 3) in the file and (16, 32, 3, 3) in the model' in said
+    assert f'--cfg-options load_from={checkpoint} in place of --resume' in said
+    assert not (tmp_path / 'losses.0').exists()
 
 
 @pytest.mark.slow

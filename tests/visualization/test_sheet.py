@@ -61,18 +61,31 @@ def test_draws(data: dict, tmp_path: Path, number: int, columns: int) -> None:
     with Image.open(out) as image:
         assert image.format == 'PNG'
         width, height = image.size
-        pixels = np.asarray(image.convert('RGB')).reshape(-1, 3)
     assert width == min(columns, number) * (2 * 100 + 8 + 18) + 18
     assert 150 < height < 700
-    # The colours of both classes are there: one in the truth, one in the predictions.
-    for category in (0, 1):
-        colour = np.asarray(class_colour(category)) * 255
-        assert (np.abs(pixels - colour).max(axis=1) < 4).sum() > 50
+    assert_classes(out, tile=100, columns=min(columns, number), truth={0}, found={1})
+
+
+def assert_classes(path: Path, *, tile: int, columns: int, truth: set[int], found: set[int]) -> None:
+    """Of which classes boxes are drawn, by their colors: on the left of each pair, and on the right."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert('RGB')).astype(int)[:-60]  # without the legend
+    halves = ([], [])
+    for column in range(columns):
+        left = 18 + column * (2 * tile + 8 + 18)
+        halves[0].append(pixels[:, left : left + tile])
+        halves[1].append(pixels[:, left + tile + 8 : left + tile + 8 + tile])
+    for half, expected in zip(halves, (truth, found), strict=True):
+        drawn = np.concatenate([part.reshape(-1, 3) for part in half])
+        for category in (0, 1):
+            same = (np.abs(drawn - np.asarray(class_colour(category)) * 255).max(axis=1) < 4).sum()
+            assert same > 50 if category in expected else same == 0
 
 
 def test_no_predictions_at_all_still_draw(data: dict, tmp_path: Path) -> None:
     data['results'] = []
-    assert draw_predictions(**data, out_file=tmp_path / 'sheet.png', tile=64).is_file()
+    out = draw_predictions(**data, out_file=tmp_path / 'sheet.png', tile=64)
+    assert_classes(out, tile=64, columns=2, truth={0}, found=set())
 
 
 def test_labels_never_overlap() -> None:

@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import set_random_seed
 
 from mmitpn.datasets.sheet import Labelled, coco_pictures, colour_of, draw_sheet
+from mmitpn.engine.dict_action import DictAction
 from mmitpn.engine.host_configs import register_host_configs, resolve_config
 
 

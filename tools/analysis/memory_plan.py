@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -38,8 +38,10 @@ from mmitpn.analysis.training_step import (
     least_batch,
     trace_point,
 )
+from mmitpn.config_types import is_type
 from mmitpn.engine import resolve_config, setup_environment
 from mmitpn.engine.command_line import USER_ERRORS
+from mmitpn.engine.dict_action import DictAction
 
 # glibc gives freed blocks back at once, so that a process holds what it uses.
 GIVE_BACK = {'MALLOC_TRIM_THRESHOLD_': '131072'}
@@ -84,8 +86,8 @@ def batch_of(cfg: Config) -> int:
 
 def precision_of(cfg: Config) -> str:
     """How the config computes."""
-    kind = str((cfg.get('optim_wrapper') or {}).get('type', ''))
-    return 'bf16' if kind.endswith(('AmpOptimWrapper', 'BFloat16OptimWrapper')) else 'fp32'
+    mixed = is_type(cfg.get('optim_wrapper') or {}, 'AmpOptimWrapper', 'BFloat16OptimWrapper')
+    return 'bf16' if mixed else 'fp32'
 
 
 def predict(args: argparse.Namespace, cfg: Config, config: Path) -> tuple[ModelFacts, dict[str, Prediction]]:

@@ -20,7 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mmitpn.analysis.methods import METHODS, backbone_settings, drops_tokens
-from mmitpn.engine.command_line import FirstStepHook, add_common_arguments, build_runner, read_config, run_command
+from mmitpn.engine.command_line import FirstStepHook, add_common_arguments, read_config, run_command
+from mmitpn.engine.evaluation import add_evaluation_arguments, build_test_runner, check_evaluation, read_classes
+from mmitpn.engine.position_grid import use_checkpoint_grid
 
 ALLOWED = ('token_migration', 'token_gathering')
 
@@ -48,6 +50,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--window-size', type=int, default=16, help='of token gathering (default: 16)')
     parser.add_argument('--num-tokens', type=int, default=4, help='gathering tokens a window (default: 4)')
     parser.add_argument('--set', nargs='+', type=parse_setting, metavar='SETTING', help='these in place of the methods')
+    add_evaluation_arguments(parser)
     add_common_arguments(parser)
     return parser.parse_args(argv)
 
@@ -72,8 +75,11 @@ def _in_words(setting: dict[str, Any]) -> str:
 def compare(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     """Evaluate every setting and print the table."""
     cfg = read_config(args)
+    trained = (args.checkpoint, read_classes(args.checkpoint))
+    check_evaluation(cfg, *trained, allow_other_classes=args.allow_other_classes)
     cfg.load_from, cfg.resume = args.checkpoint, False
-    runner, first_step = build_runner(cfg)
+    use_checkpoint_grid(cfg, args.checkpoint)
+    runner, first_step = build_test_runner(cfg, *trained, allow_other_classes=args.allow_other_classes)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     backbone = getattr(model, 'backbone', None)
     if not hasattr(backbone, 'set_token_reduction'):

@@ -15,12 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from mmengine.runner import load_checkpoint
+from mmengine.runner.checkpoint import load_state_dict
 from PIL import Image
 from torch import Tensor
 
+from mmitpn.checkpoint import read_checkpoint
+from mmitpn.checkpoint.explain import some
+from mmitpn.engine.dict_action import DictAction
+from mmitpn.engine.fit import compare_weights
 from mmitpn.models.pretrain import ITPNPretrain
 from mmitpn.models.pretrain.losses import distance
 from mmitpn.models.pretrain.masking import PATCH, random_masks
@@ -58,7 +62,14 @@ def build(args: argparse.Namespace) -> ITPNPretrain:
     if not isinstance(model, ITPNPretrain):
         raise TypeError(f'{args.config} is of a {type(model).__name__}; give a config of configs/pretrain')
     if args.checkpoint:
-        load_checkpoint(model, args.checkpoint, map_location='cpu', strict=True)
+        content = read_checkpoint(args.checkpoint)
+        wrong, total = compare_weights(model, content)
+        if wrong:
+            raise ValueError(
+                f'{args.checkpoint} does not fit {args.config}: {len(wrong)} of {total} parameters'
+                f' ({some([str(misfit) for misfit in wrong])})'
+            )
+        load_state_dict(model, content.get('state_dict', content))
     return model.eval()
 
 

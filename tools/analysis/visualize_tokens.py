@@ -16,13 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DefaultScope
 
 from mmitpn.analysis.host_model import build_from_config
 from mmitpn.analysis.token_trace import trace_tokens
 from mmitpn.checkpoint import load_pretrained
+from mmitpn.config_types import type_name
+from mmitpn.engine.dict_action import DictAction
 from mmitpn.engine.host_configs import register_host_configs, resolve_config
 from mmitpn.visualization.tokens import draw_tokens
 
@@ -39,7 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def prepare(cfg: Config, image: Path) -> dict:
     """The picture after the test pipeline, as a batch of one."""
-    pipeline = [step for step in cfg.test_dataloader.dataset.pipeline if 'LoadAnnotations' not in step['type']]
+    pipeline = [step for step in cfg.test_dataloader.dataset.pipeline if 'LoadAnnotations' not in type_name(step)]
     return pseudo_collate([Compose(pipeline)({'img_path': str(image), 'img_id': 0})])
 
 

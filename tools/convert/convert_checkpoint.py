@@ -86,7 +86,7 @@ def main() -> int:
         write(state, args.target, to=args.to)
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
-        return 1
+        return 2
     print(f'{args.source}: {info.description}')
     if left_out:
         print(f'left out: {some(left_out, 5)}')

@@ -86,7 +86,7 @@ def main() -> int:
         rows = describe(args.file, info)
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
-        return 1
+        return 2
     for label, text in rows:
         print(f'{label:<11}{text}')
     lines = usage(args.file, info)

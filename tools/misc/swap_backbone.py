@@ -18,6 +18,10 @@ from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.table import Table
 
+from mmitpn.checkpoint import identify, read_checkpoint
+from mmitpn.checkpoint.explain import explain_layout
+from mmitpn.checkpoint.layouts import FOREIGN
+from mmitpn.config_types import type_name
 from mmitpn.engine.host_configs import register_host_configs, resolve_config
 from mmitpn.models.backbones.archs import ARCHS
 from mmitpn.swap import Change, plan_swap, try_model, write_config
@@ -49,7 +53,7 @@ def show(changes: list[Change], console: Console) -> None:
 def _short(value: object) -> str:
     if isinstance(value, dict):
         value = {key: inner for key, inner in value.items() if key != '_delete_'}
-        text = f'{value.get("type", "")} {len(value)} settings' if 'type' in value else str(value)
+        text = f'{type_name(value)} {len(value)} settings' if 'type' in value else str(value)
     else:
         text = str(value)
     return text if len(text) <= 60 else f'{text[:57]}...'
@@ -60,13 +64,17 @@ def main(argv: list[str] | None = None) -> int:
     console = Console()
     try:
         register_host_configs()
+        if args.weights and Path(args.weights).exists():
+            info = identify(read_checkpoint(args.weights, mmap=True))
+            if info.layout == FOREIGN:
+                raise ValueError(f'--weights {args.weights}: {explain_layout(info)}')
         cfg = Config.fromfile(resolve_config(args.config))
         init_default_scope(cfg.get('default_scope', 'mmdet'))
         options, changes = plan_swap(cfg, arch=args.arch, weights=args.weights, with_cp=not args.no_checkpointing)
         write_config(args.config, options, args.out, comment=f'{args.config} on Fast-iTPN ({args.arch})')
     except (ValueError, TypeError, KeyError, OSError) as error:
         sys.stderr.write(f'error: {args.config}: {error}\n')
-        return 1
+        return 2
     show(changes, console)
     print(f'wrote {args.out}')
     if args.no_trial:

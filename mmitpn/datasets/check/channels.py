@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ...config_types import is_type
+
 Channels = tuple[int, ...]
 
 
@@ -42,9 +44,7 @@ def _backbone_maps(backbone: Any) -> Channels | None:
     """Channels of the maps of a FastITPN or ITPN; None for other backbones, which do not tell."""
     if not isinstance(backbone, Mapping):
         return None
-    kind = backbone.get('type')
-    name = kind.__name__ if isinstance(kind, type) else str(kind)
-    if name.rsplit('.', 1)[-1] not in ('FastITPN', 'ITPN'):
+    if not is_type(backbone, 'FastITPN', 'ITPN'):
         return None
     from ...models.backbones.archs import resolve_arch
 
@@ -60,7 +60,7 @@ def _backbone_maps(backbone: Any) -> Channels | None:
 def _neck_maps(neck: Mapping[str, Any], maps: Channels | None) -> Channels | None:
     """Channels of a neck's maps, where its config tells; ``maps`` are those it is given."""
     width, number = neck.get('out_channels'), neck.get('num_outs')
-    if neck.get('type') in ('mmitpn.ITPNPyramid', 'ITPNPyramid'):
+    if is_type(neck, 'ITPNPyramid'):
         width, number = neck.get('out_channels', 256), neck.get('num_outs', 5)
         if neck.get('concat_backbone') and isinstance(width, int) and isinstance(number, int):
             inner = maps or tuple(neck.get('in_channels', ()))

@@ -1,20 +1,48 @@
-"""A COCO annotation file: what is in it, and everything that would make a training fail or go wrong unnoticed."""
+"""A COCO annotation file: what is in it, and everything that would make training fail or go wrong unnoticed."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .coco_entries import check_boxes, check_categories, check_images, check_links, flatten
-from .coco_masks import check_masks, check_pictures
+from .coco_dataset import (
+    Remainder,
+    dataset_of_file,
+    loads_label_maps,
+    loads_masks,
+    look_at_remainder,
+    nothing_left,
+)
+from .coco_entries import (
+    Finding,
+    box_corners,
+    check_boxes,
+    check_categories,
+    check_fields,
+    check_ids,
+    check_image_ids,
+    check_images,
+    check_links,
+    check_panoptic,
+    flatten,
+)
+from .coco_images import HEADERS_READ, check_image_sizes, check_label_maps, find_images
+from .coco_masks import check_mask_presence, check_masks
+from .data_sets import DataSet
+from .image_size import build_image_loader
 from .wording import as_tuple, listing, meant
 
 SECTIONS = ('images', 'annotations', 'categories')
 SMALL, MEDIUM = 32**2, 96**2
+MAX_BAD_BOXES = 0.1
+MAX_SLIGHT = 0.5
 
 
 @dataclass(frozen=True)
@@ -23,15 +51,17 @@ class CocoSummary:
 
     Args:
         path: The file.
-        images: Number of pictures.
+        images: Number of images.
         annotations: Number of annotations (of segments in a panoptic file).
         crowd: Annotations with ``iscrowd``.
-        without_objects: Pictures without annotation.
+        without_objects: Images without annotation.
         per_category: Annotations of each category, in the file's order.
-        sizes: Annotations with a box by size in the picture: below 32x32 pixels, below 96x96, the rest.
-        pictures_found: Pictures looked for, and found, in the image folder.
-        warnings: What the hosts pass over in silence.
-        image_ids: Ids of the pictures.
+        sizes: Annotations with a box by size in the image: below 32x32 pixels, below 96x96, the rest.
+        pictures_found: Images looked for, and found, in the image folder.
+        warnings: What mmdet passes over in silence.
+        image_ids: Ids of the images.
+        classes: Names the model is trained on, if they were given.
+        remainder: What mmdet's loader leaves of the file; None if that was not looked at.
     """
 
     path: Path
@@ -44,6 +74,8 @@ class CocoSummary:
     pictures_found: int
     warnings: tuple[str, ...]
     image_ids: frozenset[Hashable]
+    classes: tuple[str, ...] | None = None
+    remainder: Remainder | None = None
 
 
 def check_coco_json(
@@ -54,39 +86,58 @@ def check_coco_json(
     sample_images: int | None = 20,
     allow_class_subset: bool = False,
     need_annotations: bool = True,
-    max_bad_boxes: float = 0.001,
+    max_bad_boxes: float | None = None,
     open_images: bool = False,
     classes_from: str = 'the config',
+    evaluation: bool | None = None,
+    masks_read_by: str | None = None,
+    maps_evaluated: bool = False,
+    data_set: DataSet | None = None,
+    scope: str | None = None,
 ) -> CocoSummary:
     """Check a COCO annotation file (instances or panoptic) and count what is in it.
 
     Args:
         path: The file.
         classes: Names the model is trained on; None compares none.
-        img_dir: Folder of the pictures; None looks for none.
-        sample_images: How many pictures, evenly spaced, to look for; None looks for all.
+        img_dir: Folder of the images; None looks for none.
+        sample_images: How many images, evenly spaced, to look for; None looks for all.
         allow_class_subset: Accept categories of the file that ``classes`` lacks.
-        need_annotations: Refuse a file without annotations.
-        max_bad_boxes: Share of boxes without area and of boxes or masks reaching outside the picture up to which they
-            are a warning: the hosts leave them out or cut them, and COCO itself has a few.
-        open_images: Open every picture of ``img_dir`` and compare its size with the file's.
+        need_annotations: Refuse a file without annotations, or of which mmdet's loader leaves nothing.
+        max_bad_boxes: Fraction of boxes without area and of boxes or masks reaching outside the image up to which they
+            are a warning: mmdet leaves them out or clips them, and COCO itself has a few. None takes 0.1; boxes that
+            reach outside by less than a tenth of the image's side are refused above 0.5 only.
+        open_images: Load every image of ``img_dir``; else the headers of at most 1,000 images, evenly spaced, are
+            read to compare the size with the file's.
         classes_from: Where ``classes`` come from, for the messages.
+        evaluation: Whether a metric compares predictions with this file (CocoMetric, or CocoPanopticMetric), which
+            reads more fields than training does. None, if that is not known, asks for all that CocoMetric reads.
+        masks_read_by: What reads the masks beside the pipeline of ``data_set``, in words; an annotation without one is
+            an error then.
+        maps_evaluated: Whether a metric reads the PNGs of segments of ``data_set``.
+        data_set: The dataset of the config that reads the file, with its pipeline and filter; None takes mmdet's
+            defaults.
+        scope: The config's ``default_scope``.
 
     Returns:
         CocoSummary: The counts.
 
     Raises:
-        FileNotFoundError: If the file, the folder of the pictures or a picture is not there.
-        ValueError: If the content is wrong; the message names all that was found. Also if ``classes`` is a string.
+        FileNotFoundError: If the file, the folder of the images or an image is not there.
+        ValueError: If the content is wrong; the message names all that was found. Also if ``classes`` is a string, or
+            ``max_bad_boxes`` no fraction.
     """
     if isinstance(classes, str):
         raise ValueError(  # noqa: TRY004 - one kind of error for this mistake wherever it is made
             f'classes must be a tuple or list of names, but got the string {classes!r}; write ({classes!r},)'
         )
+    _check_fraction(max_bad_boxes)
     path = Path(path)
-    content = _read(path, need_annotations=need_annotations)
+    content = read_coco_json(path, need_annotations=need_annotations)
     images, entries, categories = (content.get(section, []) for section in SECTIONS)
-    problems = [*check_images(images), *check_categories(categories)]
+    panoptic = any('segments_info' in entry for entry in entries)
+    problems = [*check_images(images), *check_categories(categories, panoptic=panoptic)]
+    problems += check_panoptic(entries) if panoptic else []
     _raise(path, problems)
     annotations = flatten(entries)
     names = {category['id']: category['name'] for category in categories}
@@ -96,18 +147,58 @@ def check_coco_json(
         list(names.values()), classes, allow_class_subset=allow_class_subset, classes_from=classes_from
     )
     _raise(path, problems)
-    bad, boxes = check_boxes(annotations, sizes)
-    bad += check_masks(annotations, sizes)
-    if sum(count for count, _ in bad) > max_bad_boxes * len(boxes):
-        _raise(path, [text for _, text in bad])
+    warnings: list[str] = []
+    problems += _check_purpose(content, annotations, evaluation=evaluation, panoptic=panoptic, warnings=warnings)
+    _raise(path, problems)
 
-    found = 0 if img_dir is None else _check_files(path, images, Path(img_dir), sample_images)
-    if img_dir is not None and open_images:
-        _raise(path, check_pictures(images, Path(img_dir)))
+    found, loader = 0, None
+    pipeline = None if data_set is None else data_set.cfg.get('pipeline')
+    if img_dir is not None:
+        found = find_images(path, images, Path(img_dir), sample_images)
+        loader = build_image_loader(pipeline, scope=scope)
+    if loader is not None:
+        number = None if sample_images is None else max(sample_images, HEADERS_READ)
+        corners = box_corners(annotations)
+        wrong, odd = check_image_sizes(
+            images, Path(img_dir), loader, corners=corners, sample=number, decode=open_images
+        )
+        _raise(path, wrong)
+        warnings += odd
+
+    findings, boxes = check_boxes(annotations, sizes)
+    loaded = None if data_set is None else loads_masks(pipeline)
+    masks = check_masks(annotations, sizes)
+    if loaded is False and masks_read_by is None:  # nobody reads them
+        warnings += [finding.text for finding in masks]
+    else:
+        findings += masks
+    _refuse_bad(path, findings, len(annotations), max_bad_boxes)
+    warnings += [finding.text for finding in findings]
+    of_classes = annotations if classes is None else [a for a in annotations if names[a['category_id']] in classes]
+    if not panoptic and (masks_read_by is not None or loaded is None):
+        wrong, odd = check_mask_presence(of_classes, masks_read_by)
+        _raise(path, wrong)
+        warnings += odd
+
+    remainder = None
+    if need_annotations and annotations:
+        reader = data_set or dataset_of_file(path, content, classes)
+        remainder = look_at_remainder(reader, content, scope=scope)
+    if remainder is not None:
+        wrong = []
+        if maps_evaluated or loads_label_maps(pipeline):
+            wrong += check_label_maps(remainder.label_maps, loader, sample=sample_images)
+        if remainder.maskless:
+            inside = [annotation for annotation in of_classes if annotation['image_id'] in set(remainder.maskless)]
+            wrong += check_mask_presence(inside, f'LoadAnnotations(with_mask=True) of {reader.where}.pipeline')[0]
+        _raise(path, wrong)
+        if reader.split == 'train':
+            if '.datasets[' not in reader.where:  # one of several may be of background only
+                _raise(path, nothing_left([remainder]))
+            warnings += remainder.warnings()
     counts = Counter(annotation['category_id'] for annotation in annotations)
     areas = boxes[:, 2] * boxes[:, 3]
     small, middle = int((areas < SMALL).sum()), int((areas < MEDIUM).sum())
-    warnings = [text for _, text in bad]
     unused = [name for category_id, name in names.items() if not counts[category_id]]
     if unused and annotations:
         warnings.append(f'categories without any annotation: {listing(unused)}')
@@ -120,9 +211,81 @@ def check_coco_json(
         per_category={name: counts[category_id] for category_id, name in names.items()},
         sizes=(small, middle - small, len(areas) - middle),
         pictures_found=found,
-        warnings=tuple(warnings),
+        warnings=tuple(text.replace('FILE.json', str(path)) for text in warnings),
         image_ids=frozenset(sizes),
+        classes=None if classes is None else tuple(classes),
+        remainder=remainder,
     )
+
+
+def _check_fraction(max_bad_boxes: object) -> None:
+    """See that a limit is a fraction."""
+    if max_bad_boxes is None:
+        return
+    number = isinstance(max_bad_boxes, (int, float)) and not isinstance(max_bad_boxes, bool)
+    if not number or not 0 <= max_bad_boxes <= 1:
+        raise ValueError(f'max_bad_boxes is {max_bad_boxes!r}; it must be a fraction from 0 to 1')
+
+
+def _check_purpose(
+    content: Mapping[str, Any],
+    annotations: Sequence[Mapping],
+    *,
+    evaluation: bool | None,
+    panoptic: bool,
+    warnings: list[str],
+) -> list[str]:
+    """Look at the fields that are read; what only an evaluation reads is a warning where there is none."""
+    problems = check_fields(annotations, evaluation=False)
+    if problems:
+        return problems
+    judged = [
+        *check_fields(annotations, evaluation=True),
+        *check_ids(annotations),
+        *check_image_ids(content['images']),
+    ]
+    if 'info' not in content and not panoptic and needs_info():
+        judged.append('the file has no "info", which the installed pycocotools reads: add "info": {}, or update it')
+    # mmitpn.PanopticMetric reads none of these fields, so a panoptic file is not refused where the metric is not known.
+    if evaluation or (evaluation is None and not panoptic):
+        return judged
+    warnings += [f'an evaluation on this file would go wrong: {text}' for text in judged]
+    return []
+
+
+@cache
+def needs_info() -> bool:
+    """Whether the installed pycocotools reads the field ``info`` of an annotation file, as 2.0.9 and 2.0.10 do."""
+    try:
+        from pycocotools.coco import COCO
+    except ImportError:
+        return False
+    box = {'image_id': 1, 'category_id': 1, 'bbox': [0, 0, 1, 1]}
+    with contextlib.redirect_stdout(io.StringIO()):
+        api = COCO()
+        api.dataset = {'images': [{'id': 1}], 'annotations': [], 'categories': [{'id': 1, 'name': 'a'}]}
+        api.createIndex()
+        try:
+            api.loadRes([{**box, 'score': 1.0}])
+        except KeyError:
+            return True
+    return False
+
+
+def _refuse_bad(path: Path, findings: Sequence[Finding], total: int, max_bad_boxes: float | None) -> None:
+    """Raise if too many boxes or masks are wrong."""
+    limit = MAX_BAD_BOXES if max_bad_boxes is None else max_bad_boxes
+    slight = MAX_SLIGHT if max_bad_boxes is None else max_bad_boxes
+    bad = len(frozenset().union(*(finding.ids for finding in findings if not finding.slight)))
+    everything = len(frozenset().union(*(finding.ids for finding in findings)))
+    exceeded = limit if bad > limit * total else slight if everything > slight * total else None
+    if exceeded is not None:
+        option = (
+            f'that is more than {exceeded:.4g} of the annotations: correct them, or accept a larger fraction with '
+            'max_bad_boxes=1.0 in the config (check_coco.py: --max-bad-boxes 1.0)'
+        )
+        texts = [finding.text for finding in findings]
+        _raise(path, [*texts[:-1], f'{texts[-1]}; {option}'])
 
 
 def check_classes(
@@ -164,13 +327,14 @@ def check_classes(
     if not problems and order != list(classes):
         problems.append(
             f'{classes_from} has the classes in another order than the file, whose order the labels follow, so that '
-            f'names would be swapped in results and pictures; use classes={as_tuple(order)}'
+            f'names would be swapped in results and drawings; use classes={as_tuple(order)}'
         )
     return problems
 
 
 def _raise(path: Path, problems: Sequence[str]) -> None:
     """Raise with all problems, if there are any."""
+    problems = [problem.replace('FILE.json', str(path)) for problem in problems]  # the command in some of them
     if len(problems) == 1:
         raise ValueError(f'{path}: {problems[0]}')
     if problems:
@@ -178,8 +342,17 @@ def _raise(path: Path, problems: Sequence[str]) -> None:
         raise ValueError(f'{path}: {len(problems)} problems\n' + '\n'.join(numbered))
 
 
-def _read(path: Path, *, need_annotations: bool) -> dict[str, Any]:
-    """Read a file and see that it has the three lists of COCO's format."""
+def read_coco_json(path: Path, *, need_annotations: bool = True) -> dict[str, Any]:
+    """Read a file and see that it has the three lists of COCO's format.
+
+    Args:
+        path: The file.
+        need_annotations: Refuse a file without annotations.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: If it is something else than an annotation file.
+    """
     if not path.is_file():
         near = sorted(found.name for found in path.parent.glob('*.json')) if path.parent.is_dir() else []
         there = f'{path.parent} holds {listing(near)}' if near else f'{path.parent} holds no .json file'
@@ -205,20 +378,3 @@ def _read(path: Path, *, need_annotations: bool) -> dict[str, Any]:
         if not all(isinstance(entry, Mapping) for entry in content[section]):
             raise ValueError(f'{path}: every entry of {section!r} must be an object with named fields')
     return content
-
-
-def _check_files(path: Path, images: Sequence[Mapping], img_dir: Path, sample_images: int | None) -> int:
-    """Look for pictures, evenly spaced over the file, and return how many; all of them are there."""
-    if not img_dir.is_dir():
-        raise FileNotFoundError(
-            f'image folder {img_dir} of {path} not found; correct data_root or data_prefix, or put the pictures there'
-        )
-    number = len(images) if sample_images is None else min(sample_images, len(images))
-    chosen = [images[i * len(images) // max(number, 1)]['file_name'] for i in range(number)]
-    missing = [name for name in chosen if not (img_dir / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f'{len(missing)} of {number} pictures of {path} looked for are not in {img_dir}: '
-            f'{listing(missing, limit=4)}; correct data_root or data_prefix, or put the pictures there'
-        )
-    return number

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...config_types import is_type
 from .channels import check_channels
+from .classification import check_classification
+from .coco_dataset import require_objects
 from .coco_json import CocoSummary, check_coco_json
 from .data_sets import DataSet, find_data_sets
 from .heads import check_num_classes
 from .masks import check_masks
-from .semantic_config import is_semantic, look_at_maps, reads_plain_maps
+from .semantic_config import check_label_maps, check_segmentation
 from .wording import listing
 
 SPLITS = ('train', 'val', 'test')
@@ -23,6 +26,7 @@ def check_config(
     splits: Sequence[str] = ('train', 'val'),
     sample_images: int | None = 20,
     open_images: bool = False,
+    allow_other_classes: bool = False,
 ) -> list[CocoSummary]:
     """Check a detector's or segmentor's config and the data it names.
 
@@ -31,11 +35,13 @@ def check_config(
 
     Args:
         cfg: An mmengine ``Config``. Its ``allow_class_subset=True`` accepts annotation files with more categories than
-            the model is trained on.
+            the model is trained on, its ``max_bad_boxes`` a fraction of bad boxes (see `check_coco_json`).
         splits: Which data loaders to look at, of ``train``, ``val`` and ``test``.
         sample_images: How many pictures of each COCO data set to look for, and how many label maps of each semantic
             one to open; None takes all.
         open_images: Open every picture of the COCO data sets.
+        allow_other_classes: Accept another number of classes in the model than in the data, as far as each class of
+            the model has an index in the data.
 
     Returns:
         list: What the COCO annotation files hold.
@@ -52,25 +58,24 @@ def check_config(
         raise ValueError(f'splits must be some of {SPLITS}, but got {splits!r}')
     data_sets = find_data_sets(cfg, splits)
     model = cfg.get('model')
+    check_segmentation(cfg, data_sets, sample=sample_images, allow_other_classes=allow_other_classes)
     if isinstance(model, Mapping):
-        check_num_classes(model, data_sets)
+        check_num_classes(model, data_sets, allow_other_classes=allow_other_classes)
         check_channels(model)
         check_masks(model, data_sets)
     for data_set in data_sets:
         _check_files(data_set)
     for data_set in data_sets:
-        _check_maps(data_set, cfg.get('default_scope'), sample_images)
+        check_label_maps(data_set, cfg, sample=sample_images)
+    check_classification(cfg, data_sets, sample=sample_images)
     summaries: dict[str, CocoSummary] = {}
     for data_set in data_sets:
         if data_set.is_coco and data_set.is_local:
-            summaries[data_set.where] = _check_coco(
-                data_set,
-                subset=bool(cfg.get('allow_class_subset', False)),
-                sample_images=sample_images,
-                open_images=open_images,
-            )
+            summaries[data_set.where] = _check_coco(data_set, cfg, sample_images=sample_images, open_images=open_images)
     for split in splits:
         of_split = [summaries[one.where] for one in data_sets if one.split == split and one.where in summaries]
+        if split == 'train' and len(of_split) == sum(one.split == split for one in data_sets):
+            require_objects('train_dataloader', [summary.remainder for summary in of_split])
         _check_evaluators(cfg.get(f'{split}_evaluator'), f'{split}_evaluator', of_split)
     return list(summaries.values())
 
@@ -81,54 +86,80 @@ def _check_files(data_set: DataSet) -> None:
         return
     root = data_set.cfg.get('data_root')
     hint = f'data_root is {root!r}, from the folder {Path.cwd()}'
-    ann_file = data_set.cfg.get('ann_file') or ()
-    for name in (ann_file,) if isinstance(ann_file, str) else ann_file:
-        path = data_set.path(name)
-        if '://' not in name and not path.exists():
-            near = sorted(found.name for found in path.parent.glob(f'*{path.suffix}')) if path.parent.is_dir() else []
-            there = f'{path.parent} holds {listing(near)}' if near else f'there is no folder {path.parent}'
-            if path.parent.is_dir() and not near:
-                there = f'{path.parent} holds no {path.suffix} file'
-            raise FileNotFoundError(
-                f'{data_set.where}: annotation file {path} not found ({there}; {hint}); correct data_root or ann_file'
-            )
-    for key, prefix in (data_set.cfg.get('data_prefix') or {}).items():
-        if not isinstance(prefix, str):
-            raise TypeError(f'{data_set.where}.data_prefix[{key!r}] is {prefix!r}; it must be a folder as a string')
+    path = data_set.path(data_set.ann_file)
+    if data_set.ann_file and '://' not in data_set.ann_file and not path.exists():
+        near = sorted(found.name for found in path.parent.glob(f'*{path.suffix}')) if path.parent.is_dir() else []
+        there = f'{path.parent} holds {listing(near)}' if near else f'there is no folder {path.parent}'
+        if path.parent.is_dir() and not near:
+            there = f'{path.parent} holds no {path.suffix} file'
+        raise FileNotFoundError(
+            f'{data_set.where}: annotation file {path} not found ({there}; {hint}); correct data_root or ann_file'
+        )
+    for key, prefix in data_set.prefixes.items():
         path = data_set.path(prefix)
         if (root or prefix) and '://' not in prefix and not path.is_dir():
             what = 'image folder' if key in ('img', 'img_path') else f'{key} folder'
             raise FileNotFoundError(
                 f'{data_set.where}: {what} {path} not found ({hint}); correct data_root or data_prefix, or put it there'
             )
+    for key, name in data_set.cfg.items():
+        if key.endswith('_file') and key != 'ann_file' and isinstance(name, str) and '://' not in name:
+            path = data_set.path(name)
+            if not path.exists() and not Path(name).exists():
+                raise FileNotFoundError(
+                    f'{data_set.where}: {key} {path} not found ({hint}); correct data_root or {key}'
+                )
+    if root and not data_set.ann_file and not data_set.prefixes and not Path(root).exists():
+        raise FileNotFoundError(
+            f'{data_set.where}: {root} not found ({hint}); correct data_root, or put the data there'
+        )
 
 
-def _check_maps(data_set: DataSet, scope: str | None, sample: int | None) -> None:
-    """Open some label maps of a semantic data set; its test split may have none."""
-    if data_set.split == 'test' or not data_set.is_local or not is_semantic(data_set) or not reads_plain_maps(data_set):
-        return
-    problems = look_at_maps(data_set, scope=scope or 'mmseg', sample=sample).sentences()
-    if problems:
-        raise ValueError(f'{data_set.where}: {"; ".join(problems)} (tools/data/check_semantic.py looks at all of them)')
-
-
-def _check_coco(data_set: DataSet, *, subset: bool, sample_images: int | None, open_images: bool) -> CocoSummary:
-    """Read a data set's annotation file."""
+def _check_coco(
+    data_set: DataSet, cfg: Mapping[str, Any], *, sample_images: int | None, open_images: bool
+) -> CocoSummary:
+    """Read a dataset's annotation file, for what the config uses it for."""
     ann_file = data_set.cfg.get('ann_file')
     if not isinstance(ann_file, str) or not ann_file:
         raise ValueError(f'{data_set.where}.ann_file is {ann_file!r}; {data_set.kind} needs an annotation file')
     prefix = data_set.cfg.get('data_prefix') or {}
     folder = prefix.get('img', prefix.get('img_path', ''))
+    path = data_set.path(ann_file)
+    evaluators = [] if data_set.split == 'train' else _several(cfg.get(f'{data_set.split}_evaluator'))
+    here = [one for one in evaluators if _reads(one) and Path(one['ann_file']).resolve() == path.resolve()]
     return check_coco_json(
-        data_set.path(ann_file),
+        path,
         data_set.classes,
         data_set.path(folder),
         sample_images=sample_images,
         open_images=open_images,
-        allow_class_subset=subset,
+        allow_class_subset=bool(cfg.get('allow_class_subset', False)),
+        max_bad_boxes=cfg.get('max_bad_boxes'),
         need_annotations=data_set.split != 'test',
         classes_from=data_set.classes_from,
+        evaluation=bool(here),
+        masks_read_by=f'{data_set.split}_evaluator (metric segm)' if any(map(_reads_masks, here)) else None,
+        maps_evaluated=any(is_type(one, 'PanopticMetric', 'CocoPanopticMetric') for one in evaluators),
+        data_set=data_set,
+        scope=cfg.get('default_scope'),
     )
+
+
+def _several(evaluators: Any) -> list[Mapping[str, Any]]:
+    """The configs of metrics: one, a list or none."""
+    return [one for one in (evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]) if one]
+
+
+def _reads(evaluator: Any) -> bool:
+    """Whether a metric compares predictions with an annotation file of its own."""
+    known = isinstance(evaluator, Mapping) and is_type(evaluator, 'CocoMetric', 'CocoPanopticMetric')
+    return known and isinstance(evaluator.get('ann_file'), str) and not evaluator.get('format_only')
+
+
+def _reads_masks(evaluator: Mapping[str, Any]) -> bool:
+    """Whether a metric compares masks of the annotation file."""
+    metric = evaluator.get('metric', 'bbox')
+    return is_type(evaluator, 'CocoMetric') and 'segm' in ([metric] if isinstance(metric, str) else metric)
 
 
 def _check_evaluators(evaluators: Any, where: str, summaries: Sequence[CocoSummary]) -> None:
@@ -138,9 +169,9 @@ def _check_evaluators(evaluators: Any, where: str, summaries: Sequence[CocoSumma
         if not isinstance(evaluator, Mapping):
             continue
         place = f'{where}[{index}]' if several else where
-        for key in ('ann_file', 'seg_prefix'):
-            value = evaluator.get(key)
-            if isinstance(value, str) and '://' not in value and not evaluator.get('backend_args'):
+        for key, value in evaluator.items():
+            read = key == 'seg_prefix' or (key.endswith('_file') and not key.startswith('out'))
+            if read and isinstance(value, str) and '://' not in value and not evaluator.get('backend_args'):
                 path = Path(value)
                 if not path.exists():
                     raise FileNotFoundError(
@@ -148,14 +179,23 @@ def _check_evaluators(evaluators: Any, where: str, summaries: Sequence[CocoSumma
                         f'{key}=data_root + ...'
                     )
         ann_file = evaluator.get('ann_file')
-        if str(evaluator.get('type')).rsplit('.', 1)[-1] != 'CocoMetric' or not isinstance(ann_file, str):
+        if not is_type(evaluator, 'CocoMetric') or not isinstance(ann_file, str):
             continue
         for summary in summaries:
             if Path(ann_file).is_file() and Path(ann_file).resolve() != summary.path.resolve():
-                judged = check_coco_json(ann_file, need_annotations=False).image_ids
+                judged = check_coco_json(
+                    ann_file,
+                    summary.classes,
+                    need_annotations=False,
+                    allow_class_subset=True,
+                    max_bad_boxes=1.0,
+                    classes_from=f'the dataset of {summary.path}',
+                    evaluation=_reads(evaluator),
+                    masks_read_by=f'{place} (metric segm)' if _reads_masks(evaluator) else None,
+                ).image_ids
                 stray = sorted(summary.image_ids - judged, key=str)
                 if stray:
                     raise ValueError(
-                        f'{place}.ann_file {ann_file} lacks {len(stray)} pictures of {summary.path} (image ids '
+                        f'{place}.ann_file {ann_file} lacks {len(stray)} images of {summary.path} (image ids '
                         f'{listing(stray, limit=4)}), which the metric would fail on; point both to the same data'
                     )

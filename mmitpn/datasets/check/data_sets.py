@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import relpath
 from pathlib import Path
 from typing import Any
 
-from mmengine.registry import DATASETS
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS, DefaultScope
 
+from ...config_types import type_name
 from .wording import as_tuple, listing
 
 COCO_TYPES = ('CocoDataset', 'CocoPanopticDataset')
@@ -23,10 +27,12 @@ class DataSet:
         split: ``train``, ``val`` or ``test``.
         cfg: Its settings.
         kind: Name of its type, without scope.
-        cls: Its class, or None where the host is not installed.
+        cls: Its class, or None where the framework is not installed.
         classes: Names of its classes, or None where they are not known before it is built.
-        things: Names of its thing classes, of a panoptic set.
+        things: Names of its thing classes, of a panoptic dataset.
         classes_from: Where the names come from, for messages.
+        ann_file: Its annotation file as its settings, or its type's own, name it; empty where there is none.
+        prefixes: Its folders by name, likewise.
     """
 
     where: str
@@ -37,10 +43,12 @@ class DataSet:
     classes: tuple[str, ...] | None
     things: tuple[str, ...] | None
     classes_from: str
+    ann_file: str
+    prefixes: Mapping[str, str]
 
     @property
     def is_coco(self) -> bool:
-        """Whether it reads its annotation file as COCO's data sets do."""
+        """Whether it reads its annotation file as mmdet's COCO datasets do."""
         if self.cls is None:
             return self.kind in COCO_TYPES
         readers = {base.__name__: base.__dict__.get('load_data_list') for base in self.cls.__mro__}
@@ -96,10 +104,10 @@ def _unwrap(settings: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapp
 
 
 def _data_set(where: str, split: str, settings: Mapping[str, Any], scope: str | None) -> DataSet:
-    """Describe a data set, with its classes from its ``metainfo`` or its type."""
+    """Describe a dataset, with its classes from its ``metainfo`` or its type."""
     given = settings.get('type')
     cls = given if isinstance(given, type) else _find_type(given, scope)
-    kind = given.__name__ if isinstance(given, type) else str(given).rsplit('.', 1)[-1]
+    kind = type_name(given)
     metainfo = settings.get('metainfo') or {}
     if not isinstance(metainfo, Mapping):
         raise TypeError(f"{where}.metainfo is {metainfo!r}; write metainfo=dict(classes=('a', 'b'))")
@@ -111,14 +119,20 @@ def _data_set(where: str, split: str, settings: Mapping[str, Any], scope: str | 
     classes_from = f'{where} (no metainfo.classes, so the classes of {kind} itself)'
     for place, holder in ((f'{where}.metainfo', metainfo), (where, settings)):
         if 'CLASSES' in holder:
-            raise ValueError(f'{place}.CLASSES is not read by the hosts since their version 3; write metainfo.classes')
-    if 'classes' in settings:
-        raise ValueError(
-            f'{where}.classes is not a setting of data sets; got {settings["classes"]!r}: write '
-            f'metainfo=dict(classes={_suggested(settings["classes"])})'
-        )
+            raise ValueError(
+                f'{place}.CLASSES is not read by mmdet, mmseg and mmpretrain since their versions 3 and 1; write '
+                'metainfo.classes'
+            )
     if 'classes' in metainfo:
         classes_from = f'{where}.metainfo'
+    elif settings.get('classes') is not None and _takes(cls, 'classes'):
+        names['classes'], classes_from = _names(settings['classes'], f'{where}.classes'), f'{where}.classes'
+    if 'classes' in settings and not _takes(cls, 'classes'):
+        raise ValueError(
+            f'{where}.classes is not a setting of {kind}; got {settings["classes"]!r}: write '
+            f'metainfo=dict(classes={_suggested(settings["classes"])})'
+        )
+    ann_file, prefixes = _paths(where, settings, cls, scope)
     return DataSet(
         where=where,
         split=split,
@@ -128,11 +142,79 @@ def _data_set(where: str, split: str, settings: Mapping[str, Any], scope: str | 
         classes=names['classes'],
         things=names['thing_classes'],
         classes_from=classes_from,
+        ann_file=ann_file,
+        prefixes=prefixes,
+    )
+
+
+def _paths(
+    where: str, settings: Mapping[str, Any], cls: type | None, scope: str | None
+) -> tuple[str, Mapping[str, str]]:
+    """The annotation file and the folders of a dataset."""
+    ann_file, prefixes = settings.get('ann_file') or '', settings.get('data_prefix') or {}
+    if isinstance(ann_file, (list, tuple)):
+        if cls is None or not issubclass(cls, BaseDataset):
+            return '', {}  # a class of the user's own may read several
+        _refuse_list(where, settings, ann_file)
+    if not isinstance(ann_file, (str, Path)):
+        raise TypeError(f'{where}.ann_file is {ann_file!r}; it must be the path of a file as a string')
+    if isinstance(prefixes, (str, Path)):  # of mmpretrain
+        prefixes = {'img_path': str(prefixes)}
+    if not isinstance(prefixes, Mapping):
+        raise TypeError(f"{where}.data_prefix is {prefixes!r}; write data_prefix=dict(img='FOLDER/')")
+    wrong = next((key for key, prefix in prefixes.items() if not isinstance(prefix, (str, Path))), None)
+    if wrong is not None:
+        raise TypeError(f'{where}.data_prefix[{wrong!r}] is {prefixes[wrong]!r}; it must be a folder as a string')
+    if settings.get('split') and not prefixes and _takes(cls, 'split'):
+        return _of_split(settings, scope) or (str(ann_file), prefixes)
+    return str(ann_file), {key: str(prefix) for key, prefix in prefixes.items()}
+
+
+def _of_split(settings: Mapping[str, Any], scope: str | None) -> tuple[str, Mapping[str, str]] | None:
+    """The paths that a type of mmpretrain derives from its ``split``, or None where it does not tell."""
+    kept = {key: value for key, value in settings.items() if key not in ('pipeline', 'indices')}
+    try:
+        with DefaultScope.overwrite_default_scope(scope):
+            built = DATASETS.build({**kept, 'pipeline': [], 'lazy_init': True})
+    except (TypeError, ValueError, AssertionError, OSError):  # what is wrong is reported when it is built to be used
+        return None
+    if not isinstance(built, BaseDataset):
+        return None
+    root = str(settings.get('data_root') or '.')
+    return relpath(built.ann_file, root) if built.ann_file else '', {
+        key: relpath(prefix, root) for key, prefix in built.data_prefix.items()
+    }
+
+
+def _refuse_list(where: str, settings: Mapping[str, Any], files: Sequence[Any]) -> None:
+    """Several annotation files are several datasets."""
+    given = settings.get('type')
+    kind = repr(given) if isinstance(given, str) else type_name(given)
+    loader, *inner = where.split('.')
+    each = ', '.join(f'dict(one, ann_file={str(file)!r})' for file in files)
+    lines = f"dict(_delete_=True, type='ConcatDataset', datasets=[{each}])"
+    if '[' in where:
+        lines = f'in the place of {where} {lines}'
+    else:
+        for key in reversed(inner):
+            lines = f'dict({key}={lines})'
+        lines = f'{loader} = {lines}'
+    metric = '' if loader == 'train_dataloader' else '; the metric reads one file: to evaluate, join them into one'
+    raise ValueError(
+        f'{where}.ann_file is a list of {len(files)} files, but a dataset reads one: write one = dict(type={kind}, '
+        f'...) with its other settings (data_root, data_prefix, metainfo, pipeline), and {lines}{metric}'
+    )
+
+
+def _takes(cls: type | None, name: str) -> bool:
+    """Whether a class, or one it is derived from, has an argument of this name."""
+    return cls is not None and any(
+        name in inspect.signature(base.__init__).parameters for base in cls.__mro__ if '__init__' in vars(base)
     )
 
 
 def _find_type(name: Any, scope: str | None) -> type | None:
-    """The class a data set's type names, or None where its host is not installed."""
+    """The class a dataset's type names, or None where its framework is not installed."""
     if not isinstance(name, str):
         return None
     try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...config_types import is_type
 from .data_sets import DataSet
 from .wording import listing
 
@@ -20,6 +22,7 @@ HEADS = (
     'auxiliary_head',
 )
 """Parts of a model whose number of classes is that of the data set."""
+NUMBERS = ('num_classes', 'num_things_classes', 'num_stuff_classes')
 NOT_THE_DATA_SETS = ('STDCHead', 'semantic_head', 'rpn_head')
 """Heads, by type or name, that tell other things apart: edges, stuff beside the data set's things, any object."""
 
@@ -39,22 +42,32 @@ class Count:
     things: int | None = None
 
 
-def check_num_classes(model: Mapping[str, Any], data_sets: Sequence[DataSet]) -> None:
+def check_num_classes(
+    model: Mapping[str, Any], data_sets: Sequence[DataSet], *, allow_other_classes: bool = False
+) -> None:
     """Compare the number of classes of all heads with each other and with the data sets.
 
     Args:
         model: The config's model.
-        data_sets: The config's data sets.
+        data_sets: The config's datasets.
+        allow_other_classes: Accept fewer classes in the heads than in the datasets, and more where mmdet's metrics do
+            not need a category for each.
 
     Raises:
-        ValueError: If they differ, or a list of class weights has another length.
+        ValueError: If they differ, a list of class weights has another length, or a head with a number has no type.
     """
-    if 'language_model' in model or 'text_encoder' in model:
-        return  # Classes are words of a prompt there, and num_classes its longest length or another vocabulary's.
+    if classes_are_prompts(model):
+        return
     counts = [count for key in HEADS for count in _counts(model.get(key), f'model.{key}')]
+    _check_types(model, counts)
     described = next((one for one in data_sets if one.classes is not None), None)
     if described is not None:
-        wrong = [count for count in counts if not _fits(count, described)]
+        limit = len(described.classes or ()) if described.is_coco else math.inf
+        wrong = [
+            count
+            for count in counts
+            if not _fits(count, described) and not (allow_other_classes and count.total <= limit)
+        ]
         if wrong:
             raise ValueError(
                 f'{described.where} has {_size(described)} (from {described.classes_from}), but '
@@ -76,6 +89,38 @@ def check_num_classes(model: Mapping[str, Any], data_sets: Sequence[DataSet]) ->
             raise ValueError(
                 f'{coco[0].where} and {other.where} have different classes ({listing(coco[0].classes or (), limit=5)} '
                 f'and {listing(other.classes or (), limit=5)}); give both the same metainfo, in the same order'
+            )
+
+
+def classes_are_prompts(model: Mapping[str, Any]) -> bool:
+    """Whether the classes of a model are words of a prompt, and ``num_classes`` the length of its vocabulary."""
+    return 'language_model' in model or 'text_encoder' in model
+
+
+def _check_types(model: Mapping[str, Any], counts: Sequence[Count]) -> None:
+    """A head with a number of classes and no type is an override of one that the base config does not have."""
+    for key in HEADS:
+        part = model.get(key)
+        several = isinstance(part, (list, tuple))
+        for index, one in enumerate(part if several else [part]):
+            if not isinstance(one, Mapping) or one.get('type') is not None or not any(name in one for name in NUMBERS):
+                continue
+            where = f'model.{key}[{index}]' if several else f'model.{key}'
+            others = [count for count in counts if count.where != where]
+            settings = [
+                f'{count.where}.{name}'
+                for count in others
+                for name in (NUMBERS[:1] if count.things is None else NUMBERS[1:])
+            ]
+            advice = (
+                f'leave it out, the numbers of this model are {", ".join(settings)}' if settings else 'add its type'
+            )
+            if key == 'panoptic_fusion_head':
+                kind = 'mmitpn.MaskDINOFusionHead' if is_type(model, 'MaskDINO') else 'MaskFormerFusionHead'
+                advice += f"; for settings of its own add type='{kind}'"
+            raise ValueError(
+                f'{where} sets {listing(one, limit=4)} but has no type: the base config has no {key} that these '
+                f'settings would change; {advice}'
             )
 
 
@@ -110,9 +155,7 @@ def _counts(part: Any, where: str) -> Iterator[Count]:
             yield from _counts(one, f'{where}[{index}]')
     if not isinstance(part, Mapping):
         return
-    kind = part.get('type')
-    name = kind.__name__ if isinstance(kind, type) else str(kind).rsplit('.', 1)[-1]
-    if name in NOT_THE_DATA_SETS:
+    if is_type(part, *NOT_THE_DATA_SETS):
         return
     things, stuff = part.get('num_things_classes'), part.get('num_stuff_classes')
     if isinstance(things, int) and isinstance(stuff, int):

@@ -1,25 +1,95 @@
-"""The semantic data sets of a config."""
+"""The semantic datasets of a config."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mmengine.registry import DATASETS, DefaultScope
 
+from mmitpn.config_types import is_type, type_name
+
 from .data_sets import DataSet, find_data_sets
-from .semantic import SemanticSummary, check_semantic
+from .image_size import build_image_loader
+from .label_loading import LabelLoader, build_label_loader
+from .label_values import judge_labels, plan_repair, undecided
+from .segmentor_heads import (
+    check_segmentor_heads,
+    compares_labels,
+    one_class_reason,
+    quoted,
+    segmentor_heads,
+    two_class_options,
+)
+from .semantic import FIX, IGNORED, SemanticSummary, check_semantic, count_labels
+from .wording import listing
+
+SPLITS = ('train', 'val', 'test')
+SEARCHED = 1000
+"""Label maps opened at most before a run is refused because of what a sample of them shows."""
+META_KEYS = {
+    'mmseg': ('ori_shape', 'img_shape'),
+    'CityscapesMetric': ('img_path', 'seg_map_path'),
+}
+"""What mmseg reads of each evaluated image: always, and for a metric."""
+
+Progress = Callable[[Sequence[int], str], Iterable[int]]
 
 
 def is_semantic(data_set: DataSet) -> bool:
-    """Whether it is one of mmseg's data sets of pictures with label maps."""
+    """Whether it is one of mmseg's datasets of images with label maps."""
     return data_set.cls is not None and any(base.__name__ == 'BaseSegDataset' for base in data_set.cls.__mro__)
 
 
-def reads_plain_maps(data_set: DataSet) -> bool:
-    """Whether its maps are read as they are: neither another reader nor a transform of its own may change them."""
-    steps = [step.get('type') for step in data_set.cfg.get('pipeline') or () if isinstance(step, Mapping)]
-    return 'LoadAnnotations' in steps and 'LoadImageFromFile' in steps
+def check_segmentation(
+    cfg: Mapping[str, Any], data_sets: Sequence[DataSet], *, sample: int | None = 20, allow_other_classes: bool = False
+) -> None:
+    """Check the heads of a segmentor and what its pipelines load, before numbers of classes are compared.
+
+    Args:
+        cfg: An mmengine ``Config``.
+        data_sets: Its datasets, of the splits that are used.
+        sample: How many label maps to open where the message depends on them; None takes all.
+        allow_other_classes: Accept another number of classes in the model than in the data.
+
+    Raises:
+        ValueError: If a head cannot learn, a single class has no background, or an evaluation lacks label maps.
+    """
+    found = [data_set for data_set in data_sets if is_semantic(data_set)]
+    if not found:
+        return
+    model = cfg.get('model')
+    if isinstance(model, Mapping):
+        check_segmentor_heads(model)
+    for data_set in found:
+        _check_fields(cfg, data_set)
+    for data_set in () if allow_other_classes else found:
+        text = one_class_problem(cfg, data_set, sample=sample)
+        if text:
+            raise ValueError(text)
+
+
+def check_label_maps(data_set: DataSet, cfg: Mapping[str, Any], *, sample: int | None = 20) -> None:
+    """Open some label maps of a dataset before a run, if it is a semantic one whose pipeline loads them.
+
+    Args:
+        data_set: A dataset of the config.
+        cfg: The config.
+        sample: How many to open; None takes all.
+
+    Raises:
+        ValueError: If files are broken, or their labels do not fit or leave nothing to learn.
+        FileNotFoundError: If a folder is not there.
+    """
+    scope = cfg.get('default_scope') or 'mmseg'
+    if not data_set.is_local or not is_semantic(data_set):
+        return
+    if build_label_loader(data_set.cfg.get('pipeline'), scope=scope) is None:
+        return
+    problems = look_at_maps(data_set, cfg, sample=sample).sentences()
+    if problems:
+        raise ValueError(f'{data_set.where}: {"; ".join(problems)} (tools/data/check_semantic.py looks at all of them)')
 
 
 def check_semantic_config(
@@ -27,57 +97,247 @@ def check_semantic_config(
     *,
     splits: Sequence[str] = ('train', 'val'),
     sample: int | None = None,
-    progress: Callable[[Sequence[int], str], Iterable[int]] | None = None,
+    progress: Progress | None = None,
 ) -> list[SemanticSummary]:
-    """Open pictures and label maps of a config's semantic data sets.
+    """Open images and label maps of a config's semantic datasets.
 
     Args:
         cfg: An mmengine ``Config``.
         splits: Which data loaders to look at, of ``train``, ``val`` and ``test``.
-        sample: How many pictures of each, evenly spaced; None looks at all.
+        sample: How many images of each, evenly spaced; None looks at all.
         progress: Wraps the indices to go through and a name, to show progress.
 
     Returns:
-        One summary for each data set; broken files are in them.
+        One summary for each dataset; broken files are in them.
 
     Raises:
-        ValueError: If the config has no such data set, or one without pictures.
+        ValueError: If the config has no such dataset, or one without images, or its settings contradict each other.
+        FileNotFoundError: If a folder is not there.
     """
     found = [data_set for data_set in find_data_sets(cfg, splits) if is_semantic(data_set)]
     if not found:
         raise ValueError(
-            f"the config's {' and '.join(splits)} dataloaders hold no semantic data set (of mmseg); "
+            f"the config's {' and '.join(splits)} dataloaders hold no semantic dataset (of mmseg); "
             'for boxes and masks see tools/data/check_coco.py'
         )
-    scope = cfg.get('default_scope', 'mmseg')
-    return [look_at_maps(data_set, scope=scope, sample=sample, progress=progress) for data_set in found]
+    if isinstance(cfg.get('model'), Mapping):
+        check_segmentor_heads(cfg['model'])
+    summaries = []
+    for data_set in found:
+        _check_fields(cfg, data_set)
+        summary = look_at_maps(data_set, cfg, sample=sample, progress=progress)
+        text = one_class_problem(cfg, data_set, summary)
+        if text:
+            summary.problems.clear()
+            summary.problems[text] = []
+        summaries.append(summary)
+    return summaries
 
 
 def look_at_maps(
-    data_set: DataSet,
-    *,
-    scope: str = 'mmseg',
-    sample: int | None = None,
-    progress: Callable[[Sequence[int], str], Iterable[int]] | None = None,
+    data_set: DataSet, cfg: Mapping[str, Any], *, sample: int | None = None, progress: Progress | None = None
 ) -> SemanticSummary:
-    """Open pictures and label maps of one semantic data set; the arguments are those of `check_semantic_config`.
+    """Open images and label maps of one semantic dataset.
+
+    Args:
+        data_set: The dataset.
+        cfg: Its config, for the scope and the ignored label.
+        sample: How many images, evenly spaced; None looks at all. Where these say that there is nothing to learn, more
+            label maps are opened, up to 1000, until one says otherwise.
+        progress: Wraps the indices to go through and a name, to show progress.
+
+    Returns:
+        The counts, problems and warnings.
 
     Raises:
-        ValueError: If it has no pictures.
+        ValueError: If it has no images, or its settings contradict each other.
+        FileNotFoundError: If a folder is not there.
     """
-    settings = {key: value for key, value in data_set.cfg.items() if key not in ('pipeline', 'indices')}
-    with DefaultScope.overwrite_default_scope(scope):
-        built = DATASETS.build({**settings, 'pipeline': [], 'serialize_data': False})
-    pairs = [(info['img_path'], info.get('seg_map_path')) for info in built.data_list]
-    if not pairs:
-        raise ValueError(f'{data_set.where}: no picture found; correct data_root, data_prefix or img_suffix')
-    number = len(pairs) if sample is None else min(sample, len(pairs))
-    chosen = [index * len(pairs) // number for index in range(number)]
-    return check_semantic(
+    scope = cfg.get('default_scope') or 'mmseg'
+    built = build_semantic(data_set, scope)
+    labels = build_label_loader(data_set.cfg.get('pipeline'), scope=scope, default=True)
+    _check_reduce_zero_label(data_set, built, labels)
+    summary = SemanticSummary(
         data_set.where,
-        pairs,
-        built.metainfo['classes'],
+        _classes(cfg, data_set, built),
+        ignored_label=_ignored_label(cfg),
         reduce_zero_label=bool(built.reduce_zero_label),
-        label_map=built.label_map,
-        progress=progress(chosen, data_set.where) if progress else chosen,
+        label_map=len(built.label_map or ()),
     )
+    number = len(built) if sample is None else min(sample, len(built))
+    chosen = [index * len(built) // number for index in range(number)]
+    images = build_image_loader(data_set.cfg.get('pipeline'), scope=scope)
+    indices = progress(chosen, data_set.where) if progress else chosen
+    check_semantic(summary, built, labels, images, indices=indices)
+    if labels is None:
+        return summary
+    if number < len(built) and not summary.problems and undecided(summary):
+        rest = sorted(set(range(len(built))) - set(chosen))
+        step = max(1, -(-len(rest) // SEARCHED))
+        for index in rest[::step]:
+            count_labels(summary, built.get_data_info(index), labels)
+            if not undecided(summary):
+                break
+    judge_labels(summary, train=data_set.split == 'train')
+    return summary
+
+
+def one_class_problem(
+    cfg: Mapping[str, Any],
+    data_set: DataSet,
+    summary: SemanticSummary | None = None,
+    *,
+    sample: int | None = 20,
+) -> str | None:
+    """What to set where a semantic dataset has a single class that the config cannot learn or evaluate.
+
+    Args:
+        cfg: The config.
+        data_set: The dataset.
+        summary: What its label maps hold; None opens some of them.
+        sample: How many to open.
+
+    Returns:
+        The problem and the settings, or None.
+    """
+    reason = one_class_reason(cfg, data_set)
+    if reason is None:
+        return None
+    values: set[int] = set()
+    if summary is not None:
+        values = summary.stored_values
+    elif data_set.is_local:
+        try:
+            values = look_at_maps(data_set, cfg, sample=sample).stored_values
+        except (ValueError, TypeError, OSError):
+            values = set()  # files that are not there are reported after the settings
+    text = f'{data_set.where} has one class, {data_set.classes[0]!r} (from {data_set.classes_from}), but {reason}'
+    if plan_repair(values, 2) is not None:
+        held = listing(sorted(values), limit=4)
+        return (
+            f'{text}; the label maps hold the values {held}: {FIX} writes maps of 0 (background) and 1, and prints the '
+            'settings that train on them'
+        )
+    zero = not values or max(values - {IGNORED}, default=0) <= 1
+    options = two_class_options(cfg, find_data_sets(cfg, SPLITS), zero_is_background=zero)
+    return (
+        f'{text}; give the pixels around it a name too, as the first class: --cfg-options '
+        f'{" ".join(map(quoted, options))}'
+    )
+
+
+def build_semantic(data_set: DataSet, scope: str) -> Any:
+    """Build a semantic dataset without its pipeline.
+
+    Args:
+        data_set: The dataset.
+        scope: The config's ``default_scope``.
+
+    Returns:
+        The built ``BaseSegDataset``, with at least one image.
+
+    Raises:
+        ValueError: If it cannot be built, or has no images.
+        FileNotFoundError: If a folder is not there.
+    """
+    settings = {key: value for key, value in data_set.cfg.items() if key != 'pipeline'}
+    settings.update(pipeline=[], serialize_data=False, lazy_init=False, test_mode=False)
+    hint = f'data_root is {data_set.cfg.get("data_root")!r}, from the folder {Path.cwd()}'
+    try:
+        with DefaultScope.overwrite_default_scope(scope):
+            built = DATASETS.build(settings)
+    except AssertionError as error:
+        raise ValueError(f'{data_set.where}: {data_set.kind} cannot be built: {error} ({hint})') from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f'{data_set.where}: {error.filename} not found ({hint}); correct data_root, data_prefix or ann_file'
+        ) from error
+    if not len(built):
+        suffix, folder = built.img_suffix, Path(built.data_prefix.get('img_path') or '')
+        others = sorted({path.suffix for path in folder.rglob('*') if path.is_file()}) if folder.is_dir() else []
+        there = f'{folder} holds files with {listing(others)}' if others else f'{folder} holds no files'
+        raise ValueError(
+            f'{data_set.where}: no images found with img_suffix={suffix!r}: {there} ({hint}); correct img_suffix (and '
+            'seg_map_suffix), data_root, data_prefix or ann_file'
+        )
+    return built
+
+
+def _check_reduce_zero_label(data_set: DataSet, built: Any, labels: LabelLoader | None) -> None:
+    """The dataset and the loading transform may each say what label 0 is; mmseg stops where they disagree."""
+    told = None if labels is None else labels.reduce_zero_label
+    if told is not None and bool(told) != bool(built.reduce_zero_label):
+        given = 'reduce_zero_label' in data_set.cfg
+        source = '' if given else f', the default of {data_set.kind}'
+        raise ValueError(
+            f'{data_set.where}.reduce_zero_label is {built.reduce_zero_label}{source}, but {labels.name} in its '
+            f'pipeline has reduce_zero_label={told}, on which mmseg stops: leave it out there, and set '
+            f'{data_set.where}.reduce_zero_label to True if label 0 means "no class", to False if it is the first class'
+        )
+
+
+def _check_fields(cfg: Mapping[str, Any], data_set: DataSet) -> None:
+    """Look for what mmseg's metrics read of an evaluated image: its label map, its names, the names of the classes."""
+    evaluator = cfg.get(f'{data_set.split}_evaluator')
+    if data_set.split == 'train' or not evaluator:
+        return
+    steps = data_set.cfg.get('pipeline') or ()
+    scope = cfg.get('default_scope') or 'mmseg'
+    if compares_labels(evaluator):
+        known = all(isinstance(step, Mapping) and _is_plain(step) for step in steps)
+        if steps and known and build_label_loader(steps, scope=scope) is None:
+            raise ValueError(
+                f'{data_set.where}.pipeline loads no label maps, but {data_set.split}_evaluator compares with them: '
+                "add dict(type='LoadAnnotations') after the resizing, or set format_only=True (and output_dir) in the "
+                'evaluator to write predictions only'
+            )
+        if data_set.classes is None:
+            raise ValueError(
+                f'{data_set.where} names no classes, which {data_set.split}_evaluator reads: set metainfo.classes'
+            )
+    needed = {name: META_KEYS['mmseg'] for name in (type_name(cfg.get('model')),) if name}
+    for one in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
+        if isinstance(one, Mapping):
+            needed[type_name(one)] = META_KEYS.get(type_name(one), ('img_path',) if one.get('output_dir') else ())
+    for index, step in enumerate(steps):
+        given = step.get('meta_keys') if isinstance(step, Mapping) and is_type(step, 'PackSegInputs') else None
+        for reader, keys in needed.items():
+            missing = [key for key in keys if given is not None and key not in given]
+            if missing:
+                raise ValueError(
+                    f'{data_set.where}.pipeline[{index}].meta_keys lacks {listing(missing)}, which {reader} reads of '
+                    'each evaluated image; add it'
+                )
+
+
+def _is_plain(step: Mapping[str, Any]) -> bool:
+    """Whether a transform is one of the usual ones of a test pipeline, none of which loads label maps."""
+    return is_type(
+        step,
+        'LoadImageFromFile',
+        'Resize',
+        'Pad',
+        'Normalize',
+        'ResizeToMultiple',
+        'ResizeShortestEdge',
+        'PackSegInputs',
+    )
+
+
+def _classes(cfg: Mapping[str, Any], data_set: DataSet, built: Any) -> tuple[str, ...]:
+    """Names of the classes; those of a head with one channel for one class are that class and the rest."""
+    names = tuple(built.metainfo.get('classes') or ())
+    head = next((head for _, head in segmentor_heads(cfg.get('model') or {})), {})
+    if not names and isinstance(head.get('num_classes'), int):
+        return tuple(map(str, range(head['num_classes'])))
+    if len(names) == 1 and head.get('num_classes') == 1 and one_class_reason(cfg, data_set) is None:
+        return (f'not {names[0]}', names[0])
+    return names
+
+
+def _ignored_label(cfg: Mapping[str, Any]) -> int:
+    """The label that the loss leaves out."""
+    for _, head in segmentor_heads(cfg.get('model') or {}):
+        if isinstance(head.get('ignore_index'), int):
+            return head['ignore_index']
+    return IGNORED

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from math import isqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmitpn.checkpoint import PretrainedModule
+from mmitpn.checkpoint import FileInfo, PretrainedModule
+from mmitpn.checkpoint.names import ITPN
 
-from ..layers import as_map, initialize_weights, pad_to_multiple, resize_position_embedding, run_blocks
+from ..layers import (
+    LearnedPositions,
+    PositionFit,
+    as_map,
+    initialize_weights,
+    pad_to_multiple,
+    resize_position_embedding,
+    run_blocks,
+)
 from ..layers.initialize import check_weight_init
 from .archs import Arch, resolve_arch
 from .inputs import check_images
 
 STRIDES = (4, 8, 16)
+DEFAULT_IMG_SIZE = 224  # where neither a setting nor a file says another
 
 
-class HierarchicalBackbone(PretrainedModule):
+class HierarchicalBackbone(LearnedPositions, PretrainedModule):
     """Stem, two pointwise stages with merges after them, and a main stage; subclasses say what they are made of.
 
     A subclass defines ``_stem``, ``_stage_block``, ``_merge``, ``_main_block`` and ``_final_norm``, each called once or
@@ -31,7 +43,7 @@ class HierarchicalBackbone(PretrainedModule):
         self,
         arch: str | Mapping,
         *,
-        img_size: int,
+        img_size: int | None,
         out_indices: Sequence[int],
         drop_path_rate: float,
         with_cp: bool,
@@ -41,9 +53,10 @@ class HierarchicalBackbone(PretrainedModule):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         sizes = resolve_arch(arch)
-        if not isinstance(img_size, int) or img_size < 16 or img_size % 16:
+        if img_size is not None and (not isinstance(img_size, int) or img_size < 16 or img_size % 16):
             raise ValueError(
-                f'img_size is {img_size!r}; give the side of the square picture in pixels, a multiple of 16'
+                f'img_size is {img_size!r}; give the side of the square image in pixels, a multiple of 16, or None for'
+                ' that of the pre-training file'
             )
         if not out_indices or any(index not in (0, 1, 2) for index in out_indices):
             raise ValueError(f'out_indices are {tuple(out_indices)}; allowed: some of 0, 1, 2 (strides 4, 8, 16)')
@@ -71,7 +84,12 @@ class HierarchicalBackbone(PretrainedModule):
         self.merge1 = self._merge(fine)
         self.stage2 = self._stage(middle, sizes.depths[1], rates)
         self.merge2 = self._merge(middle)
-        self.grid = (img_size // STRIDES[2],) * 2
+        self.img_size = img_size
+        # Read now, and not with the weights: optimizers, averaged models and distributed wrappers need the shapes.
+        file = self._file_info() if img_size is None else None
+        side = (img_size or DEFAULT_IMG_SIZE) // STRIDES[2]
+        self.grid = (side, side) if file is None or file.grid is None else file.grid
+        self._file_window = self._window_of(file)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], main))
         self.blocks = nn.ModuleList(self._main_block(sizes, next(rates)) for _ in range(sizes.depths[2]))
         self.norm = self._final_norm(main)
@@ -103,22 +121,73 @@ class HierarchicalBackbone(PretrainedModule):
         initialize_weights(self, weight_init=self.weight_init, sub_ln_depth=self.depths[2] if self.sub_ln else None)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
+    # --- positions of a file -------------------------------------------------------------------------------------
+
+    def _window_of(self, file: FileInfo | None) -> int | None:
+        """Side in tokens of the grid that the file's relative positions are for, where the module can take them."""
+        del file
+        return None
+
+    def fit_positions(self, name: str, shape: Sequence[int]) -> PositionFit | None:
+        """See :class:`LearnedPositions`: the position embedding of any square grid is taken."""
+        if name != 'pos_embed' or len(shape) != 3 or shape[::2] != self.pos_embed.shape[::2]:
+            return None
+        side = isqrt(shape[1])
+        if not side or side * side != shape[1]:
+            return None
+        return PositionFit(self.img_size is None, side, self.grid[0])
+
+    def adopt_grid(self, name: str, side: int) -> None:
+        """See :class:`LearnedPositions`."""
+        del name
+        self.grid = (side, side)
+
+    def resize_positions(self, name: str, value: Tensor, side: int) -> Tensor:
+        """See :class:`LearnedPositions`: ``(1, side * side, C)`` to ``(1, N, C)`` of this module."""
+        del name
+        return resize_position_embedding(value, (side, side), self.grid)
+
+    def position_setting(self, side: int) -> str:
+        """See :class:`LearnedPositions`."""
+        return f'img_size={side * STRIDES[2]}'
+
+    @classmethod
+    def _settings_of(cls, info: FileInfo, given: Mapping[str, Any]) -> dict[str, Any]:
+        """See :class:`PretrainedModule`: arch and layer scale of a file."""
+        if info.family and info.family != cls.family:
+            other = 'ITPN' if info.family == ITPN else 'FastITPN'
+            raise ValueError(f'it is {info.description}, of the family {info.family}: use {other}.from_pretrained')
+        if info.arch is None:
+            raise ValueError(f'there is no backbone in it, or it is cut off: it is {info.description}')
+        sizes = {name: getattr(info.arch, name) for name in ('depths', 'embed_dim', 'num_heads')}
+        if 'arch' in given:
+            wanted = resolve_arch(given['arch'])
+            if (wanted.depths, wanted.embed_dim) != (info.arch.depths, info.arch.embed_dim):
+                raise ValueError(
+                    f'it holds {info.arch}, but arch={given["arch"]!r} asks for {"/".join(map(str, wanted.depths))}'
+                    f' blocks, {wanted.embed_dim} channels: leave arch out, or give a file of that size'
+                )
+        return {'arch': info.arch.name or sizes, 'layer_scale_init_value': 0.1 if info.layer_scale else None}
+
     # --- forward -----------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Compute the maps.
 
         Args:
-            x: Normalised pictures ``(B, 3, H, W)``, floating point, of any size from 1x1.
+            x: Normalized images ``(B, 3, H, W)``, floating point, of any size from 1x1. Their values are not looked at:
+                on a GPU that would wait for the device at every call. A NaN goes through to the loss, where
+                :class:`mmitpn.engine.StopOnInvalidLossHook` stops the training run before it reaches the weights.
 
         Returns:
             For each of ``out_indices`` a map ``(B, C_i, ceil(H / s_i), ceil(W / s_i))`` with stride s_i = 4, 8, 16.
 
         Raises:
             TypeError: If ``x`` is not a floating-point tensor.
-            ValueError: If ``x`` has another shape or holds NaN or infinite values.
+            ValueError: If ``x`` has another shape.
         """
         check_images(x)
+        self._remind_of_init_cfg()
         height, width = map(int, x.shape[-2:])  # numbers also where a tracer gives tensors
         maps = self.maps_of(self.patch_embed(pad_to_multiple(x, STRIDES[2])))  # from B, H / 4, W / 4, C / 4
         sides = {i: (-(-height // STRIDES[i]), -(-width // STRIDES[i])) for i in self.out_indices}

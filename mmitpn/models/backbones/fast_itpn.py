@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
+from mmitpn.checkpoint.names import FAST
 from mmitpn.registry import MODELS
 
 from ..layers import Attention, PatchEmbed, PatchMerge, PointwiseBlock, SwiGLU, TransformerBlock, layer_norm
@@ -28,8 +29,11 @@ class FastITPN(HierarchicalBackbone):
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'``, ``'large'`` (published), ``'nano'`` (ours), or a dict of ``depths``,
             ``embed_dim``, ``num_heads``.
-        img_size: Side in pixels of the square picture that the position embedding is learned for, a multiple of 16.
-            Pictures of any other size are welcome: the embedding is resized.
+        img_size: Side in pixels of the square image that the position embedding is learned for, a multiple of 16. None
+            (default): that of the file that is loaded, so that its outputs at that size are those of the authors'
+            network; 224 without a file. A number: the embedding of a file of another size is resized once, when it is
+            loaded, as in the authors' fine-tuning. Images of any other size are welcome either way: the embedding is
+            resized for them in every forward pass.
         out_indices: Which of the maps at strides 4, 8, 16 to return, ascending. Stages after the last one are not run
             and not trained.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 over all blocks.
@@ -53,13 +57,14 @@ class FastITPN(HierarchicalBackbone):
         ValueError: If an argument is outside what is allowed; the message says what is.
     """
 
+    family = FAST
     sub_ln = True
 
     def __init__(
         self,
         arch: str | Mapping = 'base',
         *,
-        img_size: int = 224,
+        img_size: int | None = None,
         out_indices: Sequence[int] = (0, 1, 2),
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float | None = 0.1,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
+from mmitpn.checkpoint import FileInfo
+from mmitpn.checkpoint.names import ITPN as ITPN_FAMILY
 from mmitpn.registry import MODELS
 
 from ..layers import (
@@ -46,13 +49,16 @@ class ITPN(HierarchicalBackbone):
     Args:
         arch: ``'base'``, ``'large'`` (published), any other name of the family, or a dict of ``depths``,
             ``embed_dim``, ``num_heads``.
-        img_size: Side in pixels of the square picture that the position embedding is learned for, a multiple of 16.
-            Pictures of any other size are welcome: the embedding is resized.
+        img_size: Side in pixels of the square image that the position embedding is learned for, a multiple of 16. None
+            (default): that of the file that is loaded, so that its outputs at that size are those of the authors'
+            network; 224 without a file. A number: the embedding of a file of another size is resized once, when it is
+            loaded, as in the authors' fine-tuning. Images of any other size are welcome either way: the embedding is
+            resized for them in every forward pass.
         out_indices: Which of the maps at strides 4, 8, 16 to return, ascending.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 over all blocks.
         relative_position: None, ``'table'`` or ``'decomposed'``, see the table and :class:`RelativeAttention`.
-        relative_window: Side in tokens of the grid that relative positions are learned for; None: that of
-            ``img_size``.
+        relative_window: Side in tokens of the grid that relative positions are learned for. None: that of ``img_size``;
+            if that is None too, that of the file, and of its position embedding where it has no such positions.
         layer_scale_init_value: Initial layer scale in all stages; None leaves the parameters out.
         with_cp: Recompute every block in the backward pass instead of keeping its activations.
         frozen_stages: -1 trains everything, 0 freezes the patch and position embeddings, 1 and 2 also the stages at
@@ -64,11 +70,13 @@ class ITPN(HierarchicalBackbone):
         ValueError: If an argument is outside what is allowed; the message says what is.
     """
 
+    family = ITPN_FAMILY
+
     def __init__(
         self,
         arch: str | Mapping = 'base',
         *,
-        img_size: int = 224,
+        img_size: int | None = None,
         out_indices: Sequence[int] = (0, 1, 2),
         drop_path_rate: float = 0.0,
         relative_position: str | None = None,
@@ -85,7 +93,7 @@ class ITPN(HierarchicalBackbone):
         if relative_window is not None and (not isinstance(relative_window, int) or relative_window < 1):
             raise ValueError(f'relative_window is {relative_window!r}; give a number of tokens, at least 1, or None')
         self._layer_scale = layer_scale_init_value
-        self._relative = {'relative_position': relative_position, 'window': relative_window or img_size // STRIDES[2]}
+        self._relative_position, self._relative_window = relative_position, relative_window
         super().__init__(
             arch,
             img_size=img_size,
@@ -97,6 +105,15 @@ class ITPN(HierarchicalBackbone):
             init_cfg=init_cfg,
         )
         set_norm_eps(self, EPS_ITPN)
+
+    def _window_of(self, file: FileInfo | None) -> int | None:
+        same = file is not None and file.relative_position == self._relative_position
+        return file.relative_window if same and file.relative_window else None
+
+    @classmethod
+    def _settings_of(cls, info: FileInfo, given: Mapping[str, Any]) -> dict[str, Any]:
+        """See :class:`PretrainedModule`."""
+        return {**super()._settings_of(info, given), 'relative_position': info.relative_position}
 
     def _stem(self, dim: int) -> nn.Module:
         return PatchEmbed(3, dim, stride=STRIDES[0], norm=True)
@@ -111,7 +128,13 @@ class ITPN(HierarchicalBackbone):
 
     def _main_block(self, sizes: Arch, drop_path: float) -> nn.Module:
         dim = sizes.embed_dim
-        attention = RelativeAttention(dim, sizes.num_heads, **self._relative)
+        attention = RelativeAttention(
+            dim,
+            sizes.num_heads,
+            relative_position=self._relative_position,
+            window=self._relative_window or self._file_window or self.grid[0],
+            follow_file=self._relative_window is None and self.img_size is None,
+        )
         mlp = Mlp(dim, MAIN_RATIO * dim, sub_norm=False)
         return TransformerBlock(dim, attention, mlp, layer_scale=self._layer_scale, drop_path=drop_path)
 

@@ -7,12 +7,15 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmdet.models.detectors import DINO as HostDINO  # noqa: N811 (ours has the name, in our own scope)
 from mmdet.models.layers import SinePositionalEncoding
-from mmdet.structures import SampleList
+from mmdet.structures import OptSampleList, SampleList
 from mmengine.model import initialize
 from torch import Tensor, nn
 
+from mmitpn.checkpoint import QuietInit
+from mmitpn.config_types import is_type
 from mmitpn.models.transformer import DinoTransformerDecoder, DinoTransformerEncoder
 from mmitpn.models.transformer.running import full_precision
 from mmitpn.registry import MODELS
@@ -21,7 +24,7 @@ from . import dino_checks as checks
 
 
 @MODELS.register_module()
-class DINO(HostDINO):
+class DINO(QuietInit, HostDINO):
     """DINO (arXiv 2203.03605) that trains and loads the same on mmdet 3.3.0 and onedl-mmdetection 3.5.1.
 
     It is mmdet's DINO, with its arguments, parameter names and initialisation; a config needs only the type changed.
@@ -46,7 +49,8 @@ class DINO(HostDINO):
         decoder: Config of :class:`DinoTransformerDecoder`.
         bbox_head: Config of the head, as mmdet's ``DINOHead``.
         positional_encoding: Config of mmdet's ``SinePositionalEncoding``.
-        num_queries: Number of queries that are matched to objects; pictures must have as many positions.
+        num_queries: Number of queries that are matched to objects. An image with fewer positions is padded to this
+            number; padded queries influence nothing, are matched to nothing and are never returned.
         num_feature_levels: Number of maps.
         with_box_refine: Must be True. Here because mmdet's configs write it.
         as_two_stage: Must be True. Here because mmdet's configs write it.
@@ -144,7 +148,7 @@ class DINO(HostDINO):
         super().init_weights()
         settings = [self.init_cfg] if isinstance(self.init_cfg, Mapping) else self.init_cfg or []
         for setting in settings:
-            if setting['type'] == 'Pretrained':
+            if is_type(setting, 'Pretrained', 'PretrainedInit'):
                 initialize(self, setting)
 
     def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
@@ -175,7 +179,19 @@ class DINO(HostDINO):
         """
         outputs = self.forward_transformer(self.extract_feat(batch_inputs), batch_data_samples)
         with full_precision(batch_inputs):
-            results = self.bbox_head.predict(**outputs, batch_data_samples=batch_data_samples, rescale=rescale)
+            logits, boxes = self.bbox_head(**outputs)
+            missing = self.num_queries - logits.shape[2]
+            if missing:
+                # mmdet takes the best max_per_img, however many there are: queries of score 0 make up the number.
+                nothing = logits.new_full((logits.shape[-1],), float('-inf'))
+                if not self.bbox_head.loss_cls.use_sigmoid:
+                    nothing[-1] = 0.0  # the softmax's class for no object
+                logits = torch.cat((logits, nothing.expand(*logits.shape[:2], missing, -1)), 2)
+                boxes = F.pad(boxes, (0, 0, 0, missing))
+            metas = [sample.metainfo for sample in batch_data_samples]
+            results = self.bbox_head.predict_by_feat(logits, boxes, batch_img_metas=metas, rescale=rescale)
+            if missing:
+                results = [result[result.scores > 0] for result in results]
         return self.add_pred_to_datasample(batch_data_samples, results)
 
     def forward_transformer(
@@ -189,29 +205,84 @@ class DINO(HostDINO):
 
         Returns:
             What the head takes: ``hidden_states`` ``(layers, B, Q, C)`` and ``references``, a list of ``(B, Q, 4)``; in
-            training also ``enc_outputs_class``, ``enc_outputs_coord`` and ``dn_meta``. All tensors are fp32.
+            training also ``enc_outputs_class``, ``enc_outputs_coord`` and ``dn_meta``. All tensors are fp32. Q is
+            ``num_queries``, or the number of positions where there are fewer; in training denoising queries precede.
 
         Raises:
             ValueError: If the maps do not fit the transformer.
         """
-        checks.check_features(
-            img_feats,
-            embed_dims=self.embed_dims,
-            num_feature_levels=self.num_feature_levels,
-            num_queries=self.num_queries,
-        )
+        checks.check_features(img_feats, embed_dims=self.embed_dims, num_feature_levels=self.num_feature_levels)
         # mmdet takes the type of masks, valid ratios and so of reference points from the maps: bf16 counts only to 256.
         return super().forward_transformer(tuple(level.float() for level in img_feats), batch_data_samples)
 
-    def pre_decoder(self, memory: Tensor, *args: Any, **kwargs: Any) -> tuple[dict, dict]:
-        """As mmdet's, in fp32: scores in half precision have ties that make the choice of queries arbitrary."""
-        with full_precision(memory):
-            return super().pre_decoder(memory.float(), *args, **kwargs)
+    def pre_decoder(
+        self,
+        memory: Tensor,
+        memory_mask: Tensor | None,
+        spatial_shapes: Tensor,
+        batch_data_samples: OptSampleList = None,
+    ) -> tuple[dict, dict]:
+        """Choose the queries: as mmdet's, but in fp32, and an image may have fewer positions than there are queries.
 
-    def forward_decoder(self, query: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """As mmdet's, with its label embedding in the graph when there is no denoising query to hold it there."""
-        outputs = super().forward_decoder(query, **kwargs)
+        Scores in half precision have ties that make the choice of queries arbitrary. Positions are padded to
+        ``num_queries`` with scores of minus infinity: the padded ones are the last of the chosen.
+
+        Args:
+            memory: The encoder's output, ``(B, N, C)``.
+            memory_mask: ``(B, N)``, True on padding of the images, or None.
+            spatial_shapes: ``(levels, 2)`` height and width of the maps.
+            batch_data_samples: One sample per image; in training with ``gt_instances``.
+
+        Returns:
+            Inputs of :meth:`forward_decoder`, always for ``num_queries`` (and the denoising) queries; and, in training,
+            those of the head's loss, without the padded ones.
+        """
+        with full_precision(memory):
+            memory = memory.float()
+            hidden, proposals = self.gen_encoder_output_proposals(memory, memory_mask, spatial_shapes)
+            padding = (0, 0, 0, self._num_padded(memory))
+            last = self.decoder.num_layers
+            logits = F.pad(self.bbox_head.cls_branches[last](hidden), padding, value=float('-inf'))
+            # An infinite logit is a box that is not there, as mmdet marks invalid proposals.
+            boxes = F.pad(self.bbox_head.reg_branches[last](hidden) + proposals, padding, value=float('inf'))
+            chosen = logits.amax(-1).topk(self.num_queries, dim=1).indices.unsqueeze(-1)
+            logits = logits.gather(1, chosen.expand(-1, -1, logits.shape[-1]))
+            boxes = boxes.gather(1, chosen.expand(-1, -1, 4))
+            query = self.query_embedding.weight.expand(len(memory), -1, -1)
+            references, dn_mask, head_inputs = boxes.detach(), None, {}
+            if self.training:
+                dn_query, dn_boxes, dn_mask, dn_meta = self.dn_query_generator(batch_data_samples)
+                query = torch.cat((dn_query, query), 1)
+                references = torch.cat((dn_boxes, references), 1)
+                real = slice(self.num_queries - self._num_padded(memory))
+                head_inputs = {
+                    'enc_outputs_class': logits[:, real],
+                    'enc_outputs_coord': boxes[:, real].sigmoid(),
+                    'dn_meta': dn_meta,
+                }
+        decoder_inputs = {
+            'query': query,
+            'memory': memory,
+            'reference_points': references.sigmoid(),
+            'dn_mask': dn_mask,
+        }
+        return decoder_inputs, head_inputs
+
+    def forward_decoder(self, query: Tensor, memory: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """As mmdet's, without what padded queries give.
+
+        The label embedding stays in the graph when there is no denoising query to keep it there.
+        """
+        padded = self._num_padded(memory)
+        outputs = super().forward_decoder(query, memory=memory, num_padded=padded, **kwargs)
         if self.training and query.shape[1] == self.num_queries:
             nothing = self.dn_query_generator.label_embedding.weight.sum() * 0.0
             outputs['hidden_states'] = outputs['hidden_states'] + nothing
+        if padded:
+            outputs['hidden_states'] = outputs['hidden_states'][:, :, :-padded]
+            outputs['references'] = [boxes[:, :-padded] for boxes in outputs['references']]
         return outputs
+
+    def _num_padded(self, memory: Tensor) -> int:
+        """How many queries an image with the positions of ``memory`` ``(B, N, C)`` lacks."""
+        return max(self.num_queries - memory.shape[1], 0)

@@ -89,22 +89,14 @@ def check_neck(neck: nn.Module, neck_cfg: Mapping, *, embed_dims: int, num_featu
     )
 
 
-def check_features(maps: Sequence[Tensor], *, embed_dims: int, num_feature_levels: int, num_queries: int) -> None:
+def check_features(maps: Sequence[Tensor], *, embed_dims: int, num_feature_levels: int) -> None:
     """Check the neck's maps ``(B, C, H, W)``.
 
     Raises:
-        ValueError: If their number or channels differ from the transformer's, or they have fewer positions than there
-            are queries.
+        ValueError: If their number or channels differ from the transformer's.
     """
     for level in maps:
         _check_maps(level.shape[1], len(maps), embed_dims=embed_dims, num_feature_levels=num_feature_levels)
-    positions = sum(level.shape[-2] * level.shape[-1] for level in maps)
-    if positions < num_queries:
-        sides = [tuple(level.shape[-2:]) for level in maps]
-        raise ValueError(
-            f'num_queries is {num_queries}, but the maps {sides} have only {positions} positions to choose from: use'
-            f' larger pictures, or num_queries of at most {positions}'
-        )
 
 
 def _check_maps(width: int, maps: int, *, embed_dims: int, num_feature_levels: int) -> None:

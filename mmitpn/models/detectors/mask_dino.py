@@ -10,11 +10,12 @@ from mmdet.structures import SampleList
 from mmengine.config import ConfigDict
 from torch import Tensor
 
+from mmitpn.checkpoint import QuietInit
 from mmitpn.registry import MODELS
 
 
 @MODELS.register_module()
-class MaskDINO(MaskFormer):
+class MaskDINO(QuietInit, MaskFormer):
     """MaskDINO (arXiv 2206.02777) that trains and tests as any detector of mmdet.
 
     Args:

@@ -7,7 +7,7 @@ from .mlp import Mlp, SwiGLU
 from .norm import EPS_ITPN, layer_norm, set_norm_eps
 from .parts import run_in_bands
 from .patch import PatchConcatMerge, PatchEmbed, PatchMerge, PatchSplit, as_map, as_tokens, pad_to_multiple
-from .position import resize_position_embedding
+from .position import LearnedPositions, PositionFit, resize_position_embedding
 from .relative import RELATIVE_POSITIONS, RelativeAttention, resize_table
 
 __all__ = [
@@ -15,12 +15,14 @@ __all__ = [
     'RELATIVE_POSITIONS',
     'WEIGHT_INITS',
     'Attention',
+    'LearnedPositions',
     'Mlp',
     'PatchConcatMerge',
     'PatchEmbed',
     'PatchMerge',
     'PatchSplit',
     'PointwiseBlock',
+    'PositionFit',
     'RelativeAttention',
     'SwiGLU',
     'TransformerBlock',

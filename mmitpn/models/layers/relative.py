@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import isqrt
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .position import LearnedPositions, PositionFit
+
 RELATIVE_POSITIONS = ('table', 'decomposed')
+_POSITIONS = ('relative_position_bias_table', 'rel_pos_h', 'rel_pos_w')
 # Bytes of bias (one value for each query, key and head) that are held at once.
 _BIAS_BUDGET = 64 * 2**20
 
@@ -31,7 +37,7 @@ def resize_table(table: Tensor, source: tuple[int, int], target: tuple[int, int]
     return maps[0].flatten(1).T
 
 
-class RelativeAttention(nn.Module):
+class RelativeAttention(LearnedPositions):
     """Self-attention with biases on all three projections and, if asked, relative positions.
 
     A bias for every pair of positions is as large as the scores themselves. It is made for as many rows of queries at
@@ -45,13 +51,24 @@ class RelativeAttention(nn.Module):
             the horizontal offset (ViTDet's form, iTPN-L CLIP in detection), unscaled queries, as in the released code.
         window: Side in tokens of the square grid that the learned positions are for. For other grids tables are
             resized bicubically and vectors linearly; the original stops with an error on a table of another size.
+        follow_file: Learned positions of a loaded file stay as they are, and the window becomes the file's. False:
+            they are resized to ``window`` when they are loaded.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, relative_position: str | None = None, window: int = 14) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        relative_position: str | None = None,
+        window: int = 14,
+        follow_file: bool = False,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.relative_position = relative_position
         self.window = window
+        self.follow_file = follow_file
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         if relative_position == 'table':
@@ -59,6 +76,31 @@ class RelativeAttention(nn.Module):
         elif relative_position == 'decomposed':
             self.rel_pos_h = nn.Parameter(torch.zeros(2 * window - 1, dim // num_heads))
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * window - 1, dim // num_heads))
+
+    def fit_positions(self, name: str, shape: Sequence[int]) -> PositionFit | None:
+        """See :class:`LearnedPositions`."""
+        if name not in _POSITIONS or len(shape) != 2 or shape[1] != getattr(self, name).shape[1]:
+            return None
+        table = name == _POSITIONS[0]
+        side = isqrt(shape[0]) if table else shape[0]  # 2 * window - 1
+        if side % 2 == 0 or (table and side * side != shape[0]):
+            return None
+        return PositionFit(self.follow_file, (side + 1) // 2, self.window)
+
+    def adopt_grid(self, name: str, side: int) -> None:
+        """See :class:`LearnedPositions`."""
+        del name
+        self.window = side
+
+    def resize_positions(self, name: str, value: Tensor, side: int) -> Tensor:
+        """See :class:`LearnedPositions`."""
+        if name == _POSITIONS[0]:
+            return resize_table(value, (side, side), (self.window, self.window))
+        return _vectors(value, self.window)
+
+    def position_setting(self, side: int) -> str:
+        """See :class:`LearnedPositions`."""
+        return f'relative_window={side}'
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` to ``(B, H, W, C)``."""

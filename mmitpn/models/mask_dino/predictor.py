@@ -40,7 +40,7 @@ class Prediction:
         """Mask logits of all queries, ``(B, Q, H, W)``."""
         return torch.einsum('bqc,bchw->bqhw', self.kernels, self.features)
 
-    def part(self, first: int, last: int | None) -> Prediction:
+    def part(self, first: int, last: int) -> Prediction:
         """The queries from ``first`` up to ``last``."""
         span = slice(first, last)
         return Prediction(self.logits[:, span], self.boxes[:, span], self.kernels[:, span], self.features)
@@ -53,9 +53,11 @@ class Predictions:
     Attributes:
         layers: Before the first layer, and after each; denoising queries are taken out.
         denoising: Of the denoising queries the same; empty without them.
-        selected: Of the chosen places of the encoder's maps; None without query selection.
+        selected: Of the chosen positions of the encoder's maps; None without query selection.
         selection: Which these are; None without query selection.
         references: Boxes that each layer starts from, ``(layers + 1, B, Q, 4)``, the last layer's own included.
+
+    Q is the number of queries, or that of positions where queries are selected and an image has fewer.
     """
 
     layers: list[Prediction]
@@ -175,10 +177,8 @@ class MaskDINOPredictor(BaseModule):
             all_layers: Predict before the first layer and after every one; False: after the last one only.
 
         Returns:
-            The predictions, in fp32.
-
-        Raises:
-            ValueError: If there are fewer places than queries.
+            The predictions, in fp32. Where queries are selected and there are fewer positions than queries, the decoder
+            runs with padded queries, which no other query attends to and which are left out here.
         """
         with full_precision(features):
             return self._predict(
@@ -201,6 +201,8 @@ class MaskDINOPredictor(BaseModule):
         batch, extra = len(memory), 0 if noised is None else noised.number
 
         content, boxes, selection, selected = self._queries(memory, shapes, hidden, features)
+        padded = max(self.num_queries - memory.shape[1], 0) if self.two_stage else 0
+        real = self.num_queries - padded
         if noised is not None:
             content = torch.cat((noised.scatter(self.label_embed(noised.labels), batch), content), 1)
             boxes = torch.cat((noised.scatter(noised.boxes, batch), boxes), 1)
@@ -215,16 +217,17 @@ class MaskDINOPredictor(BaseModule):
             level_start_index=level_starts(spatial_shapes),
             valid_ratios=memory.new_ones(batch, len(shapes), 2),
             reg_branches=[self.box_embed] * self.decoder.num_layers,
+            num_padded=padded,
         )
         found = [self._say(content, references[0], features)] if all_layers else []
         for state, reference in list(zip(states, references[:-1], strict=True))[0 if all_layers else -1 :]:
             found.append(self._say(state, (self.box_embed(state) + box_logits(reference)).sigmoid(), features))
         return Predictions(
-            layers=[one.part(extra, None) for one in found],
+            layers=[one.part(extra, extra + real) for one in found],
             denoising=[one.part(0, extra) for one in found] if extra else [],
-            selected=selected,
-            selection=selection,
-            references=references[:, :, extra:],
+            selected=None if selected is None else selected.part(0, real),
+            selection=None if selection is None else selection.part(real),
+            references=references[:, :, extra : extra + real],
         )
 
     def _queries(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Width and height of a proposal on the first level of the decoder's order, in fractions of the picture; each next
@@ -17,9 +18,9 @@ class Selection(NamedTuple):
     """What was chosen.
 
     Attributes:
-        content: Memory of the chosen places, ``(B, Q, C)``.
+        content: Memory of the chosen positions, ``(B, Q, C)``.
         boxes: Their boxes' logits, ``(B, Q, 4)``.
-        places: Their positions among all, ``(B, Q)``, the best first.
+        places: Their indices among all positions, ``(B, Q)``, the best first.
         scores: The best class logit of every position, ``(B, N)``.
     """
 
@@ -27,6 +28,10 @@ class Selection(NamedTuple):
     boxes: Tensor
     places: Tensor
     scores: Tensor
+
+    def part(self, last: int) -> Selection:
+        """The best ``last`` positions."""
+        return Selection(self.content[:, :last], self.boxes[:, :last], self.places[:, :last], self.scores)
 
 
 def proposals(shapes: Sequence[tuple[int, int]], padding: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,6 +72,9 @@ def select_queries(
 ) -> Selection:
     """Choose queries.
 
+    Positions are padded to ``number`` with scores of minus infinity: the padded ones are the last of the chosen. Their
+    content is 0, their box logits are infinite.
+
     Args:
         memory: The encoder's levels in the decoder's order, flattened, ``(B, N, C)``.
         shapes: Heights and widths of the levels.
@@ -77,20 +85,15 @@ def select_queries(
         refine: Change of the box logits of transformed memory.
 
     Returns:
-        The ``number`` places with the highest class logits.
-
-    Raises:
-        ValueError: If there are fewer places than ``number``.
+        The ``number`` positions with the highest class logits.
     """
-    if memory.shape[1] < number:
-        raise ValueError(
-            f'num_queries is {number}, but the levels {[tuple(shape) for shape in shapes]} have only {memory.shape[1]}'
-            f' places to choose from: use larger pictures, or num_queries of at most {memory.shape[1]}'
-        )
+    missing = max(number - memory.shape[1], 0)
     boxes, valid = proposals(shapes, padding, memory)
     memory = transform(memory.masked_fill(~valid, 0.0))
     scores = classify(memory).amax(-1)
-    places = scores.topk(number, dim=1).indices
+    places = F.pad(scores, (0, missing), value=float('-inf')).topk(number, dim=1).indices
+    memory = F.pad(memory, (0, 0, 0, missing))
     content = memory.gather(1, places.unsqueeze(-1).expand(-1, -1, memory.shape[-1]))
-    chosen = boxes.expand(len(memory), -1, -1).gather(1, places.unsqueeze(-1).expand(-1, -1, 4))
+    boxes = F.pad(boxes, (0, 0, 0, missing), value=float('inf')).expand(len(memory), -1, -1)
+    chosen = boxes.gather(1, places.unsqueeze(-1).expand(-1, -1, 4))
     return Selection(content, chosen + refine(content), places, scores)

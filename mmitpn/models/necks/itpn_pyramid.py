@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmitpn.checkpoint import PretrainedModule
+from mmitpn.checkpoint import FileInfo, PretrainedModule
 from mmitpn.registry import MODELS
 
 from ..layers import (
@@ -132,6 +133,24 @@ class ITPNPyramid(PretrainedModule):
         self.reset_parameters()
         self._freeze_unused()
 
+    @classmethod
+    def _settings_of(cls, info: FileInfo, given: Mapping[str, Any]) -> dict[str, Any]:
+        """See :class:`PretrainedModule`: channels, kind, depth and hidden channels of a file's pyramid."""
+        del given  # one that does not fit is reported by the loader, with the setting
+        pyramid = info.pyramid
+        if pyramid is None:
+            raise ValueError(
+                f'there is no pyramid in it: it is {info.description}. Give a pre-training file, or build ITPNPyramid'
+                '(in_channels) to start with fresh weights'
+            )
+        return {
+            'in_channels': tuple(pyramid.embed_dim // part for part in (4, 2, 1)),
+            'out_channels': pyramid.out_channels,
+            'kind': pyramid.kind,
+            'depth': pyramid.depth,
+            'hidden_channels': pyramid.hidden_channels,
+        }
+
     def _freeze_unused(self) -> None:
         unused = [self.align4, self.split4, self.blocks4, self.out4] if self.start_level > 0 else []
         unused += [self.align8, self.split8, self.blocks8, self.out8] if self.start_level > 1 else []
@@ -146,7 +165,7 @@ class ITPNPyramid(PretrainedModule):
         """Compute the levels.
 
         Args:
-            inputs: Maps ``(B, C_i, H_i, W_i)`` at strides 4, 8, 16; sides as ceil(side / stride) of one picture.
+            inputs: Maps ``(B, C_i, H_i, W_i)`` at strides 4, 8, 16; sides as ceil(side / stride) of one image.
 
         Returns:
             ``num_outs`` maps ``(B, level_channels[i], H, W)``, finest first: strides 4, 8, 16 (from ``start_level``
@@ -156,6 +175,7 @@ class ITPNPyramid(PretrainedModule):
             ValueError: If the number of maps, their channels or their sizes do not fit.
         """
         self._check(inputs)
+        self._remind_of_init_cfg()
         fine, middle, main = (as_tokens(x) for x in inputs)
         outs, top = [run_blocks([self.out16], self.align16(main), recompute=self.with_cp)], main
         if self.start_level < 2:

@@ -9,6 +9,7 @@ import torch
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from mmitpn.checkpoint import QuietInit
 from mmitpn.registry import MODELS
 
 from .feature_head import FeatureHead
@@ -39,7 +40,7 @@ MASKING = ('random', 'pipeline')
 
 
 @MODELS.register_module()
-class ITPNPretrain(BaseModel):
+class ITPNPretrain(QuietInit, BaseModel):
     """Pre-trains a backbone together with its pyramid (arXiv 2211.12735, 3.1).
 
     =========  ===================================  ========================  ===============================

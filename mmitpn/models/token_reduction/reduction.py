@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mmitpn.config_types import type_name
+
 from ..layers import run_block
 from .attend import GatheringAttend, GlobalAttend
 from .gathering import TokenGathering
@@ -32,7 +34,7 @@ class TokenReduction(nn.Module):
         self.migration: TokenReducer | None = None
         if migration is not None:
             options = _options(migration)
-            kind = options.pop('type', 'TokenMigration')
+            kind = type_name(options.pop('type', 'TokenMigration'))
             if kind not in REDUCERS:
                 raise ValueError(f'token_migration has the type {kind!r}; allowed: {", ".join(map(repr, REDUCERS))}')
             self.migration = REDUCERS[kind](depth, **options)

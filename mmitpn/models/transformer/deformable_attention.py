@@ -12,9 +12,9 @@ from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction, m
 from mmengine.logging import print_log
 from torch import Tensor
 
+from mmitpn.ops.deformable_attention import sample_on_cpu
 from mmitpn.registry import MODELS
 
-from .cpu_sampling import sample_on_cpu
 from .running import full_precision
 
 

@@ -34,6 +34,25 @@ def sine_embedding(boxes: Tensor, num_feats: int, *, temperature: float = 10000.
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-3)
 
 
+def hide_padded(self_attn_mask: Tensor | None, query: Tensor, num_padded: int) -> Tensor:
+    """Let no query attend to the last ``num_padded`` ones.
+
+    The padded queries themselves attend to the others: a row that attends to nothing would be NaN.
+
+    Args:
+        self_attn_mask: ``(Q, Q)`` bool, True where a query must not attend, or None.
+        query: ``(B, Q, C)``.
+        num_padded: Number of padded queries, fewer than Q.
+
+    Returns:
+        A new mask ``(Q, Q)``.
+    """
+    number = query.shape[1]
+    padded = torch.arange(number, device=query.device) >= number - num_padded
+    hidden = padded.expand(number, number)
+    return hidden if self_attn_mask is None else self_attn_mask | hidden
+
+
 class FusedAttention(nn.MultiheadAttention):
     """PyTorch's attention, asked not to return its weights: so it never holds the whole Q x Q matrix."""
 
@@ -111,6 +130,8 @@ class DinoTransformerDecoder(DeformableDetrTransformerDecoder):
         level_start_index: Tensor,
         valid_ratios: Tensor,
         reg_branches: nn.ModuleList,
+        *,
+        num_padded: int = 0,
     ) -> tuple[Tensor, Tensor]:
         """Refine queries and boxes.
 
@@ -124,12 +145,16 @@ class DinoTransformerDecoder(DeformableDetrTransformerDecoder):
             level_start_index: ``(levels,)`` first position of each level in ``value``.
             valid_ratios: ``(B, levels, 2)`` share of each map (x, y) that is not padding.
             reg_branches: The head's box branches, one a layer.
+            num_padded: The last ``num_padded`` queries are padding, in an image with fewer positions than queries: no
+                query attends to them, so that the others are what they are without padding.
 
         Returns:
             Queries of every layer ``(layers, B, Q, C)``, normed; boxes before the first and after every layer
             ``(layers + 1, B, Q, 4)``, fp32.
         """
         level_shapes = spatial_shapes.tolist()
+        if num_padded:
+            self_attn_mask = hide_padded(self_attn_mask, query, num_padded)
         ratios = torch.cat([valid_ratios, valid_ratios], dim=-1).float()[:, None]
         boxes = reference_points.float()
         queries, references = [], [boxes]

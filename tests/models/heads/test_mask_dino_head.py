@@ -141,7 +141,5 @@ def test_data_that_do_not_fit_are_told(make_head, make_maps, make_sample):
     del sample.gt_instances.masks
     with pytest.raises(ValueError, match='gt_instances have no masks'):
         make_head().loss(make_maps(), [make_sample(1), sample])
-    with pytest.raises(ValueError, match='num_queries is 2000, but the levels'):
-        make_head(num_queries=2000).loss(make_maps(), [make_sample(1), make_sample(1)])
     with pytest.raises(ValueError, match='the pixel decoder was given 4 maps, the finest of 8 channels'):
         make_head().predict([x[:, :8] for x in make_maps()], [make_sample(1)] * 2)

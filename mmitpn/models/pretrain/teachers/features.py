@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmitpn.checkpoint import read_checkpoint
+from mmitpn.config_types import is_type, type_name
 from mmitpn.registry import MODELS
 
 from .base import IMAGENET_MEAN, IMAGENET_STD, Teacher, check_grid, renormalize
@@ -55,7 +56,7 @@ class FeatureTeacher(Teacher):
         super().__init__()
         self.name = model if isinstance(model, str) else type(model).__name__
         if isinstance(model, Mapping):
-            self.name = str(model.get('type'))
+            self.name = type_name(model)
         _check_source(model, weights)
         self._source = (model, weights, prefix)  # in a tuple: a module is no part of this one before it is loaded
         self.layer, self.image_size = layer, image_size
@@ -130,8 +131,9 @@ def _check_source(model: str | Mapping | nn.Module, weights: str | None) -> None
     if weights is not None or isinstance(model, nn.Module):
         return
     init = {} if isinstance(model, str) else model.get('init_cfg') or {}
-    if not (isinstance(init, Mapping) and init.get('type') == 'Pretrained' and init.get('checkpoint')):
-        name = model if isinstance(model, str) else model.get('type')
+    pretrained = isinstance(init, Mapping) and is_type(init, 'Pretrained', 'PretrainedInit')
+    if not (pretrained and init.get('checkpoint')):
+        name = model if isinstance(model, str) else type_name(model)
         raise ValueError(
             f'the teacher {name} has no weights: give weights=FILE (a teacher is never random in silence;'
             " teacher='random' is for tests)"

@@ -1,0 +1,165 @@
+"""What every evaluation of a checkpoint needs: checks of the test data only, and a runner that needs no other."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.runner import BaseLoop, Runner
+
+from mmitpn.checkpoint import read_checkpoint
+from mmitpn.engine.checkpoint_loader import read_state
+from mmitpn.engine.command_line import FirstStepHook, build_runner
+
+ALLOW_OTHER_CLASSES = '--allow-other-classes'
+READABLE = ('http', 'https', 'file')  # of the others mmengine knows how to load
+# mmengine's runner wants all or none of each.
+GROUPS = (('train_dataloader', 'train_cfg', 'optim_wrapper'), ('val_dataloader', 'val_cfg', 'val_evaluator'))
+
+
+class NoTraining(BaseLoop):
+    """Stands for the training loop of a runner that only evaluates.
+
+    mmengine builds the training loop, and so reads the training dataset, when anything asks for it or for the number of
+    steps: hooks of the config do, such as ``EarlyStoppingHook``, and ``runner.iter``.
+    """
+
+    epoch = iter = max_epochs = max_iters = 0
+    stop_training = False
+
+    def __init__(self, runner: Runner) -> None:
+        super().__init__(runner, None)
+
+    def run(self) -> None:
+        """Nothing is trained."""
+        raise RuntimeError('this runner was built for an evaluation; build another to train')
+
+
+def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that evaluating tools share.
+
+    Args:
+        parser: Parser to extend.
+    """
+    parser.add_argument(
+        ALLOW_OTHER_CLASSES,
+        action='store_true',
+        help="evaluate although the names or the order of the checkpoint's classes are not those of the dataset:"
+        ' class i of the model is compared with class i of the dataset',
+    )
+
+
+def read_classes(checkpoint: str) -> tuple[str, ...] | None:
+    """The names of the classes that the model of a checkpoint was trained on.
+
+    Args:
+        checkpoint: File, address, or folder of shards.
+
+    Returns:
+        The names by index; None where the checkpoint does not tell, and for addresses that only mmengine reads
+        (``s3://`` ...).
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read; the message says what it is.
+    """
+    from mmitpn.datasets.check.model_classes import classes_of_meta
+
+    scheme, separator, _ = checkpoint.partition('://')
+    if separator and scheme not in READABLE:
+        return None
+    content = read_checkpoint(checkpoint, allow_objects=True, mmap=True) if separator else read_state(checkpoint)
+    return classes_of_meta(content.get('meta'))
+
+
+def check_evaluation(
+    cfg: Config, checkpoint: str, classes: Sequence[str] | None, *, allow_other_classes: bool = False
+) -> None:
+    """Check the test data of a config, and that a model knows its classes.
+
+    Args:
+        cfg: Config of the model.
+        checkpoint: Its file, for messages.
+        classes: Names of the classes it was trained on; None compares none.
+        allow_other_classes: Only warn where the classes differ.
+
+    Raises:
+        ValueError: If the config has no test data, something in it does not fit together, or the classes differ.
+        FileNotFoundError: If a file or a folder is not there.
+        TypeError: If a setting is of the wrong type.
+    """
+    from mmitpn.datasets.check import check_config
+    from mmitpn.datasets.check.data_sets import find_data_sets
+    from mmitpn.datasets.check.heads import classes_are_prompts
+
+    missing = [name for name in ('test_dataloader', 'test_evaluator', 'test_cfg') if cfg.get(name) is None]
+    if missing:
+        raise ValueError(
+            f'the config has no {" and no ".join(missing)}; to evaluate it needs test_dataloader, test_evaluator and'
+            ' test_cfg'
+        )
+    if not classes_are_prompts(cfg.model):
+        for one in find_data_sets(cfg, ('test',)):
+            _compare(classes, one.classes, checkpoint, one.where, allow_other_classes)
+    for summary in check_config(cfg, splits=('test',), allow_other_classes=allow_other_classes):
+        for text in summary.warnings:
+            print_log(f'{summary.path}: {text}', 'current', level=logging.WARNING)
+
+
+def build_test_runner(
+    cfg: Config, checkpoint: str, classes: Sequence[str] | None, *, allow_other_classes: bool = False
+) -> tuple[Runner, FirstStepHook]:
+    """Build a runner that evaluates, and needs neither training nor validation data.
+
+    Args:
+        cfg: Config that :func:`check_evaluation` has seen; parts for training that are incomplete are left out of it.
+        checkpoint: File of the model, for messages.
+        classes: Names of the classes it was trained on. They are compared here where the config did not tell those of
+            the dataset, as of a folder of folders.
+        allow_other_classes: Only warn where the classes differ.
+
+    Returns:
+        The runner, and a hook whose ``done`` says that the first step is over.
+
+    Raises:
+        ValueError: If the classes differ.
+    """
+    from mmitpn.datasets.check.data_sets import find_data_sets
+    from mmitpn.datasets.check.heads import classes_are_prompts
+
+    unknown = any(one.classes is None for one in find_data_sets(cfg, ('test',))) and not classes_are_prompts(cfg.model)
+    for group in GROUPS:
+        given = [name for name in group if cfg.get(name) is not None]
+        if given and len(given) < len(group):
+            print_log(f'the config lacks some of {", ".join(group)}: an evaluation needs none of them', 'current')
+            for name in given:
+                cfg[name] = None
+    if cfg.get('optim_wrapper') is None:
+        cfg.param_scheduler = None
+    runner, first_step = build_runner(cfg)
+    runner._train_loop = NoTraining(runner)  # mmengine has no public way to set it
+    if unknown:
+        names = getattr(runner.test_loop.dataloader.dataset, 'metainfo', {}).get('classes')
+        _compare(classes, names, checkpoint, 'test_dataloader.dataset', allow_other_classes)
+    return runner, first_step
+
+
+def _compare(
+    model: Sequence[str] | None, dataset: Sequence[str] | None, checkpoint: str, where: str, allowed: bool
+) -> None:
+    """Raise or warn where the classes of a model and a dataset are known and differ."""
+    from mmitpn.datasets.check.model_classes import compare_classes
+
+    if model is None or not isinstance(dataset, (list, tuple)):
+        return
+    problem = compare_classes(model, dataset, checkpoint=checkpoint, where=where)
+    if problem is None:
+        return
+    if not allowed:
+        raise ValueError(
+            f'{problem}; or {ALLOW_OTHER_CLASSES} to compare class i of the model with class i of the dataset'
+        )
+    print_log(f'{ALLOW_OTHER_CLASSES}: {problem}', 'current', level=logging.WARNING)

@@ -1,0 +1,354 @@
+"""Multi-scale deformable attention (arXiv 2010.04159), as in ``mmcv._ext``, and on a CPU in less time and memory.
+
+``grid_sample`` writes every sample of every query, head and level before it weighs them: for the maps of an 800 x 1333
+image that is more than a gigabyte a layer. Here each query and head sums the rows of its corners at once
+(``embedding_bag``), and keeps nothing for the backward pass but its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
+
+from .sampling import (
+    LARGEST_TEMPORARY,
+    accumulation_dtype,
+    dot_products,
+    operator,
+    transposed_sums,
+    weighted_sums,
+)
+
+Shapes = list[list[int]]
+
+
+@operator
+def ms_deform_attn_forward(
+    value: Tensor,
+    value_spatial_shapes: Tensor,
+    value_level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    im2col_step: int,
+) -> Tensor:
+    """Weighted sum of bilinear samples.
+
+    Defined by ``ms_deformable_im2col_gpu_kernel``. Samples reach half a cell beyond the maps, where zeros are.
+
+    Args:
+        value: ``(B, N, heads, C / heads)``, the flattened maps, level by level.
+        value_spatial_shapes: ``(levels, 2)`` height and width of each map.
+        value_level_start_index: ``(levels,)`` first position of each map in ``value``.
+        sampling_locations: ``(B, Q, heads, levels, points, 2)``, x and y in fractions of each map.
+        attention_weights: ``(B, Q, heads, levels, points)``.
+        im2col_step: Not used: the queries are taken some at a time.
+
+    Returns:
+        ``(B, Q, C)``.
+    """
+    dtype = accumulation_dtype(value.dtype)
+    values, points, weights = value.to(dtype), sampling_locations.to(dtype), attention_weights.to(dtype)
+    batch, queries, heads = points.shape[:3]
+    shapes = _shapes_for_cpu(value, value_spatial_shapes, value_level_start_index)
+    if not points.numel() or not value.numel():
+        output = values.new_zeros(batch, queries, heads * value.shape[3])
+    elif shapes is not None:
+        output = _forward_on_cpu(values, points, weights, shapes)
+    else:
+        rows, sums = values.reshape(-1, value.shape[3]), []
+        for part in _query_parts(points):
+            corners = _Corners.of(points[:, part], value_spatial_shapes)
+            index = corners.rows(value_level_start_index, value.shape[1])
+            sums.append(
+                weighted_sums(rows, index, corners.factors(weights[:, part])).view(batch, -1, heads * rows.shape[1])
+            )
+        output = torch.cat(sums, 1)
+    return output.to(value.dtype)
+
+
+@operator
+def ms_deform_attn_backward(
+    value: Tensor,
+    value_spatial_shapes: Tensor,
+    value_level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    grad_output: Tensor,
+    grad_value: Tensor,
+    grad_sampling_loc: Tensor,
+    grad_attn_weight: Tensor,
+    im2col_step: int,
+) -> None:
+    """Add the gradients of :func:`ms_deform_attn_forward` to ``grad_value``, and fill those of points and weights.
+
+    Defined by ``ms_deformable_col2im_gpu_kernel_*`` and ``ms_deform_attn_col2im_bilinear``.
+    """
+    if not sampling_locations.numel() or not value.numel():
+        return
+    dtype = accumulation_dtype(value.dtype)
+    values, points, weights = value.to(dtype), sampling_locations.to(dtype), attention_weights.to(dtype)
+    grad = grad_output.to(dtype)
+    shapes = _shapes_for_cpu(value, value_spatial_shapes, value_level_start_index)
+    if shapes is not None:
+        of_value, of_points, of_weights = _gradients_on_cpu(values, points, weights, shapes, grad)
+        grad_value.add_(of_value.to(grad_value.dtype))
+        grad_sampling_loc.copy_(of_points)
+        grad_attn_weight.copy_(of_weights)
+        return
+    rows = values.reshape(-1, value.shape[3])
+    total = torch.zeros_like(rows)
+    heads = points.shape[2]
+    for part in _query_parts(points):
+        corners = _Corners.of(points[:, part], value_spatial_shapes)
+        index, factors = corners.rows(value_level_start_index, value.shape[1]), corners.factors(weights[:, part])
+        of_sums = grad[:, part].unflatten(-1, (heads, -1)).reshape(-1, rows.shape[1])
+        group = torch.arange(len(index), device=index.device).repeat_interleave(index.shape[1])
+        total += transposed_sums(of_sums, group, index.flatten(), factors.flatten(), len(rows))
+        of_points, of_weights = corners.gradients(dot_products(of_sums, rows, index), weights[:, part])
+        grad_sampling_loc[:, part] = of_points.to(grad_sampling_loc.dtype)
+        grad_attn_weight[:, part] = of_weights.to(grad_attn_weight.dtype)
+    grad_value.add_(total.view(value.shape).to(grad_value.dtype))
+
+
+def _shapes_for_cpu(value: Tensor, spatial_shapes: Tensor, starts: Tensor) -> Shapes | None:
+    """The shapes of the maps if :func:`sample_on_cpu` can sample them: on a CPU, one after the other."""
+    if value.device.type != 'cpu':
+        return None
+    shapes, position = spatial_shapes.tolist(), 0
+    for (height, width), start in zip(shapes, starts.tolist(), strict=True):
+        if start != position:
+            return None
+        position += height * width
+    return shapes if position == value.shape[1] else None
+
+
+def _query_parts(points: Tensor) -> Iterator[slice]:
+    """Slices of queries whose corners fit into a temporary, with room for a few of them."""
+    queries = points.shape[1]
+    corners = points[..., 0].numel() // queries * 4
+    at_once = max(1, (LARGEST_TEMPORARY >> 3) // corners)
+    return (slice(start, start + at_once) for start in range(0, queries, at_once))
+
+
+class _Corners(NamedTuple):
+    """The four cells around each sample, without waiting for a GPU; levels in the dimension before the last."""
+
+    size: Tensor
+    """``(levels, 1, 2)`` height and width."""
+    cell: Tensor
+    """``(B, Q, heads, levels, points, 2)`` upper left one, y and x."""
+    fraction: Tensor
+    """As ``cell``: the fraction of the second cell along each axis."""
+    inside: Tensor
+    """``(B, Q, heads, levels, points)``."""
+
+    @classmethod
+    def of(cls, points: Tensor, spatial_shapes: Tensor) -> _Corners:
+        """Corners of ``points``, x and y in fractions of the maps."""
+        size = spatial_shapes[:, None]
+        coordinate = points.flip(-1) * size - 0.5
+        inside = ((coordinate > -1) & (coordinate < size)).all(-1)
+        coordinate = torch.where(inside[..., None], coordinate, 0)
+        cell = coordinate.floor()
+        return cls(size, cell.int(), coordinate - cell, inside)
+
+    def _neighbors(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Row, column and weights along y and along x of each corner."""
+        for down in range(2):
+            for right in range(2):
+                row, column = self.cell[..., 0] + down, self.cell[..., 1] + right
+                along_y = self.fraction[..., 0] if down else 1 - self.fraction[..., 0]
+                along_x = self.fraction[..., 1] if right else 1 - self.fraction[..., 1]
+                yield row, column, along_y, along_x
+
+    def _valid(self, row: Tensor, column: Tensor) -> Tensor:
+        height, width = self.size.unbind(-1)
+        return self.inside & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+
+    def rows(self, starts: Tensor, positions: int) -> Tensor:
+        """Rows of the flattened values ``(B * Q * heads, levels * points * 4)``."""
+        batch, _, heads = self.inside.shape[:3]
+        height, width = self.size.int().unbind(-1)
+        image = torch.arange(batch, dtype=torch.int32, device=starts.device).view(-1, 1, 1, 1, 1) * positions
+        head = torch.arange(heads, dtype=torch.int32, device=starts.device).view(-1, 1, 1)
+        first = image + starts.int()[:, None]
+        zero = torch.zeros_like(height)
+        index = [
+            (first + row.clamp(zero, height - 1) * width + column.clamp(zero, width - 1)) * heads + head
+            for row, column, _, _ in self._neighbors()
+        ]
+        return torch.stack(index, -1).flatten(0, 2).flatten(1)
+
+    def factors(self, weights: Tensor) -> Tensor:
+        """What each row is multiplied with, shaped as :meth:`rows`."""
+        factors = [
+            weights * (along_y * along_x) * self._valid(row, column)
+            for row, column, along_y, along_x in self._neighbors()
+        ]
+        return torch.stack(factors, -1).flatten(0, 2).flatten(1)
+
+    def gradients(self, dots: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the points and of ``weights`` from those of :meth:`factors`."""
+        dots = dots.view(*weights.shape, 4)
+        sample, slope_y, slope_x = 0, 0, 0
+        for corner, (row, column, along_y, along_x) in enumerate(self._neighbors()):
+            dot = dots[..., corner] * self._valid(row, column)
+            sample = sample + dot * along_y * along_x
+            slope_y = slope_y + (dot * along_x if corner // 2 else -dot * along_x)
+            slope_x = slope_x + (dot * along_y if corner % 2 else -dot * along_y)
+        slopes = torch.stack((slope_x, slope_y), -1) * self.size.flip(-1)
+        return slopes * weights[..., None], sample
+
+
+def sample_on_cpu(value: Tensor, level_shapes: Shapes, points: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of bilinear samples: mmcv's ``multi_scale_deformable_attn_pytorch`` with less time and memory.
+
+    Args:
+        value: ``(B, N, heads, C / heads)``, the flattened maps, level by level.
+        level_shapes: Height and width of each map.
+        points: ``(B, Q, heads, levels, points, 2)``, x and y in fractions of each map; outside of it are zeros.
+        weights: ``(B, Q, heads, levels, points)``.
+
+    Returns:
+        ``(B, Q, C)``.
+    """
+    return _Sample.apply(value, points, weights, level_shapes)
+
+
+class _Sample(Function):
+    @staticmethod
+    def forward(ctx, value: Tensor, points: Tensor, weights: Tensor, level_shapes: Shapes) -> Tensor:
+        ctx.save_for_backward(value, points, weights)
+        ctx.level_shapes = level_shapes
+        return _forward_on_cpu(value, points, weights, level_shapes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        needed = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
+        return *_gradients_on_cpu(*ctx.saved_tensors, ctx.level_shapes, grad, *needed), None
+
+
+def _forward_on_cpu(value: Tensor, points: Tensor, weights: Tensor, level_shapes: Shapes) -> Tensor:
+    rows = _bordered(value, level_shapes)
+    first, factors = _corners(points, weights, level_shapes)
+    output = _summed(rows, first, factors, level_shapes, heads=value.shape[2])
+    return output.view(points.shape[0], points.shape[1], -1)
+
+
+def _gradients_on_cpu(
+    value: Tensor,
+    points: Tensor,
+    weights: Tensor,
+    level_shapes: Shapes,
+    grad: Tensor,
+    value_needed: bool = True,
+    points_needed: bool = True,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of value, points and weights; None where not needed."""
+    heads, channels = value.shape[2:]
+    grad = grad.reshape(-1, channels)
+    of_value = of_points = of_weights = None
+    with torch.enable_grad():
+        points, weights = points.detach().requires_grad_(), weights.detach().requires_grad_()
+        first, factors = _corners(points, weights, level_shapes)
+        if points_needed:
+            output = _summed(_bordered(value, level_shapes), first, factors, level_shapes, heads)
+            of_points, of_weights = torch.autograd.grad(output, (points, weights), grad)
+    if value_needed:
+        of_value = _scattered(grad, first, factors.detach(), level_shapes, value.shape)
+    return of_value, of_points, of_weights
+
+
+def _bordered(value: Tensor, level_shapes: Shapes) -> Tensor:
+    """Rows ``(B * positions * heads, C / heads)`` of the maps with a border of zeros, one cell wide."""
+    maps = value.split([height * width for height, width in level_shapes], dim=1)
+    bordered = [
+        pad(level.unflatten(1, tuple(shape)), (0, 0, 0, 0, 1, 1, 1, 1)).flatten(1, 2)
+        for level, shape in zip(maps, level_shapes, strict=True)
+    ]
+    return torch.cat(bordered, dim=1).flatten(0, 2)
+
+
+def _bordered_sizes(level_shapes: Shapes) -> list[int]:
+    return [(height + 2) * (width + 2) for height, width in level_shapes]
+
+
+def _corners(points: Tensor, weights: Tensor, level_shapes: Shapes) -> tuple[Tensor, Tensor]:
+    """The row of each sample's upper left corner, and the weights of its four corners.
+
+    Returns:
+        ``(B * Q * heads, levels * points)`` integers, and ``(B * Q * heads, levels * points, 4)``: upper left, upper
+        right, lower left, lower right.
+    """
+    batch, _, heads = points.shape[:3]
+    sizes = _bordered_sizes(level_shapes)
+    shapes = torch.tensor(level_shapes, dtype=points.dtype)
+    starts = torch.tensor([sum(sizes[:level]) for level in range(len(sizes))], dtype=torch.int32)[:, None]
+    left, right = _along(points[..., 0], shapes[:, 1:])
+    top, bottom = _along(points[..., 1], shapes[:, :1])
+
+    # 32 bits of index do for 2 ** 31 rows; PyTorch sorts and gathers them faster than 64.
+    position = (top.int() * (shapes[:, 1:] + 2).int()).add_(left.int()).add_(starts)
+    image = torch.arange(batch, dtype=torch.int32).view(-1, 1, 1, 1, 1) * sum(sizes)
+    first = position.add_(image).mul_(heads).add_(torch.arange(heads, dtype=torch.int32).view(-1, 1, 1))
+
+    lower = weights * bottom
+    upper = weights - lower
+    upper_right, lower_right = upper * right, lower * right
+    factors = torch.stack((upper - upper_right, upper_right, lower - lower_right, lower_right), dim=-1)
+    return first.flatten(3).flatten(0, 2), factors.flatten(3, 4).flatten(0, 2)
+
+
+def _along(fraction: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """First of two neighboring cells of the bordered map along one side, and the fraction of the second."""
+    cell = fraction * size + 0.5
+    # Points outside of the map and NaN go to the border, where the sample and its gradients are zero.
+    cell = torch.where((cell > 0) & (cell < size + 1), cell, 0)
+    first = cell.detach().floor().minimum(size)
+    return first, cell - first
+
+
+def _steps(level_shapes: Shapes, heads: int) -> Tensor:
+    """Rows from the first corner to each of the four, ``(levels, 1, 4)``."""
+    widths = torch.tensor([width + 2 for _, width in level_shapes], dtype=torch.int32)
+    none = torch.zeros_like(widths)
+    return torch.stack((none, none + 1, widths, widths + 1), dim=-1)[:, None] * heads
+
+
+def _summed(rows: Tensor, first: Tensor, factors: Tensor, level_shapes: Shapes, heads: int) -> Tensor:
+    """Sum of the rows that each query and head looks at, ``(B * Q * heads, C / heads)``."""
+    steps = _steps(level_shapes, heads)
+    indices = first.unflatten(1, (len(level_shapes), -1, 1)) + steps
+    return weighted_sums(rows, indices.flatten(1), factors.flatten(1))
+
+
+def _scattered(grad: Tensor, first: Tensor, factors: Tensor, level_shapes: Shapes, shape: torch.Size) -> Tensor:
+    """Gradient of the maps, ``shape``: each cell sums the rows of ``grad`` that looked at it.
+
+    Sorting by the first corner turns the scattering, which one thread would do, into sums over rows again.
+    """
+    batch, _, heads, channels = shape
+    sizes = _bordered_sizes(level_shapes)
+    cells = batch * sum(sizes) * heads
+    order = first.flatten().sort()
+    bounds = torch.searchsorted(order.values, torch.arange(cells, dtype=torch.int32), out_int32=True)
+    looking = (order.indices // first.shape[1]).int()
+    factors = factors.flatten(0, 1)[order.indices].t().contiguous()
+    corners = [weighted_sums(grad, looking, fraction, bounds).view(batch, -1, heads * channels) for fraction in factors]
+    levels = []
+    for upper_left, upper_right, lower_left, lower_right, (height, width) in zip(
+        *(corner.split(sizes, dim=1) for corner in corners), level_shapes, strict=True
+    ):
+        total = upper_left.unflatten(1, (height + 2, width + 2)).clone()
+        total[:, :, 1:] += upper_right.view_as(total)[:, :, :-1]
+        total[:, 1:] += lower_left.view_as(total)[:, :-1]
+        total[:, 1:, 1:] += lower_right.view_as(total)[:, :-1, :-1]
+        levels.append(total[:, 1:-1, 1:-1].flatten(1, 2))
+    return torch.cat(levels, dim=1).view(shape)

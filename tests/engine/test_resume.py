@@ -1,0 +1,244 @@
+"""Resuming from a checkpoint of another model or optimizer is refused, with the weights and both shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, HOOKS, MODELS
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from mmitpn.engine import resume_hook, setup_environment
+from mmitpn.engine.checkpoint_loader import check_training_state, load_from_local
+from mmitpn.engine.fit import compare_optimizer, compare_weights
+
+setup_environment()
+
+
+@MODELS.register_module(name='ResumeToy', force=True)
+class ResumeToy(BaseModel):
+    """Linear layers."""
+
+    def __init__(self, classes: int = 4, depth: int = 1, train_body: bool = True) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(nn.Linear(3, 3) for _ in range(depth)))
+        self.head = nn.Linear(3, classes)
+        self.body.requires_grad_(train_body)
+
+    def forward(self, inputs: Tensor, mode: str = 'loss', **_: Any) -> dict[str, Tensor]:
+        assert mode == 'loss'
+        return {'loss': self.head(self.body(torch.stack(list(inputs)))).square().mean()}
+
+
+@DATASETS.register_module(name='ResumeSamples', force=True)
+class ResumeSamples(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {'inputs': torch.full((3,), float(index))}
+
+
+@HOOKS.register_module(name='CountSteps', force=True)
+class CountSteps(Hook):
+    """Counts the steps that are taken in a process."""
+
+    taken = 0
+
+    def after_train_iter(self, *_: Any, **__: Any) -> None:
+        CountSteps.taken += 1
+
+
+def run(
+    work_dir: Path,
+    *,
+    model: dict | None = None,
+    optim: dict | None = None,
+    ema: bool = False,
+    epochs: int = 1,
+    **settings: Any,
+) -> Runner:
+    """Train the toy, with the hook that the tools add."""
+    hooks = [{'type': 'mmitpn.CheckResumeHook'}, {'type': 'CountSteps'}]
+    hooks += [{'type': 'EMAHook', 'momentum': 0.5}] if ema else []
+    cfg = Config(
+        {
+            'model': {'type': 'ResumeToy', **(model or {})},
+            'work_dir': str(work_dir),
+            'experiment_name': f'{work_dir.name}_{len(list(work_dir.glob("*")))}_{CountSteps.taken}',
+            'train_dataloader': {
+                'batch_size': 2,
+                'num_workers': 0,
+                'sampler': {'type': 'DefaultSampler', 'shuffle': False},
+                'dataset': {'type': 'ResumeSamples'},
+            },
+            'train_cfg': {'by_epoch': True, 'max_epochs': epochs},
+            'optim_wrapper': {'optimizer': {'type': 'AdamW', 'lr': 0.01, 'weight_decay': 0.01}, **(optim or {})},
+            'custom_hooks': hooks,
+            'randomness': {'seed': 0},
+            'default_scope': 'mmengine',
+            'log_level': 'ERROR',
+            **settings,
+        }
+    )
+    runner = Runner.from_cfg(cfg)
+    CountSteps.taken = 0
+    runner.train()
+    return runner
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory) -> dict[str, str]:
+    """Checkpoints after one epoch: plain, and of a run with averaged weights."""
+    folder = tmp_path_factory.mktemp('saved')
+    for name in ('plain', 'ema'):
+        run(folder / name, ema=name == 'ema')
+    return {name: str(folder / name / 'epoch_1.pth') for name in ('plain', 'ema')}
+
+
+def test_the_same_model_is_resumed(saved, tmp_path):
+    runner = run(tmp_path, epochs=2, load_from=saved['plain'], resume=True)
+    assert (runner.iter, CountSteps.taken) == (4, 2)
+    assert runner.optim_wrapper.optimizer.state[runner.model.head.weight]['step'] == 4
+
+
+@pytest.mark.parametrize('ema', [False, True])
+def test_another_number_of_classes_is_refused(saved, tmp_path, ema):
+    checkpoint = saved['ema' if ema else 'plain']
+    with pytest.raises(ValueError, match='is of another model') as raised:
+        run(tmp_path, model={'classes': 5}, ema=ema, epochs=2, load_from=checkpoint, resume=True)
+    said = str(raised.value)
+    assert '2 of the 4 weights do not fit' in said
+    assert 'head.weight is (4, 3) in the file and (5, 3) in the model' in said
+    assert 'head.bias is (4,) in the file and (5,) in the model' in said
+    assert f'--cfg-options load_from={checkpoint} in place of --resume' in said
+    assert CountSteps.taken == 0
+
+
+def test_a_newest_checkpoint_of_another_model_is_refused(saved, tmp_path):
+    """Found by mmengine itself, without a file in the config."""
+    (tmp_path / 'epoch_1.pth').write_bytes(Path(saved['plain']).read_bytes())
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
+    with pytest.raises(ValueError, match=r'head.weight is \(4, 3\) in the file and \(6, 3\)'):
+        run(tmp_path, model={'classes': 6}, epochs=2, resume=True)
+
+
+def test_weights_that_are_not_in_the_file_are_named(saved, tmp_path):
+    with pytest.raises(ValueError, match=r'2 of the 6 weights .*body.1.weight is not in the file and \(3, 3\)'):
+        run(tmp_path, model={'depth': 2}, epochs=2, load_from=saved['plain'], resume=True)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'says'),
+    [
+        ({'optim': {'paramwise_cfg': {'bias_decay_mult': 0.0}}}, '1 parameter groups in the file, 4 in this run'),
+        (
+            {'optim': {'optimizer': {'type': 'SGD', 'lr': 0.1, 'momentum': 0.9}}},
+            'another optimizer than SGD, without its dampening, momentum, nesterov',
+        ),
+    ],
+)
+def test_an_optimizer_state_that_does_not_fit_is_refused(saved, tmp_path, settings, says):
+    with pytest.raises(ValueError, match='the optimizer state in') as raised:
+        run(tmp_path, epochs=2, load_from=saved['plain'], resume=True, **settings)
+    assert says in str(raised.value)
+    assert CountSteps.taken == 0
+
+
+def test_load_from_takes_the_weights_that_fit(saved, tmp_path):
+    runner = run(
+        tmp_path, model={'classes': 5}, optim={'optimizer': {'type': 'SGD', 'lr': 0}}, load_from=saved['plain']
+    )
+    assert CountSteps.taken == 2
+    stored = torch.load(saved['plain'], weights_only=True)['state_dict']
+    assert torch.equal(runner.model.body[0].weight, stored['body.0.weight'])
+
+
+def test_what_is_no_training_state_is_not_resumed(saved, tmp_path):
+    state = torch.load(saved['plain'], weights_only=True)['state_dict']
+    safetensors.torch.save_file(state, tmp_path / 'weights.safetensors')
+    torch.save({'state_dict': state, 'meta': {'epoch': 1}}, tmp_path / 'published.pth')
+    for name, missing in (('weights.safetensors', 'meta, message_hub'), ('published.pth', 'message_hub, meta.iter')):
+        with pytest.raises(ValueError, match=rf'no state of a training run \({missing} missing\).*load_from='):
+            check_training_state(tmp_path / name)
+        with pytest.raises(ValueError, match='no state of a training run'):
+            run(tmp_path / 'run', epochs=2, load_from=str(tmp_path / name), resume=True)
+    check_training_state(saved['plain'])
+
+
+@pytest.mark.parametrize('wrapped', [True, False])
+def test_weights_alone_start_a_run(saved, tmp_path, wrapped):
+    """Also where the weights are averaged, of which mmengine looks for ``state_dict`` only."""
+    state = torch.load(saved['plain'], weights_only=True)['state_dict']
+    torch.save({'state_dict': state} if wrapped else state, tmp_path / 'weights.pth')
+    still = {'optimizer': {'type': 'SGD', 'lr': 0.0}}
+    runner = run(tmp_path / 'run', ema=True, optim=still, load_from=str(tmp_path / 'weights.pth'))
+    assert torch.equal(runner.model.head.weight, state['head.weight'])
+
+
+def test_states_are_compared_by_the_kind_of_the_optimizer():
+    """Adafactor keeps a row and a column of a weight: no misfit; AdamW's of another weight is one."""
+    model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
+    for optimizer in (torch.optim.Adafactor(model.parameters()), torch.optim.AdamW(model.parameters())):
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+        wrapper = type('Wrapper', (), {'optimizer': optimizer})()
+        assert compare_optimizer(model, wrapper, optimizer.state_dict()) == []
+    state = optimizer.state_dict()
+    state['state'][0], state['state'][2] = state['state'][2], state['state'][0]
+    assert (
+        compare_optimizer(model, wrapper, state)[0] == '0.weight.exp_avg is (2, 5) in the file and (5, 3) in the model'
+    )
+
+
+def test_groups_of_other_sizes_are_a_misfit():
+    model = nn.Linear(3, 5)
+    frozen, whole = torch.optim.SGD([model.weight], lr=0.1), torch.optim.SGD(model.parameters(), lr=0.1)
+    wrapper = type('Wrapper', (), {'optimizer': frozen})()
+    problems = compare_optimizer(model, wrapper, whole.state_dict())
+    assert problems == ['group 0 has 2 weights in the file, 1 in this run']
+
+
+def test_several_optimizers_are_compared_by_name():
+    model = nn.Linear(3, 5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    wrapper = type('Wrappers', (), {'optim_wrappers': {'a': type('One', (), {'optimizer': optimizer})()}})()
+    assert compare_optimizer(model, wrapper, {'a': optimizer.state_dict()}) == []
+    assert compare_optimizer(model, wrapper, {'b': optimizer.state_dict()}) == [
+        'a: there is no state of this optimizer (b)'
+    ]
+
+
+def test_distributed_names_are_the_models():
+    state = {f'module.{name}': value for name, value in nn.Linear(2, 2).state_dict().items()}
+    assert compare_weights(nn.Linear(2, 2), {'state_dict': state}) == ([], 2)
+    assert [str(one) for one in compare_weights(nn.Linear(2, 3), state)[0]] == [
+        'weight is (2, 2) in the file and (3, 2) in the model',
+        'bias is (2,) in the file and (3,) in the model',
+    ]
+
+
+def test_objects_of_a_file_stay_inert(tmp_path):
+    class Hostile:
+        def __reduce__(self) -> tuple:
+            return exec, (f'import pathlib; pathlib.Path({str(tmp_path / "was_here")!r}).touch()',)
+
+    torch.save({'state_dict': {'a': torch.ones(1)}, 'extra': Hostile()}, tmp_path / 'hostile.pth')
+    assert torch.equal(load_from_local(str(tmp_path / 'hostile.pth'))['state_dict']['a'], torch.ones(1))
+    assert not (tmp_path / 'was_here').exists()
+
+
+def test_a_start_from_no_weight_at_all_is_reported(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(resume_hook, 'print_log', lambda text, *_: said.append(text))
+    torch.save({'model': {'body.0.weight': torch.zeros(3, 3)}}, tmp_path / 'wrapped.pth')
+    run(tmp_path / 'run', load_from=str(tmp_path / 'wrapped.pth'))
+    assert len(said) == 1
+    assert said[0].startswith(f'load_from: none of the 4 weights of the model are in {tmp_path / "wrapped.pth"}')
