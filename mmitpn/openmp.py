@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-SPIN_COUNT = 10_000
+SPIN_COUNT = 1000
 """Rounds that a thread of GNU's OpenMP spins at a barrier before it sleeps; libgomp's own number is 300,000 where there
 are not more threads than cores."""
 

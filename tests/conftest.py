@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from mmitpn.openmp import bound_spinning
+
+bound_spinning()  # as the tools do, before anything imports torch
+
 import importlib.util
 import json
 from collections.abc import Callable

@@ -134,7 +134,7 @@ def run_command(command: Callable[[argparse.Namespace, list[FirstStepHook]], Non
         name = '' if isinstance(error, (ValueError, FileNotFoundError)) else f'{type(error).__name__}: '
         sys.stderr.write(f'error: {name}{said or type(error).__name__} (--debug shows where)\n')
         return 2
-    except FloatingPointError as error:  # a loss that is no number (StopOnInvalidLossHook): its message says it all
+    except FloatingPointError as error:  # a NaN or infinite loss (StopOnInvalidLossHook): its message says it all
         if args.debug:
             raise
         sys.stderr.write(f'error: {error}\n')

@@ -23,7 +23,7 @@ def use_fault_tolerance(cfg: Config) -> None:
 
     Checkpoints are whole or not there. On one process a resumed run equals an undisturbed one bit for bit: samplers,
     samples and steps are seeded from the run's seed and their own number, and an epoch goes on where it was left. The
-    run stops at a loss that is no number, and saves first when a scheduler stops it. ``max_broken_samples`` of the
+    run stops at a NaN or infinite loss, and saves first when a scheduler stops it. ``max_broken_samples`` of the
     config, 0 unless given, is how many samples may fail to load.
 
     Args:

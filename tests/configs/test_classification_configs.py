@@ -73,4 +73,4 @@ def test_trains_and_tests_one_iteration(path, folders, tmp_path):
     assert runner.iter == 1
     loss = runner.message_hub.get_scalar('train/loss').current()
     assert np.isfinite(loss)
-    assert runner.message_hub.get_scalar('val/accuracy/top1').current() >= 0
+    assert runner.message_hub.get_scalar('val/accuracy/top1').current() in (0.0, 50.0, 100.0)  # of two images

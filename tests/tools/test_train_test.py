@@ -226,7 +226,7 @@ def test_evaluation_prints_and_writes_the_metrics(toy, trained, tmp_path):
     )  # fmt: skip
     assert 'Average Precision' in printed
     report = json.loads((tmp_path / 'test_metrics.json').read_text())
-    assert 0 <= report['metrics']['coco/bbox_mAP'] <= 1
+    assert f'coco/bbox_mAP: {report["metrics"]["coco/bbox_mAP"]:.4f}' in printed
     predictions = json.loads((tmp_path / 'out.json').read_text())
     assert [entry['img_id'] for entry in predictions] == list(range(IMAGES))
     assert len(predictions[0]['bboxes'][0]) == 4
@@ -324,8 +324,9 @@ def test_a_segmentor_trains_and_is_evaluated(toy, tmp_path):
     train(toy, 'segmentation.py', '--work-dir', tmp_path)
     checkpoint, pictures = tmp_path / 'iter_2.pth', tmp_path / 'pictures'
     out = ['--out', tmp_path / 'out.pkl', '--show-dir', pictures]
-    evaluate(toy, 'segmentation.py', checkpoint, '--work-dir', tmp_path, *out)
-    assert 0 <= json.loads((tmp_path / 'test_metrics.json').read_text())['metrics']['mIoU'] <= 100
+    printed = evaluate(toy, 'segmentation.py', checkpoint, '--work-dir', tmp_path, *out)
+    score = json.loads((tmp_path / 'test_metrics.json').read_text())['metrics']['mIoU']
+    assert f'mIoU: {score:.4f}' in printed
     assert len(load(tmp_path / 'out.pkl')) == len(list(pictures.rglob('*.png'))) == IMAGES
 
 
