@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 SPIN_COUNT = 1000
-"""Rounds that a thread of GNU's OpenMP spins at a barrier before it sleeps; libgomp's own number is 300,000 where there
-are not more threads than cores."""
+"""Rounds that a thread of GNU's OpenMP spins at a barrier before it sleeps. libgomp's own number is 300,000, where
+no more threads than cores are running."""
 
 
 def bound_spinning() -> bool:

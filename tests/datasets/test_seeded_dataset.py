@@ -87,7 +87,8 @@ def test_the_next_takes_the_place_of_a_broken_sample(workers, monkeypatch):
         assert said[2].startswith('sample 7 (7.jpg) cannot be loaded: OSError: cut off; the next takes its place (3 of')
 
 
-@pytest.mark.parametrize('workers', [0, 2])
+# The workers of a loader that has raised are waited for, 5 seconds each.
+@pytest.mark.parametrize('workers', [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_more_broken_samples_than_allowed_stop_the_run(workers):
     with pytest.raises(RuntimeError, match=r'sample \d \(\d\.jpg\).* makes 3, and max_broken_samples is 2'):
         drawn(SeededDataset(Numbers(broken=(2, 3, 7)), max_broken=2), workers)

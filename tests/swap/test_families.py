@@ -28,6 +28,7 @@ def test_folders_and_what_is_tried_first():
         host_families('mmnone')
 
 
+@pytest.mark.slow
 def test_the_reason_is_told(headless, capfd):
     pytest.importorskip('mmdet')
     assert 'SwapError: model has no backbone' in attempt(headless).reason

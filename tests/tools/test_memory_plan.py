@@ -47,6 +47,7 @@ def test_table_verdicts_and_file(tool: ModuleType, tmp_path: Path, capsys: pytes
     }
 
 
+@pytest.mark.slow
 def test_bf16_holds_less(tool: ModuleType, tmp_path: Path) -> None:
     held = {}
     for precision in ('fp32', 'bf16'):

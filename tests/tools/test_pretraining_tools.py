@@ -78,6 +78,7 @@ def test_mistakes(tool, picture, tmp_path, capsys):
     assert 'give a config of configs/pretrain' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_cost_of_the_forms(capsys):
     spec = importlib.util.spec_from_file_location('cost', ROOT / 'tools/analysis/pretraining_cost.py')
     cost = importlib.util.module_from_spec(spec)

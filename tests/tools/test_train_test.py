@@ -273,6 +273,7 @@ def test_a_checkpoint_of_another_model_is_taken_on_request(toy, trained, tmp_pat
     assert (tmp_path / 'test_metrics.json').is_file()
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_where_it_stopped(toy, trained, tmp_path):
     command = [sys.executable, str(ROOT / 'tools' / 'train.py'), 'toy.py', '--work-dir', str(tmp_path)]
     process = subprocess.Popen(
@@ -330,6 +331,7 @@ def test_a_segmentor_trains_and_is_evaluated(toy, tmp_path):
     assert len(load(tmp_path / 'out.pkl')) == len(list(pictures.rglob('*.png'))) == IMAGES
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_same_first_step_as_one(toy, trained, tmp_path):
     options = ['--cfg-options', 'train_dataloader.batch_size=1', 'train_cfg.max_epochs=1']
     call(toy, 'bash', ROOT / 'tools' / 'dist_train.sh', 'toy.py', 2, '--work-dir', tmp_path, *options)
