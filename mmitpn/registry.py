@@ -6,7 +6,12 @@ config needs no ``custom_imports``. The locations are folders; each imports what
 
 from __future__ import annotations
 
-from mmengine import registry as root
+from typing import Any
+
+from .optional_mmengine import HAS_MMENGINE, NoRegistry
+
+if HAS_MMENGINE:
+    from mmengine import registry as root
 
 _FOLDERS = (
     *('backbones', 'necks', 'transformer', 'mask_dino', 'heads'),
@@ -15,17 +20,22 @@ _FOLDERS = (
 _MODELS = [f'mmitpn.models.{folder}' for folder in _FOLDERS]
 _ENGINE = ['mmitpn.engine']
 
-MODELS = root.Registry('model', parent=root.MODELS, scope='mmitpn', locations=_MODELS)
-TASK_UTILS = root.Registry('task util', parent=root.TASK_UTILS, scope='mmitpn', locations=_MODELS)
-DATASETS = root.Registry('dataset', parent=root.DATASETS, scope='mmitpn', locations=['mmitpn.datasets'])
-TRANSFORMS = root.Registry('transform', parent=root.TRANSFORMS, scope='mmitpn', locations=['mmitpn.datasets'])
-DATA_SAMPLERS = root.Registry('data sampler', parent=root.DATA_SAMPLERS, scope='mmitpn', locations=['mmitpn.datasets'])
-METRICS = root.Registry('metric', parent=root.METRICS, scope='mmitpn', locations=['mmitpn.datasets'])
-FUNCTIONS = root.Registry('function', parent=root.FUNCTIONS, scope='mmitpn', locations=_ENGINE)
-HOOKS = root.Registry('hook', parent=root.HOOKS, scope='mmitpn', locations=_ENGINE)
-LOOPS = root.Registry('loop', parent=root.LOOPS, scope='mmitpn', locations=_ENGINE)
-OPTIM_WRAPPERS = root.Registry('optim_wrapper', parent=root.OPTIM_WRAPPERS, scope='mmitpn', locations=_ENGINE)
-OPTIM_WRAPPER_CONSTRUCTORS = root.Registry(
-    'optimizer wrapper constructor', parent=root.OPTIM_WRAPPER_CONSTRUCTORS, scope='mmitpn', locations=_ENGINE
-)
-STRATEGIES = root.Registry('strategy', parent=root.STRATEGIES, scope='mmitpn', locations=_ENGINE)
+
+def _child(name: str, parent: str, locations: list[str]) -> Any:
+    if not HAS_MMENGINE:
+        return NoRegistry(name)
+    return root.Registry(name, parent=getattr(root, parent), scope='mmitpn', locations=locations)
+
+
+MODELS = _child('model', 'MODELS', _MODELS)
+TASK_UTILS = _child('task util', 'TASK_UTILS', _MODELS)
+DATASETS = _child('dataset', 'DATASETS', ['mmitpn.datasets'])
+TRANSFORMS = _child('transform', 'TRANSFORMS', ['mmitpn.datasets'])
+DATA_SAMPLERS = _child('data sampler', 'DATA_SAMPLERS', ['mmitpn.datasets'])
+METRICS = _child('metric', 'METRICS', ['mmitpn.datasets'])
+FUNCTIONS = _child('function', 'FUNCTIONS', _ENGINE)
+HOOKS = _child('hook', 'HOOKS', _ENGINE)
+LOOPS = _child('loop', 'LOOPS', _ENGINE)
+OPTIM_WRAPPERS = _child('optim_wrapper', 'OPTIM_WRAPPERS', _ENGINE)
+OPTIM_WRAPPER_CONSTRUCTORS = _child('optimizer wrapper constructor', 'OPTIM_WRAPPER_CONSTRUCTORS', _ENGINE)
+STRATEGIES = _child('strategy', 'STRATEGIES', _ENGINE)

@@ -203,6 +203,31 @@ import mmitpn
 from mmitpn.doctor import environment
 print(mmitpn.__version__)
 """,
+    'light': """
+import torch, torchvision, time
+start = time.perf_counter()
+import mmitpn
+from mmitpn import FastITPN, ITPN, ITPNPyramid
+from mmitpn.checkpoint import load_pretrained
+assert time.perf_counter() - start < 3
+backbone()
+file = f'{root}/configs/quickstart/fast-itpn-nano_shapes.pth'
+network, pyramid = FastITPN.from_pretrained(file), ITPNPyramid.from_pretrained(file)
+other = FastITPN('nano', init_cfg=dict(type='Pretrained', checkpoint=file))
+other.init_weights()
+assert load_pretrained(FastITPN('nano'), file).loaded
+image = torch.rand(1, 3, 130, 97)
+assert all(map(torch.equal, network(image), other.eval()(image)))
+assert [tuple(level.shape) for level in pyramid(network(image))][0] == (1, 128, 33, 25)
+assert next(ITPN('base', img_size=32).parameters()).requires_grad
+try:
+    FastITPN('nano', init_cfg=dict(type='Constant', val=0.0)).init_weights()
+except ImportError as error:
+    assert 'applied by mmengine, which is not installed' in str(error)
+else:
+    raise SystemExit('an entry of mmengine was passed over')
+assert not {'mmengine', 'mmcv'} & set(sys.modules)
+""",
     'det': """
 backbone()
 import torch
@@ -280,13 +305,19 @@ def test_an_extra_alone_gives_what_it_promises(extra: str, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_backbone_pyramid_and_weights_need_torch_and_torchvision_only(tmp_path: Path) -> None:
+    done = promise('light', tmp_path, [Requirement('torch'), Requirement('torchvision')])
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+
+
+@pytest.mark.slow
 def test_a_forgotten_requirement_is_found(tmp_path: Path) -> None:
     """The interpreter of these tests has what is declared and nothing else."""
     lists = declared()
-    without = [requirement for requirement in lists[''] if requirement.name != 'safetensors']
+    without = [requirement for requirement in lists[''] if requirement.name != 'prettytable']
     extra = 'det' if find('onedl-mmdetection') else 'openmmlab-det'
     if find('onedl-mmdetection') is None and find('mmdet') is None:
         pytest.skip('no mmdet is installed')
     done = promise(extra, tmp_path, without + lists[extra])
     assert done.returncode == 1
-    assert "No module named 'safetensors'" in done.stderr
+    assert "No module named 'prettytable'" in done.stderr

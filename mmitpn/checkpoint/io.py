@@ -22,10 +22,8 @@ from urllib.error import URLError
 from urllib.parse import unquote, urlparse
 from urllib.request import url2pathname
 
-import safetensors.torch
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError
 
 from mmitpn.checkpoint.plain_pickle import read_plain_pickle
 from mmitpn.checkpoint.safe_globals import safe_globals
@@ -41,6 +39,7 @@ _HARMLESS = (
     'builtins.slice',
     'mmengine.config.config.Config',
     'mmengine.config.config.ConfigDict',
+    'mmengine.logging.history_buffer.HistoryBuffer',  # where mmengine is not installed
     *(f'pathlib.{name}' for name in ('Path', 'PosixPath', 'PurePosixPath', 'PureWindowsPath', 'WindowsPath')),
 )
 # torch names the global it stops at in one of these two ways.
@@ -49,7 +48,7 @@ _UNKNOWN = re.compile(r'Unsupported global: GLOBAL (\S+) was not')
 _HTML = (b'<!doctype', b'<!--', b'<html', b'<head', b'<?xml', b'<error')
 _READ_ERRORS = (
     *(ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError),
-    *(SafetensorError, zipfile.BadZipFile, UnpicklingError),
+    *(zipfile.BadZipFile, UnpicklingError),
 )
 
 
@@ -177,7 +176,7 @@ def _read(path: Path, source: str, allow_objects: bool, *, mmap: bool) -> Any:
         )
     try:
         if len(head) > 8 and head[8:9] == b'{' and int.from_bytes(head[:8], 'little') < 2**27:
-            return safetensors.torch.load_file(path)
+            return _read_safetensors(path, source)
         if head.startswith(b'PK'):
             if not zipfile.is_zipfile(path):
                 raise EOFError('the end of the archive is missing')
@@ -197,6 +196,18 @@ def _read(path: Path, source: str, allow_objects: bool, *, mmap: bool) -> Any:
             f'{source} cannot be read as a checkpoint ({size:,} bytes): it is cut off, damaged or of another kind '
             f'({_reason(error)}); download or save it again'
         ) from error
+
+
+def _read_safetensors(path: Path, source: str) -> dict[str, Any]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ModuleNotFoundError:
+        raise _RefusedError(f'{source} is a safetensors file, which "pip install safetensors" reads') from None
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
 
 
 def _reason(error: Exception) -> str:

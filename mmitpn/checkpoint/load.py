@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from mmitpn.checkpoint.convert import to_ours
@@ -18,6 +17,7 @@ from mmitpn.checkpoint.io import read_checkpoint
 from mmitpn.checkpoint.layouts import AUTHORS, FOREIGN, OURS, FileInfo, identify, part_of
 from mmitpn.checkpoint.report import LoadReport
 from mmitpn.checkpoint.sizes import family_of
+from mmitpn.optional_mmengine import is_model_wrapper
 
 _BACKBONE_KEYS = {'patch_embed.proj.weight', 'merge1.reduction.weight'}
 _PYRAMID_KEYS = {'align8.weight', 'split8.reduction.weight'}

@@ -9,15 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from mmengine.logging import MMLogger, print_log
-from mmengine.model import BaseModule
-from mmengine.model.weight_init import update_init_info
 
 from mmitpn.checkpoint.explain import explain_layout
 from mmitpn.checkpoint.io import read_checkpoint
 from mmitpn.checkpoint.layouts import FOREIGN, FileInfo, identify
 from mmitpn.checkpoint.load import load_content, load_pretrained
 from mmitpn.config_types import is_type
+from mmitpn.optional_mmengine import BaseModule, MMLogger, print_log, update_init_info
 
 if TYPE_CHECKING:
     from typing_extensions import Self

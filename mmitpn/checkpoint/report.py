@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
-from mmengine.logging import print_log
-from prettytable import PrettyTable
+from mmitpn.optional_mmengine import print_log
 
 COUNTED = ('matched', 'resized', 'ignored', 'missing', 'unexpected')
 _PART_ORDER = ('stem', 'stages', 'main', 'pyramid')
@@ -82,15 +81,14 @@ class LoadReport:
 
     def table(self) -> str:
         """The counts by part as a plain-text table."""
-        table = PrettyTable(['part', *COUNTED])
-        table.align = 'r'
-        table.align['part'] = 'l'
         names = [*(n for n in _PART_ORDER if n in self.parts), *(n for n in self.parts if n not in _PART_ORDER)]
         rows = [(name, self.parts[name].counts()) for name in names]
-        table.add_rows([[name, *counts] for name, counts in rows if any(counts)])
+        lines = [('part', *COUNTED), *((name, *counts) for name, counts in rows if any(counts))]
         if len(rows) > 1:
-            table.add_row(['all', *(self.count(kind) for kind in COUNTED)])
-        return table.get_string()
+            lines.append(('all', *(self.count(kind) for kind in COUNTED)))
+        width = max(len(name) for name, *_ in lines)
+        cells = ((f'{name:<{width}}', *(f'{count:>10}' for count in counts)) for name, *counts in lines)
+        return '\n'.join(f'| {" | ".join(row)} |' for row in cells)
 
     def summary(self) -> str:
         """Source, layout, table and notes as one text."""

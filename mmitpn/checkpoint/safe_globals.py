@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
+
+from mmitpn.optional_mmengine import HistoryBuffer
 
 # The kinds of numbers that end up in logs, scores and data-set palettes.
 _DTYPES = (
@@ -49,7 +50,7 @@ def safe_globals() -> list[Any]:
     reconstruct = np.empty(0).__reduce__()[0]
     scalar = np.float64(0).__reduce__()[0]
     listed: list[Any] = [
-        HistoryBuffer,
+        *([HistoryBuffer] if HistoryBuffer is not None else []),
         np.ndarray,
         np.dtype,
         defaultdict,

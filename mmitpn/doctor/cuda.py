@@ -80,12 +80,15 @@ def check_operators(found: Diagnosis) -> None:
     error = try_import('mmcv.ops')
     if error is not None:
         found.row('mmcv.ops', None, 'does not import')
-        found.problem(f"mmcv's compiled operators do not import ({one_line(error)})", mend_import(found, 'mmcv', error))
+        found.problem(f"mmcv's operators do not import ({one_line(error)})", mend_import(found, 'mmcv', error))
         return
     from mmcv.ops import get_compiling_cuda_version
 
     compiled = get_compiling_cuda_version()
     cuda = compiled if re.match(r'\d', compiled) else None
+    if 'mmitpn' in compiled:
+        found.row('mmcv.ops', 'mmitpn', "not compiled: this project's operators, in PyTorch (mmitpn.ops)")
+        return
     found.row('mmcv.ops', 'CPU and CUDA' if cuda else 'CPU', f'CUDA {cuda}' if cuda else 'no CUDA operators')
     built = torch.version.cuda
     if cuda and number(cuda)[0] != (number(built) or (0,))[0]:

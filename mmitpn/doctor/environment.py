@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 
 from .found import Diagnosis, installed, number, one_line, try_import
-from .mend import fresh, operators, pip, put, whole
+from .mend import fresh, operators, pip, put, take_operators, whole
 
 # Import name -> distribution on the onedl stack and on the openmmlab stack.
 HOSTS = {
@@ -48,7 +48,9 @@ def mend_import(found: Diagnosis, module: str, error: Exception) -> str:
     """
     missing = (error.name or '') if isinstance(error, ModuleNotFoundError) else ''
     top, said = missing.partition('.')[0], str(error).lower()
-    if missing == 'mmcv._ext' or 'libcudart' in said or (module in HOSTS and 'mmcv' in said and top in ('', 'mmcv')):
+    if missing == 'mmcv._ext':
+        return take_operators()
+    if 'libcudart' in said or (module in HOSTS and 'mmcv' in said and top in ('', 'mmcv')):
         return operators(found.stack)
     if top in HOSTS or top in LIBRARIES:
         return put(found.stack, top, force=missing != top)
@@ -95,12 +97,6 @@ def check_stack(found: Diagnosis) -> None:
                 f'{pip("uninstall", "-y", *names)} && {put(found.stack, module)}',
             )
         seen |= {stack for stack, number_ in zip(STACKS, versions, strict=True) if number_ is not None}
-    lite = installed('mmcv-lite')
-    if lite is not None:
-        found.problem(
-            f'mmcv-lite {lite} is installed, which has no compiled operators',
-            f'{pip("uninstall", "-y", "mmcv-lite")} && {operators(found.stack)}',
-        )
     if len(seen) == 2 and not doubled:
         found.problem(
             'the hosts are mixed from both stacks, which do not fit together; make an environment with one of them',

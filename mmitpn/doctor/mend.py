@@ -64,6 +64,11 @@ def operators(stack: str) -> str:
     return f'{pip("install", *BUILD)} && MMCV_WITH_OPS=1 {compiled} {PINS[stack]["mmcv"]}'
 
 
+def take_operators() -> str:
+    """Hand the PyTorch operators of this project to an mmcv without compiled ones."""
+    return shlex.join([sys.executable, '-m', 'mmitpn.ops', 'install'])
+
+
 def whole(stack: str) -> str:
     """Go through the whole installation again."""
     if _can_install(stack):

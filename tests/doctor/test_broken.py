@@ -15,6 +15,7 @@ import pytest
 
 from mmitpn.doctor.environment import HOSTS, find_stack
 from mmitpn.doctor.mend import PINS, ROOT
+from mmitpn.ops.install import SOURCE
 
 SITE = Path(sysconfig.get_paths()['purelib'])
 STACK = find_stack()
@@ -111,17 +112,18 @@ def test_torch_is_damaged(tmp_path):
 
 @pytest.mark.slow
 def test_mmcv_without_operators(tmp_path):
-    """mmcv-lite: the files of mmcv but its compiled library. The fork's version is asked for by its own import."""
+    """The files of mmcv without its compiled library; this project's operators take its place."""
     broken = Broken(tmp_path, 'mmcv')
-    broken.copy('mmcv', '_ext')
-    broken.distribution('mmcv-lite', '2.1.0')
+    place = broken.copy('mmcv', '_ext')
     found = problems(broken.doctor())
-    (mend,) = [mend for says, mend in found.items() if says.startswith("mmcv's compiled operators do not import")]
-    assert mend == broken.repair
-    (mend,) = [mend for says, mend in found.items() if says.startswith('mmcv-lite 2.1.0 is installed')]
-    assert mend.startswith(f'{broken.python} -m pip uninstall -y mmcv-lite && ')
-    # What follows from it in the hosts has the same cure.
-    assert {mend for says, mend in found.items() if 'mmcv._ext' in says} == {broken.repair}
+    (mend,) = [mend for says, mend in found.items() if says.startswith("mmcv's operators do not import")]
+    assert mend == f'{broken.python} -m mmitpn.ops install'
+    # What follows from it in the frameworks has the same cure.
+    assert {mend for says, mend in found.items() if 'mmcv._ext' in says} == {mend}
+    (place / '_ext.py').write_text(SOURCE)
+    done = broken.doctor()
+    assert done.returncode == 0, done.stdout
+    assert 'mmcv.ops     mmitpn' in done.stdout
 
 
 @pytest.mark.slow

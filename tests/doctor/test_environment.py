@@ -90,7 +90,7 @@ def test_any_error_of_an_import_is_one_line(monkeypatch):
             'install --no-deps onedl-mmdetection==',
         ),
         ('mmdet', ModuleNotFoundError('', name='mmengine'), 'install --no-deps onedl-mmengine=='),
-        ('mmdet', ModuleNotFoundError('', name='mmcv._ext'), 'install.sh --stack onedl --repair'),
+        ('mmdet', ModuleNotFoundError('', name='mmcv._ext'), '-m mmitpn.ops install'),
         ('mmseg', AssertionError('MMCV==2.2.0 is used but incompatible'), 'install.sh --stack onedl --repair'),
         ('mmdet', ModuleNotFoundError('', name='pycocotools'), 'install.sh --stack onedl --repair'),
         ('mmcv', ImportError('libcudart.so.11.0: cannot open'), 'install.sh --stack onedl --repair'),
