@@ -255,7 +255,7 @@ def line_nms_forward(boxes: Tensor, scores: Tensor, thresh: float, top_k: int) -
             in strips, and 72 x coordinates in pixels.
         scores: ``(N,)``.
         thresh: Mean distance in pixels below which a lane is dropped.
-        top_k: At most so many lanes are kept.
+        top_k: At most this number of lanes is kept.
 
     Returns:
         ``keep``, ``(N,)`` indices of the kept lanes in descending order of score, then zeros; the number of kept lanes,

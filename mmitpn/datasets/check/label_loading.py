@@ -41,9 +41,9 @@ class LabelLoader:
 
     @property
     def reduce_zero_label(self) -> bool | None:
-        """What a loading transform is told about label 0; None where it follows the dataset."""
-        told = [getattr(one, 'reduce_zero_label', None) for one in self.transforms]
-        return next((value for value in told if value is not None), None)
+        """The reduce_zero_label of a loading transform; None where it follows the dataset."""
+        given = [getattr(one, 'reduce_zero_label', None) for one in self.transforms]
+        return next((value for value in given if value is not None), None)
 
     @property
     def keeps_values(self) -> bool:

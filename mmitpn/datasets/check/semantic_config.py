@@ -265,13 +265,13 @@ def build_semantic(data_set: DataSet, scope: str) -> Any:
 
 def _check_reduce_zero_label(data_set: DataSet, built: Any, labels: LabelLoader | None) -> None:
     """The dataset and the loading transform may each say what label 0 is; mmseg stops where they disagree."""
-    told = None if labels is None else labels.reduce_zero_label
-    if told is not None and bool(told) != bool(built.reduce_zero_label):
+    of_loader = None if labels is None else labels.reduce_zero_label
+    if of_loader is not None and bool(of_loader) != bool(built.reduce_zero_label):
         given = 'reduce_zero_label' in data_set.cfg
         source = '' if given else f', the default of {data_set.kind}'
         raise ValueError(
             f'{data_set.where}.reduce_zero_label is {built.reduce_zero_label}{source}, but {labels.name} in its '
-            f'pipeline has reduce_zero_label={told}, on which mmseg stops: leave it out there, and set '
+            f'pipeline has reduce_zero_label={of_loader}, on which mmseg stops: leave it out there, and set '
             f'{data_set.where}.reduce_zero_label to True if label 0 means "no class", to False if it is the first class'
         )
 
