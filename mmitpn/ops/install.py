@@ -20,7 +20,7 @@ from pathlib import Path
 
 # How to get the operators that only a compiled mmcv has.
 COMPILED = (
-    'to compile mmcv, run "bash tools/install.sh --compiled" in a checkout of mmitpn, elsewhere '
+    'to compile mmcv, run "bash tools/install.sh" in a checkout of mmitpn, elsewhere '
     '"MMCV_WITH_OPS=1 pip install --no-build-isolation onedl-mmcv==2.3.6"'
 )
 MARKER = '# Written by: python -m mmitpn.ops install'

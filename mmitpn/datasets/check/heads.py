@@ -71,7 +71,7 @@ def check_num_classes(
         if wrong:
             raise ValueError(
                 f'{described.where} has {_size(described)} (from {described.classes_from}), but '
-                f'{"; ".join(map(_say, wrong))}; set every one of them to the number of the data set, or correct '
+                f'{"; ".join(map(_say, wrong))}; set every one of them to the number of the dataset, or correct '
                 'metainfo.classes'
             )
     elif counts:
