@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent
 MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
 # What every framework of the maintained fork, and of the official packages, is built on.
 FORK = ('onedl-mmcv>=2.3.6', 'onedl-mmengine>=0.10.12')
-OFFICIAL = ('mmcv>=2.1.0,<2.2.0', 'mmengine>=0.10.7')
+OFFICIAL = ('mmcv-lite>=2.1.0,<2.2.0', 'mmengine>=0.10.7')
 
 
 def pack_for_mim(root: Path, target: Path, *, link: bool) -> list[Path]:
@@ -104,7 +104,7 @@ if __name__ == '__main__':
         long_description_content_type='text/markdown',
         author='The mmitpn authors',
         license='Apache-2.0',
-        python_requires='>=3.10,<3.13',
+        python_requires='>=3.10,<3.14',
         packages=find_packages(include=['mmitpn', 'mmitpn.*']),
         package_data={'mmitpn': ['py.typed']},
         include_package_data=False,
@@ -147,6 +147,7 @@ if __name__ == '__main__':
             'Programming Language :: Python :: 3.10',
             'Programming Language :: Python :: 3.11',
             'Programming Language :: Python :: 3.12',
+            'Programming Language :: Python :: 3.13',
             'Topic :: Scientific/Engineering :: Image Recognition',
         ],
     )

@@ -45,7 +45,15 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use."""
     if name not in _PUBLIC:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}; public names: {", ".join(__all__)}')
-    module = import_module(_PUBLIC[name])
+    try:
+        module = import_module(_PUBLIC[name])
+    except ImportError as error:
+        from .ops.install import explain_import
+
+        advice = explain_import(error)
+        if advice is None:
+            raise
+        raise ImportError(f'mmitpn.{name} needs mmcv: {advice}', name=error.name) from error
     if not hasattr(module, name):  # its folder leaves out what the installed hosts do not allow
         raise ImportError(f'mmitpn.{name} needs a host that is not installed; python -m mmitpn.doctor says which')
     return getattr(module, name)

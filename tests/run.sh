@@ -8,7 +8,7 @@ case "${1:-}" in
   --stack) stack=${2:?"--stack needs a name: onedl or openmmlab"}; shift 2 ;;
   --stack=*) stack=${1#--stack=}; shift ;;
 esac
-bash tools/install.sh --stack "$stack"
+bash tools/install.sh --stack "$stack" --tests
 venv=$(bash tools/venv.sh "$stack")
 echo "[tests] $stack stack"
 exec "$venv/bin/python" -m pytest "$@"

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 DISTRIBUTIONS = {
     'PIL': ['pillow'],
     'efficientnet_lite_pytorch': ['efficientnet-lite-pytorch'],
-    'mmcv': ['onedl-mmcv', 'mmcv'],
+    'mmcv': ['onedl-mmcv', 'mmcv-lite'],
     'mmdet': ['onedl-mmdetection', 'mmdet'],
     'mmengine': ['onedl-mmengine', 'mmengine'],
     'mmpretrain': ['onedl-mmpretrain', 'mmpretrain'],
@@ -30,6 +30,7 @@ DISTRIBUTIONS = {
 }
 # The same module by several distributions: whichever is installed serves.
 ALIASES = {
+    'mmcv-lite': ['mmcv'],
     'opencv-python': ['opencv-python-headless', 'opencv-contrib-python', 'opencv-contrib-python-headless'],
 }
 
@@ -103,7 +104,7 @@ def test_the_two_stacks_declare_the_same(task: str) -> None:
     ours = {name for name in fork if not name.startswith('onedl-')}
     assert ours <= official
     assert {name.removeprefix('onedl-') for name in fork if name.startswith('onedl-')} <= {
-        {'mmdet': 'mmdetection'}.get(name, name) for name in official
+        {'mmdet': 'mmdetection', 'mmcv-lite': 'mmcv'}.get(name, name) for name in official
     }
 
 

@@ -40,7 +40,11 @@ _HARMLESS = (
     'mmengine.config.config.Config',
     'mmengine.config.config.ConfigDict',
     'mmengine.logging.history_buffer.HistoryBuffer',  # where mmengine is not installed
-    *(f'pathlib.{name}' for name in ('Path', 'PosixPath', 'PurePosixPath', 'PureWindowsPath', 'WindowsPath')),
+    *(
+        f'{module}.{name}'
+        for module in ('pathlib', 'pathlib._local')  # the second one in files written on Python 3.13
+        for name in ('Path', 'PosixPath', 'PurePosixPath', 'PureWindowsPath', 'WindowsPath')
+    ),
 )
 # torch names the global it stops at in one of these two ways.
 _BLOCKED = re.compile(r'unsupported GLOBAL (\S+) whose module')
@@ -241,11 +245,14 @@ def _load_pickle(path: Path, source: str, allow_objects: bool, *, mmap: bool) ->
         for entry in safe_globals()
     )
     names = {*_HARMLESS, *(name for _, name in listed)}
+    # torch 2.14 takes a path for what its name says, but not an open file, from which nothing can be mapped.
+    misnamed = path.name.endswith('.safetensors')
     while True:
         try:
-            with _stand_ins(names), warnings.catch_warnings():
+            with _stand_ins(names), warnings.catch_warnings(), path.open('rb') as file:
                 warnings.filterwarnings('ignore', message='Detected pickle protocol')  # the error below says so
-                return torch.load(str(path), map_location='cpu', weights_only=True, mmap=mmap)
+                source_ = file if misnamed else str(path)
+                return torch.load(source_, map_location='cpu', weights_only=True, mmap=mmap and not misnamed)
         except UnpicklingError as error:
             blocked, unknown = _BLOCKED.search(str(error)), _UNKNOWN.search(str(error))
             if blocked:

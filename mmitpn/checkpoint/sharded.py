@@ -36,6 +36,7 @@ class _RefusedError(pickle.UnpicklingError):
 
 class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        module = module.removesuffix('._local')  # of pathlib, in files written on Python 3.13
         dtype = module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype)
         own = getattr(metadata, name, None) if module == METADATA else None
         data = isinstance(own, type) and own.__module__ == METADATA

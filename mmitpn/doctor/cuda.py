@@ -7,9 +7,11 @@ import platform
 import re
 import sys
 
-from .environment import mend_import
+from mmitpn.ops.install import compiled_extensions, find_mmcv
+
+from .environment import find_stack, mend_import
 from .found import Diagnosis, number, one_line, try_import
-from .mend import TORCH_CUDA, operators, put
+from .mend import TORCH, operators, put, take_operators, torch_for
 
 # First drivers of a CUDA release, for those who look at nvidia-smi.
 DRIVERS = {11: '450', 12: '525', 13: '580'}
@@ -53,13 +55,41 @@ def check_gpu(found: Diagnosis) -> None:
             f'a GPU is here, but torch {torch.__version__} is built without CUDA and trains on the CPU',
             f'{put(found.stack, "torch", force=True)} && {put(found.stack, "torch")} && {operators(found.stack)}',
         )
-    elif number(built)[0] > release[0]:
-        update = number(built)[0] <= TORCH_CUDA
-        found.problem(
-            f'torch {torch.__version__} is built for CUDA {built}, but {driver}'
-            + (f'; update it to {DRIVERS[number(built)[0]]} or newer (on the host, for a container)' if update else ''),
-            _update_driver() if update else f'{put(found.stack, "torch", force=True)} && {put(found.stack, "torch")}',
-        )
+        return
+    says, command = _too_old(release, found.stack)
+    if says:
+        found.problem(says, command)
+
+
+def unused_gpu() -> str | None:
+    """One sentence with the command that helps where a GPU is here whose driver is too old for torch; else None."""
+    release, gpus = read_driver()
+    if not gpus or release is None:
+        return None
+    says, command = _too_old(release, find_stack())
+    return f'{says}: {command}' if says else None
+
+
+def _too_old(release: tuple[int, int], stack: str) -> tuple[str, str]:
+    """What is wrong where the driver does not run the CUDA release of torch, and the command; two empty texts if not.
+
+    Args:
+        release: The newest CUDA release that the driver supports.
+        stack: 'onedl' or 'openmmlab'.
+    """
+    import torch
+
+    built = number(torch.version.cuda)
+    if not built or built[0] <= release[0]:
+        return '', ''
+    older = max((major for major in TORCH if major <= release[0]), default=None)
+    says = (
+        f'torch {torch.__version__} is built for CUDA {torch.version.cuda}, but the driver supports CUDA {release[0]}.'
+        f'{release[1]}; update it to {DRIVERS[built[0]]} or newer (on the host, for a container)'
+    )
+    if older is None:
+        return says, _update_driver()
+    return f'{says}, or install {TORCH[older][0]}, the newest for CUDA {older}', torch_for(stack, older)
 
 
 def _update_driver() -> str:
@@ -97,9 +127,9 @@ def check_operators(found: Diagnosis) -> None:
             operators(found.stack),
         )
     if torch.cuda.is_available() and not cuda:
-        toolkit = '-'.join(str(part) for part in number(built)[:2])
+        folder = find_mmcv()
         found.remark(
-            "a GPU is here but mmcv's CUDA operators are not built: deformable attention runs in pure PyTorch, slower"
-            f' and with more memory; they need the CUDA toolkit {built}',
-            f'sudo apt-get install cuda-toolkit-{toolkit} && {operators(found.stack)}',
+            "a GPU is here but mmcv's operators are compiled for the CPU only: what mmdet and mmseg call of them fails "
+            'on GPU tensors; those of mmitpn run there',
+            take_operators(compiled_extensions(folder) if folder else ()),
         )

@@ -8,20 +8,24 @@ import re
 import sys
 from collections import Counter
 
+from mmitpn.ops.install import compiled_extensions, find_mmcv
+
 from .found import Diagnosis, installed, number, one_line, try_import
 from .mend import fresh, operators, pip, put, take_operators, whole
 
-# Import name -> distribution on the onedl stack and on the openmmlab stack.
+# Import name -> distributions that have it, and their stack.
 HOSTS = {
-    'mmengine': ('onedl-mmengine', 'mmengine'),
-    'mmcv': ('onedl-mmcv', 'mmcv'),
-    'mmdet': ('onedl-mmdetection', 'mmdet'),
-    'mmseg': ('onedl-mmsegmentation', 'mmsegmentation'),
-    'mmpretrain': ('onedl-mmpretrain', 'mmpretrain'),
+    'mmengine': {'onedl-mmengine': 'onedl', 'mmengine': 'openmmlab'},
+    'mmcv': {'onedl-mmcv': 'onedl', 'mmcv': 'openmmlab', 'mmcv-lite': 'openmmlab'},
+    'mmdet': {'onedl-mmdetection': 'onedl', 'mmdet': 'openmmlab'},
+    'mmseg': {'onedl-mmsegmentation': 'onedl', 'mmsegmentation': 'openmmlab'},
+    'mmpretrain': {'onedl-mmpretrain': 'onedl', 'mmpretrain': 'openmmlab'},
 }
 LIBRARIES = {'torch': 'torch', 'torchvision': 'torchvision', 'numpy': 'numpy', 'cv2': 'opencv-python-headless'}
+# They have the files of opencv-python-headless too.
+OTHER_OPENCV = ('opencv-python', 'opencv-contrib-python', 'opencv-contrib-python-headless')
 PARTS = ('models', 'datasets', 'evaluation', 'engine', 'visualization')
-STACKS = ('onedl', 'openmmlab')
+NEWEST_PYTHON = {'onedl': (3, 13), 'openmmlab': (3, 12)}
 # What configs name, by the registry of mmengine that must find it.
 PUBLIC = {
     'MODELS': ('mmitpn.FastITPN', 'mmitpn.ITPN', 'mmitpn.ITPNPyramid', 'mmitpn.DINO', 'mmitpn.MeanPoolClsHead'),
@@ -32,10 +36,8 @@ PUBLIC = {
 
 def find_stack() -> str:
     """The stack that most of the installed hosts belong to; onedl where there is none."""
-    votes = Counter(
-        stack for names in HOSTS.values() for stack, name in zip(STACKS, names, strict=True) if installed(name)
-    )
-    return max(STACKS, key=lambda stack: votes[stack])
+    votes = Counter(stack for names in HOSTS.values() for name, stack in names.items() if installed(name))
+    return max(NEWEST_PYTHON, key=lambda stack: votes[stack])
 
 
 def mend_import(found: Diagnosis, module: str, error: Exception) -> str:
@@ -50,7 +52,10 @@ def mend_import(found: Diagnosis, module: str, error: Exception) -> str:
     top, said = missing.partition('.')[0], str(error).lower()
     if missing == 'mmcv._ext':
         return take_operators()
-    if 'libcudart' in said or (module in HOSTS and 'mmcv' in said and top in ('', 'mmcv')):
+    if 'libcudart' in said or re.search(r'mmcv\W+_ext', said):  # compiled for another torch, Python or CUDA
+        folder = find_mmcv()
+        return take_operators(compiled_extensions(folder) if folder else ())
+    if module in HOSTS and 'mmcv' in said and top in ('', 'mmcv'):
         return operators(found.stack)
     if top in HOSTS or top in LIBRARIES:
         return put(found.stack, top, force=missing != top)
@@ -67,9 +72,11 @@ def mend_import(found: Diagnosis, module: str, error: Exception) -> str:
 def check_python(found: Diagnosis) -> None:
     """Look at the interpreter."""
     found.row('python', platform.python_version(), sys.executable)
-    if not (3, 10) <= sys.version_info[:2] <= (3, 12):
+    newest = NEWEST_PYTHON[found.stack]
+    if not (3, 10) <= sys.version_info[:2] <= newest:
         found.problem(
-            f'Python {platform.python_version()} is outside 3.10 to 3.12; make an environment with one of these',
+            f'Python {platform.python_version()} is outside 3.10 to {newest[0]}.{newest[1]}, on which the {found.stack}'
+            ' stack runs; make an environment with one of these',
             fresh(found.stack, 'python3.11'),
         )
 
@@ -82,6 +89,13 @@ def check_libraries(found: Diagnosis) -> None:
         found.row(module, seen, '' if error is None else 'does not import')
         if error is not None:
             found.problem(f'{module} does not import ({one_line(error)})', mend_import(found, module, error))
+    headless = installed(LIBRARIES['cv2'])
+    others = [name for name in OTHER_OPENCV if installed(name)]
+    if headless and others:
+        found.problem(
+            f'{" and ".join(others)} and {LIBRARIES["cv2"]} are all installed and overwrite each other in {"cv2"!r}',
+            f'{pip("uninstall", "-y", *others)} && {put(found.stack, "cv2", force=True)}',
+        )
 
 
 def check_stack(found: Diagnosis) -> None:
@@ -89,14 +103,14 @@ def check_stack(found: Diagnosis) -> None:
     seen: set[str] = set()
     doubled = False
     for module, names in HOSTS.items():
-        versions = [installed(name) for name in names]
-        if None not in versions:
+        there = [name for name in names if installed(name) is not None]
+        if len(there) > 1:
             doubled = True
             found.problem(
-                f'{names[0]} and {names[1]} are both installed and overwrite each other in {module!r}',
-                f'{pip("uninstall", "-y", *names)} && {put(found.stack, module)}',
+                f'{" and ".join(there)} are both installed and overwrite each other in {module!r}',
+                f'{pip("uninstall", "-y", *there)} && {put(found.stack, module)}',
             )
-        seen |= {stack for stack, number_ in zip(STACKS, versions, strict=True) if number_ is not None}
+        seen |= {names[name] for name in there}
     if len(seen) == 2 and not doubled:
         found.problem(
             'the hosts are mixed from both stacks, which do not fit together; make an environment with one of them',
@@ -122,20 +136,17 @@ def check_hosts(found: Diagnosis) -> None:
 
 def check_known_combinations(found: Diagnosis) -> None:
     """Look for combinations of versions that are known not to work."""
-    seen = {name: installed(name) for names in (*HOSTS.values(), ('torch', 'numpy')) for name in names}
-    torch_, numpy_, mmcv, fork = (number(seen[name]) for name in ('torch', 'numpy', 'mmcv', 'onedl-mmcv'))
-    if torch_ >= (2, 14) and fork and fork <= (2, 3, 6):
-        found.problem(
-            f'torch {seen["torch"]} needs C++20, for which onedl-mmcv {seen["onedl-mmcv"]} does not ask its compiler,'
-            ' so its operators cannot be built',
-            f'{put("onedl", "torch")} && {operators("onedl")}',
-        )
+    names = ('numpy', 'mmcv', 'mmcv-lite', 'mmdet', 'mmsegmentation', 'onedl-mmsegmentation')
+    seen = {name: installed(name) for name in names}
+    numpy_, mmcv = number(seen['numpy']), number(seen['mmcv'] or seen['mmcv-lite'])
     for host in ('mmdet', 'mmsegmentation'):
         if mmcv >= (2, 2) and seen[host]:
             found.problem(
-                f'{host} {seen[host]} needs mmcv below 2.2.0, and {seen["mmcv"]} is installed', operators('openmmlab')
+                f'{host} {seen[host]} needs mmcv below 2.2.0, and {seen["mmcv"] or seen["mmcv-lite"]} is installed',
+                operators('openmmlab'),
             )
-    if numpy_ >= (2,) and any(seen[names[1]] for names in HOSTS.values()):
+    official = {name for names in HOSTS.values() for name, stack in names.items() if stack == 'openmmlab'}
+    if numpy_ >= (2,) and any(installed(name) for name in official):
         found.problem(
             f'the official OpenMMLab packages need numpy below 2, and {seen["numpy"]} is installed',
             put('openmmlab', 'numpy'),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # Import name -> distribution and version, for each stack: the same as in requirements/, which a wheel does not carry.
@@ -21,15 +22,14 @@ PINS = {
         'numpy': 'numpy==1.26.4',
         'cv2': 'opencv-python-headless==4.11.0.86',
         'mmengine': 'mmengine==0.10.7',
-        'mmcv': 'mmcv==2.1.0',
+        'mmcv': 'mmcv-lite==2.1.0',
         'mmdet': 'mmdet==3.3.0',
         'mmseg': 'mmsegmentation==1.2.2',
         'mmpretrain': 'mmpretrain==1.2.0',
     },
 }
-TORCH = ('torch==2.9.1', 'torchvision==0.24.1')
-TORCH_CUDA = 12  # what the package index's build of it is made for
-BUILD = ('setuptools==80.10.2', 'wheel==0.48.0', 'ninja==1.13.2', 'packaging==26.3', 'psutil==7.2.2')
+# The newest torch for each CUDA release that the package index's builds are made for.
+TORCH = {13: ('torch==2.14.1', 'torchvision==0.29.1'), 12: ('torch==2.10.0', 'torchvision==0.25.0')}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -52,21 +52,34 @@ def put(stack: str, module: str, *, force: bool = False) -> str:
     if module in ('torch', 'torchvision'):
         # They bring libraries of their own along, and would take the newest numpy where there is none. Forced, their
         # own files are enough.
-        return pip('install', *again, *(['--no-deps'] if force else [PINS[stack]['numpy']]), *TORCH)
+        return pip('install', *again, *(['--no-deps'] if force else [PINS[stack]['numpy']]), *TORCH[max(TORCH)])
     return pip('install', *again, '--no-deps', PINS[stack][module])
 
 
 def operators(stack: str) -> str:
-    """Compile mmcv with its operators (or take the kept wheel) and install it."""
+    """Install mmcv with the operators that it had: compiled ones where it was installed so, else those of mmitpn."""
     if _can_install(stack):
         return whole(stack)
-    compiled = pip('install', '--no-deps', '--no-build-isolation', '--no-cache-dir', '--force-reinstall')
-    return f'{pip("install", *BUILD)} && MMCV_WITH_OPS=1 {compiled} {PINS[stack]["mmcv"]}'
+    # Isolated from this environment's torch, the build of mmcv leaves its extension out.
+    python_only = pip('install', '--no-deps', '--no-cache-dir', PINS[stack]['mmcv'])
+    return f'{pip("uninstall", "-y", "mmcv", "mmcv-lite", "onedl-mmcv")} && {python_only} && {take_operators()}'
 
 
-def take_operators() -> str:
-    """Hand the PyTorch operators of this project to an mmcv without compiled ones."""
-    return shlex.join([sys.executable, '-m', 'mmitpn.ops', 'install'])
+def torch_for(stack: str, release: int) -> str:
+    """Install the newest torch for a CUDA release, a key of ``TORCH``."""
+    if _can_install(stack):
+        return _install_sh(_venv_name(stack), stack, '--cuda', str(release))
+    return pip('install', PINS[stack]['numpy'], *TORCH[release])
+
+
+def take_operators(instead_of: Sequence[Path] = ()) -> str:
+    """Hand the PyTorch operators of this project to an mmcv without compiled ones.
+
+    Args:
+        instead_of: The compiled extension that is removed first.
+    """
+    install = shlex.join([sys.executable, '-m', 'mmitpn.ops', 'install'])
+    return f'{shlex.join(["rm", *map(str, instead_of)])} && {install}' if instead_of else install
 
 
 def whole(stack: str) -> str:
@@ -74,7 +87,7 @@ def whole(stack: str) -> str:
     if _can_install(stack):
         return _install_sh(_venv_name(stack), stack, '--repair')
     hosts = [pin for module, pin in PINS[stack].items() if module != 'mmcv']
-    return f'{pip("install", *TORCH, *hosts)} && {operators(stack)}'
+    return f'{pip("install", *TORCH[max(TORCH)], *hosts)} && {operators(stack)}'
 
 
 def fresh(stack: str, python: str | None = None) -> str:

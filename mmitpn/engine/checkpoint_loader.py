@@ -46,7 +46,8 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
         ValueError: If it cannot be read; the message says what it is.
     """
     try:
-        content = torch.load(Path(filename).expanduser(), map_location=map_location, weights_only=True)
+        with Path(filename).expanduser().open('rb') as file:  # its name would make torch 2.14 read safetensors
+            content = torch.load(file, map_location=map_location, weights_only=True)
     except Exception:  # noqa: BLE001 - the reader says what is wrong with the file, or reads it
         content = None
     return dict(content) if isinstance(content, Mapping) else _read(filename)

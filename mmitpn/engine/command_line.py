@@ -22,6 +22,7 @@ from mmitpn.engine.environment import keep_readable, setup_distributed, setup_en
 from mmitpn.engine.host_configs import resolve_config
 from mmitpn.engine.resume_hook import CheckResumeHook
 from mmitpn.engine.signal_hook import TrainingStopped
+from mmitpn.ops.install import explain_import
 
 # What a mistake in a config, a path or an option raises, in this project and (KeyError, AssertionError) in the hosts.
 USER_ERRORS = (ValueError, TypeError, KeyError, AssertionError, OSError, ImportError, SyntaxError, ConfigParsingError)
@@ -126,6 +127,10 @@ def run_command(command: Callable[[argparse.Namespace, list[FirstStepHook]], Non
             )
             return 3
         said = ' '.join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+        advice = explain_import(error) if isinstance(error, ImportError) else None
+        if advice is not None:
+            sys.stderr.write(f'error: {advice} (--debug shows where)\n')
+            return 2
         if isinstance(error, FileNotFoundError) and error.filename is not None:  # the system's own has no sentence
             said = (
                 f'{error.filename} is not there (seen from {Path.cwd()}); the config or a file that it reads names it:'

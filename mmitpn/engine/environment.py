@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +16,7 @@ from mmengine.device import get_device
 from mmitpn.allocator import keep_freed_memory
 from mmitpn.checkpoint.safe_globals import register_safe_globals
 from mmitpn.config_types import is_type, type_scope
+from mmitpn.doctor.cuda import unused_gpu
 from mmitpn.engine.atomic import register_atomic_backend
 from mmitpn.engine.checkpoint_loader import register_reader
 from mmitpn.engine.host_configs import register_host_configs
@@ -26,11 +28,14 @@ def setup_environment() -> None:
 
     Training checkpoints become readable under torch's ``weights_only``, mmengine reads checkpoints by our reader
     (:func:`register_reader`) and writes them whole or not at all, and ``mmdet::`` and ``mmseg::`` name configs on both
-    stacks. Where there is no accelerator, freed memory is kept (:func:`keep_freed_memory`). Calling it again changes
-    nothing.
+    stacks. Where there is no accelerator, freed memory is kept (:func:`keep_freed_memory`), and a warning names a GPU
+    whose driver is too old for torch. Calling it again changes nothing.
     """
     if get_device() == 'cpu':
         keep_freed_memory()
+        advice = unused_gpu()
+        if advice is not None:
+            warnings.warn(f'the GPU is not used, since {advice}', stacklevel=2)
     register_safe_globals()
     register_reader()
     register_atomic_backend()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 # How to get the operators that only a compiled mmcv has.
 COMPILED = (
-    'to compile mmcv, run "bash tools/install.sh" in a checkout of mmitpn, elsewhere '
+    'to compile mmcv, run "bash tools/install.sh --compiled" in a checkout of mmitpn, elsewhere '
     '"MMCV_WITH_OPS=1 pip install --no-build-isolation onedl-mmcv==2.3.6"'
 )
 MARKER = '# Written by: python -m mmitpn.ops install'
@@ -86,7 +86,8 @@ def status() -> Status:
         return Status(
             'broken',
             f'the compiled operators {compiled[0]} do not load, as when they were built for another torch or Python '
-            f'({error}); {COMPILED}, or run "rm {" ".join(map(str, compiled))} && {_command("install")}"',
+            f'({error}); to use those of mmitpn, run "rm {" ".join(map(str, compiled))} && {_command("install")}"; '
+            f'{COMPILED}',
             folder,
         )
     file = folder / '_ext.py'
@@ -100,6 +101,21 @@ def status() -> Status:
         f'"rm -r {file} && {_command("install")}"',
         folder,
     )
+
+
+def explain_import(error: ImportError) -> str | None:
+    """What fixes an import that failed because of mmcv or its operators.
+
+    Args:
+        error: What importing mmcv, mmdet, mmseg or mmpretrain raised.
+
+    Returns:
+        One sentence with the command; None where mmcv is not the reason.
+    """
+    if (error.name or '').partition('.')[0] != 'mmcv' and 'mmcv' not in str(error):
+        return None
+    found = status()
+    return found.message if found.kind in ('missing', 'none', 'broken') else None
 
 
 def install() -> str:

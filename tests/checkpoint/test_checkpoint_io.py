@@ -104,6 +104,17 @@ def test_unknown_objects_need_to_be_allowed(tmp_path, monkeypatch, legacy):
         read_checkpoint(path)
 
 
+def test_paths_in_files_of_another_python_are_stand_ins(tmp_path):
+    """``pathlib.PosixPath`` is ``pathlib._local.PosixPath`` in a pickle of Python 3.13, and only there."""
+    path = _saved(tmp_path / 'f.pth', {'work_dir': Path('a'), **WEIGHTS}, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    old, new = b'cpathlib\nPosixPath', b'cpathlib._local\nPosixPath'
+    assert (old in content) != (new in content)
+    for one, other in ((old, new), (new, old)):
+        path.write_bytes(content.replace(one, other))
+        assert _same(read_checkpoint(path))
+
+
 @pytest.mark.parametrize('allow', [None, True])
 @pytest.mark.parametrize('legacy', [False, True])
 @pytest.mark.parametrize('kind', ['os', 'builtins', 'subprocess', 'pathlib'])

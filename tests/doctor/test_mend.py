@@ -20,8 +20,11 @@ def lines(name: str) -> list[str]:
 @pytest.mark.parametrize('stack', ['onedl', 'openmmlab'])
 def test_versions_are_those_of_the_requirements(stack):
     assert set(mend.PINS[stack].values()) <= set(lines(f'{stack}.txt') + lines(f'mmcv-{stack}.txt'))
-    assert set(mend.TORCH) == set(lines('torch.txt'))
-    assert set(mend.BUILD) == set(lines('build.txt'))
+    assert {12: set(lines('torch-cuda12.txt')), 13: set(lines('torch.txt'))} == {
+        release: set(pins) for release, pins in mend.TORCH.items()
+    }
+    (compiled,) = lines(f'mmcv-{stack}-compiled.txt')
+    assert mend.PINS[stack]['mmcv'].replace('-lite', '') == compiled
 
 
 @pytest.mark.parametrize(
@@ -49,10 +52,22 @@ def test_without_a_checkout_pip_does_it(monkeypatch, tmp_path):
     monkeypatch.setattr(mend, 'ROOT', tmp_path)
     for command in (mend.operators('onedl'), mend.whole('onedl'), mend.fresh('onedl')):
         assert 'install.sh' not in command
-        assert 'MMCV_WITH_OPS=1' in command
-        assert 'onedl-mmcv==' in command
+        assert '--no-build-isolation' not in command  # beside torch, mmcv would be compiled
+        assert ' onedl-mmcv==' in command
+        assert command.endswith('-m mmitpn.ops install')
         for part in command.split(' && '):
-            assert shlex.split(part.removeprefix('MMCV_WITH_OPS=1 '))[1] == '-m'
+            assert shlex.split(part)[1] == '-m'
+    assert ' torch==2.10.0 torchvision==' in mend.torch_for('onedl', 12)
+
+
+def test_torch_for_an_older_driver(monkeypatch):
+    monkeypatch.setattr(mend.sys, 'prefix', '/envs/a')
+    assert mend.torch_for('onedl', 12).endswith('install.sh --stack onedl --cuda 12')
+
+
+def test_what_is_removed_before_the_operators_are_handed_over():
+    assert mend.take_operators([Path('/a b/_ext.so')]).startswith("rm '/a b/_ext.so' && ")
+    assert mend.take_operators().startswith(sys.executable)
 
 
 def test_a_new_environment_is_another_one(monkeypatch):

@@ -1,5 +1,6 @@
 """How the operators get into an installed mmcv, in folders of packages made for the test."""
 
+import argparse
 import errno
 import importlib.util
 import os
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import mmitpn
+from mmitpn.engine.command_line import run_command
 from mmitpn.ops import install as module
 
 ROOT = Path(__file__).parents[2]
@@ -225,3 +228,23 @@ print(mmcv.ops.get_compiler_version())
         '[0, 1, 2]',
         'none: PyTorch operators of mmitpn',
     ], run.stderr
+
+
+def test_an_import_that_fails_because_of_mmcv_is_explained(mmcv, run, monkeypatch, capsys):
+    error = ModuleNotFoundError("No module named 'mmcv._ext'", name='mmcv._ext')
+    sentence = run('status')[1].removeprefix('none: ')
+    assert module.explain_import(error) == sentence
+    assert module.explain_import(ModuleNotFoundError("No module named 'x'", name='x')) is None
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(mmitpn, 'import_module', fails)
+    with pytest.raises(ImportError, match=re.escape(f'mmitpn.DINO needs mmcv: {sentence}')):
+        mmitpn.DINO  # noqa: B018
+    assert run_command(fails, argparse.Namespace(debug=False)) == 2
+    assert capsys.readouterr().err == f'error: {sentence} (--debug shows where)\n'
+    run('install')  # operators are there: something else is wrong, and its own message stays
+    assert module.explain_import(error) is None
+    assert run_command(fails, argparse.Namespace(debug=False)) == 2
+    assert "No module named 'mmcv._ext'" in capsys.readouterr().err
