@@ -8,6 +8,10 @@ bound_spinning()  # as the tools do, before anything imports torch
 
 import importlib.util
 import json
+import os
+import shutil
+import subprocess
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -21,6 +25,18 @@ REFERENCE = Path(__file__).parent / 'data' / 'reference'
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def inductor() -> None:
+    """Skip where ``torch.compile`` cannot make kernels for the CPU: it calls a C++ compiler with Python's headers."""
+    compiler = os.environ.get('CXX') or 'g++'
+    path = shutil.which(compiler)
+    if path is None or subprocess.run([path, '--version'], capture_output=True, check=False).returncode:
+        pytest.skip(f'torch.compile needs a C++ compiler, and {compiler!r} is none')
+    header = Path(sysconfig.get_paths()['include']) / 'Python.h'
+    if not header.is_file():
+        pytest.skip(f"torch.compile needs Python's headers, and there is no {header}")
 
 
 @pytest.fixture(scope='session')

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,17 @@ class _RefusedError(pickle.UnpicklingError):
     """The index names what no index is made of."""
 
 
+def _member(owner: Any, name: str) -> Enum:
+    """Stands for ``getattr``, by which Python 3.11.0 to 3.11.3 pickle the members of an enumeration."""
+    if isinstance(owner, type) and issubclass(owner, Enum) and name in owner.__members__:
+        return owner[name]
+    raise _RefusedError('builtins.getattr')
+
+
 class _IndexUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ('builtins', 'getattr'):
+            return _member
         module = module.removesuffix('._local')  # of pathlib, in files written on Python 3.13
         dtype = module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype)
         own = getattr(metadata, name, None) if module == METADATA else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import pickle
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from mmitpn.checkpoint import read_checkpoint
-from mmitpn.checkpoint.sharded import read_index, read_sharded
+from mmitpn.checkpoint.sharded import read_sharded
 from mmitpn.datasets import generate_shapes
 from mmitpn.engine.checkpoint_loader import load_from_local
 
@@ -192,16 +191,3 @@ def test_a_damaged_folder_of_shards_is_reported(runs, train, tmp_path):
     (folder / '.metadata').write_bytes((folder / '.metadata').read_bytes()[:1000])
     with pytest.raises(ValueError, match=r'cannot be read as the index of a checkpoint in shards: it is cut off'):
         read_checkpoint(folder)
-
-
-def test_an_index_with_code_in_it_is_refused(tmp_path):
-    class Evil:
-        def __reduce__(self):
-            return print, ('run',)
-
-    (tmp_path / '.metadata').write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(ValueError, match=r'is not read, since an index holds no builtins\.print'):
-        read_index(tmp_path)
-    (tmp_path / '.metadata').unlink()
-    with pytest.raises(FileNotFoundError, match=r'it is no checkpoint of shards'):
-        read_sharded(tmp_path)

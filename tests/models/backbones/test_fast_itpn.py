@@ -124,6 +124,7 @@ def test_autocast_stays_finite_and_close(dtype):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('inductor')
 def test_compiled_gives_the_same_output():
     model = FastITPN({'depths': (1, 1, 1), 'embed_dim': 48, 'num_heads': 3}).eval()
     compiled = torch.compile(copy.deepcopy(model), dynamic=False)

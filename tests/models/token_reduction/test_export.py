@@ -28,6 +28,7 @@ def test_exported_gives_the_same_output(reduced, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('inductor')
 def test_compiled_gives_the_same_output(reduced):
     few = {'depths': (0, 0, 2), 'embed_dim': 48, 'num_heads': 3}
     model = reduced('TokenMigration', arch=few)
