@@ -15,6 +15,8 @@ from .maps import Map, observe_maps
 
 WIDTH = 256  # channels of the pyramid where the heads name no width of their own: the released pyramids'
 DECAY = {'large': 0.95}
+DECODE_HEADS = ('decode_head', 'auxiliary_head')  # mmseg's
+NO_HEADS = ('backbone', 'neck', 'data_preprocessor', 'train_cfg', 'test_cfg')
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
 
@@ -58,10 +60,16 @@ def plan_swap(
     except ValueError as error:
         raise SwapError(f'{".".join(path)}: {error}') from None
     levels = _levels(maps, '.'.join(path))
+    heads = {key: part for key, part in model.items() if key not in NO_HEADS and _holds(part)}
+    if levels != sorted(levels):  # branches: only heads that pick a map by its index can be given another one
+        heads = {key: _with_index(part) if key in DECODE_HEADS else part for key, part in heads.items()}
+        if not heads or not all(_picks(part) for part in heads.values()):
+            strides = [one.stride for one in maps]
+            raise SwapError(f'{".".join(path)}: its maps do not get coarser one after the other (strides {strides})')
     uniform = len({one.channels for one in maps}) == 1 and model.get('neck') is not None
     width = maps[0].channels if uniform else WIDTH
-    start = levels[0]
-    number = max(levels[-1] - start + 1, 3 - start)
+    start = min(levels)
+    number = max(max(levels) - start + 1, 3 - start)
     init = {'init_cfg': {'type': 'Pretrained', 'checkpoint': weights}} if weights else {}
     channels = resolve_arch(arch).channels
     neck = {'type': 'mmitpn.ITPNPyramid', 'in_channels': channels, 'out_channels': width, 'num_outs': number}
@@ -74,11 +82,10 @@ def plan_swap(
     if 'neck' not in model:
         new['neck'].pop('_delete_')
     places = [level - start for level in levels]  # of each old map among the new ones
-    for key, part in model.items():
-        if key not in ('backbone', 'neck', 'data_preprocessor', 'train_cfg', 'test_cfg') and _holds(part):
-            changed = _with_channels(part, maps, places, width, f'{".".join(path)}.{key}')
-            if changed != part:
-                new[key] = _difference(part, changed)
+    for key, part in heads.items():
+        changed = _with_channels(part, maps, places, width, f'{".".join(path)}.{key}')
+        if changed != model[key]:
+            new[key] = _difference(model[key], changed)
     for key in ('pretrained', 'init_cfg'):
         if model.get(key):
             new[key] = None
@@ -118,8 +125,6 @@ def _levels(maps: Sequence[Map], where: str) -> list[int]:
             f'{where}: its heads want the strides {sorted(set(strides))}; the pyramid starts at one of {STARTS} and '
             f'has at most {MAX_LEVELS} levels'
         )
-    if found != sorted(found):
-        raise SwapError(f'{where}: its maps do not get coarser one after the other (strides {strides})')
     return found
 
 
@@ -162,6 +167,18 @@ def _with_channels(
         if _holds(value):
             changed[key] = _with_channels(value, maps, places, width, f'{where}.{key}', nested=True)
     return changed
+
+
+def _with_index(part: Any) -> Any:
+    """A decode head, or a list of them, with the index of the map that it takes by default: the last one."""
+    if isinstance(part, (list, tuple)):
+        return type(part)(_with_index(one) for one in part)
+    return {'in_index': -1, **part}
+
+
+def _picks(part: Any) -> bool:
+    """Whether a head, or each of a list of heads, picks its maps by an index."""
+    return all(map(_picks, part)) if isinstance(part, (list, tuple)) else 'in_index' in part
 
 
 def _picked(given: list[int], index: Any, count: int) -> list[int]:

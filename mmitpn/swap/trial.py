@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 
 from mmitpn.analysis.host_model import build_from_config, inference_call, loss_call, make_samples
 
 SIZE = (384, 416)  # pixels: 3x3 places even at stride 128, and more than detectors have queries
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Make a process group of this process alone, which mmcv's ``MMSyncBN`` needs when it is built."""
+    if not dist.is_available() or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def try_model(config: str | Path, *, size: tuple[int, int] = SIZE) -> float:
@@ -29,7 +45,8 @@ def try_model(config: str | Path, *, size: tuple[int, int] = SIZE) -> float:
     # Some heads ask the runner how far the training is.
     hub = MessageHub.get_current_instance()
     hub.update_info_dict({'epoch': 0, 'iter': 0, 'max_epochs': 1, 'max_iters': 1})
-    model = revert_sync_batchnorm(build_from_config(config))
+    with process_group():
+        model = revert_sync_batchnorm(build_from_config(config))
     torch.manual_seed(0)
     inputs = torch.randn(2, 3, *size)
     made = {'objects': 2, 'device': torch.device('cpu')}

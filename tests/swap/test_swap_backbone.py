@@ -85,6 +85,21 @@ def test_dilated_backbones_give_the_level_of_the_same_stride(tmp_path):
     assert not model.backbone.with_cp
 
 
+def test_heads_of_branches_get_the_level_of_their_stride(tmp_path, capsys):
+    """STDC's maps have the strides 8, 16, 8, 8; its decode head takes the last one by default, or by its index."""
+    pytest.importorskip('mmseg')
+    register_host_configs()
+    config = 'mmseg::stdc/stdc1_4xb12-80k_cityscapes-512x1024'
+    assert swap(config, tmp_path / 'out.py', '--no-trial', '--no-checkpointing') == 0, capsys.readouterr().err
+    model = Config.fromfile(tmp_path / 'out.py').model
+    assert (model.neck.start_level, model.neck.num_outs) == (1, 2)
+    assert model.decode_head.in_index == 0
+    assert [(head.in_index, head.in_channels) for head in model.auxiliary_head] == [(0, 256), (1, 256), (0, 256)]
+    pytest.importorskip('mmdet')
+    assert swap('mmdet::yolo/yolov3_d53_8xb8-320-273e_coco', tmp_path / 'other.py', '--no-trial') == 2
+    assert 'do not get coarser one after the other (strides [32, 16, 8])' in capsys.readouterr().err
+
+
 def test_means_of_caffe_become_those_of_the_weights(tmp_path):
     pytest.importorskip('mmdet')
     assert swap(DETECTORS['fcos'], tmp_path / 'out.py', '--no-trial') == 0
