@@ -120,8 +120,8 @@ if __name__ == '__main__':
             'pycocotools',
             'rich',
             'safetensors',
-            'torch>=2.5',
-            'torchvision>=0.20',
+            'torch>=2.7',
+            'torchvision>=0.22',
             'typing-extensions>=4.10',
         ],
         extras_require={
