@@ -11,7 +11,7 @@ model = dict(
     head=dict(in_channels=384),
 )
 
-# The whole picture is tested: no border is cut off at the larger sizes.
+# The whole image is tested: no border is cut off at the larger sizes.
 train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
 train_pipeline[1].scale = 512
 test_pipeline[1:3] = [dict(type='Resize', scale=(512, 512), backend='pillow', interpolation='bicubic')]

@@ -1,4 +1,4 @@
-# A small budget, as FastMIM: Fast-iTPN-S learns histograms of gradients from pictures of 128 pixels, 100 epochs.
+# A small budget, as FastMIM: Fast-iTPN-S learns histograms of gradients from images of 128 pixels, 100 epochs.
 _base_ = [
     '../_base_/models/pretrain_fast-itpn.py',
     '../_base_/datasets/imagenet_pretrain_128.py',

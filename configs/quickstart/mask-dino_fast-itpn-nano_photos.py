@@ -1,4 +1,4 @@
-# The quick start's MaskDINO on a handful of photographs in COCO's layout, trained and evaluated on the same pictures
+# The quick start's MaskDINO on a handful of photographs in COCO's layout, trained and evaluated on the same images
 # until it knows them by heart: that the network can learn masks of real objects, not how good it is.
 #   python tools/train.py configs/quickstart/mask-dino_fast-itpn-nano_photos.py
 _base_ = './mask-dino_fast-itpn-nano_shapes-instance.py'

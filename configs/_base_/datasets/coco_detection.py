@@ -1,5 +1,5 @@
-# COCO 2017 boxes, with the multi-scale augmentation of the DETR family: half of the pictures resized to a short side of
-# 480 to 800, half of them resized, cropped to 384 to 600 and resized again. Two pictures a GPU.
+# COCO 2017 boxes, with the multi-scale augmentation of the DETR family: half of the images resized to a short side of
+# 480 to 800, half of them resized, cropped to 384 to 600 and resized again. Two images per GPU.
 dataset_type = 'CocoDataset'
 data_root = 'data/coco/'
 backend_args = None

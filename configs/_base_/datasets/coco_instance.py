@@ -26,7 +26,7 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
-# Pictures without objects are left out, as in the authors' recipe (mmdet's default). Eight pictures a GPU.
+# Images without objects are left out, as in the authors' recipe (mmdet's default). Eight images per GPU.
 train_dataloader = dict(
     batch_size=8, dataset=dict(filter_cfg=dict(filter_empty_gt=True, min_size=32), pipeline=train_pipeline)
 )

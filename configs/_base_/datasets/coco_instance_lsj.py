@@ -1,5 +1,5 @@
 # COCO 2017 boxes and masks with large-scale jitter, as MaskDINO is trained: resized by 0.1 to 2 times 1024, cropped to
-# 1024x1024. Batches are padded to their largest picture. Two pictures a GPU.
+# 1024x1024. Batches are padded to their largest image. Two images per GPU.
 _base_ = './coco_detection.py'
 
 image_size = (1024, 1024)

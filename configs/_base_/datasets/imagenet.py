@@ -1,5 +1,5 @@
 # ImageNet-1K at 224, with the augmentation of the authors' fine-tuning: rand-m9-mstd0.5-inc1, erasing 0.25.
-# 64 pictures a GPU.
+# 64 images per GPU.
 dataset_type = 'ImageNet'
 data_root = 'data/imagenet'
 bgr_mean = [103.53, 116.28, 123.675]

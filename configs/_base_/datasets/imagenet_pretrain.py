@@ -1,5 +1,5 @@
 # ImageNet-1K without labels, 224 pixels, masked by blocks: 75 of 196 patches, at least 16 a block (Fast-iTPN's recipe).
-# 64 pictures a GPU.
+# 64 images per GPU.
 data_root = 'data/imagenet'
 
 train_pipeline = [

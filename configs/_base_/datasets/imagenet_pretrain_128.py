@@ -1,4 +1,4 @@
-# ImageNet-1K without labels at 128 pixels, masked at random in the model; 256 pictures a GPU.
+# ImageNet-1K without labels at 128 pixels, masked at random in the model; 256 images per GPU.
 _base_ = './imagenet_pretrain.py'
 
 train_pipeline = [

@@ -38,7 +38,7 @@ train_dataloader = dict(
         metainfo=metainfo,
         ann_file='annotations/instances_train2017.json',
         data_prefix=dict(img='train2017/'),
-        # Pictures without objects are trained on too.
+        # Images without objects are trained on too.
         filter_cfg=dict(filter_empty_gt=False),
         pipeline=train_pipeline,
         backend_args=backend_args,

@@ -26,5 +26,5 @@ param_scheduler = [
 ]
 custom_hooks = [dict(type='EMAHook', momentum=1e-4, priority='ABOVE_NORMAL')]
 
-# The learning rate is for 1024 images a step; tools/train.py --auto-scale-lr fits it to another batch size.
+# The learning rate is for 1024 images per step; tools/train.py --auto-scale-lr fits it to another batch size.
 auto_scale_lr = dict(enable=False, base_batch_size=1024)

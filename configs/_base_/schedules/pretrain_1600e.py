@@ -1,4 +1,4 @@
-# Fast-iTPN's pre-training: AdamW, 1.5e-3 for 4096 pictures a step, 10 epochs of warm-up, cosine to 1e-5, clip 3.
+# Fast-iTPN's pre-training: AdamW, 1.5e-3 for 4096 images per step, 10 epochs of warm-up, cosine to 1e-5, clip 3.
 epochs, warmup = 1600, 10
 
 train_cfg = dict(by_epoch=True, max_epochs=epochs)
@@ -26,5 +26,5 @@ param_scheduler = [
 ]
 custom_hooks = [dict(type='mmitpn.ExportPretrainedHook')]
 
-# The learning rate is for 4096 pictures a step; tools/train.py --auto-scale-lr fits it to another batch size.
+# The learning rate is for 4096 images per step; tools/train.py --auto-scale-lr fits it to another batch size.
 auto_scale_lr = dict(enable=False, base_batch_size=4096)

@@ -1,4 +1,4 @@
-# iTPN's pixel pre-training: 1.5e-4 for every 256 pictures of a step, 40 epochs of warm-up, cosine to 0 (MAE's).
+# iTPN's pixel pre-training: 1.5e-4 for every 256 images per step, 40 epochs of warm-up, cosine to 0 (MAE's).
 _base_ = './pretrain_1600e.py'
 epochs, warmup = 1600, 40
 

@@ -1,4 +1,4 @@
-# MaskDINO's published schedule on ADE20K (R50): 160k iterations of 16 pictures, falls at 135k and 150k, fp32.
+# MaskDINO's published schedule on ADE20K (R50): 160k iterations of 16 images, falls at 135k and 150k, fp32.
 _base_ = './schedule_mask_dino_50e.py'
 
 max_iters = 160000

@@ -1,4 +1,4 @@
-# MaskDINO's published schedule on COCO: 368,750 iterations of 16 pictures (50 epochs), a tenth of the rate for the
+# MaskDINO's published schedule on COCO: 368,750 iterations of 16 images (50 epochs), a tenth of the rate for the
 # backbone, no decay of norms and embeddings. Published with mixed precision: tools/train.py --amp.
 max_iters = 368750
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=36875)
