@@ -115,7 +115,7 @@ def test_the_context_is_the_project_without_what_lies_about(context):
     ('name', 'out'),
     [
         ('data/coco/a.jpg', True),
-        ('mmitpn/datasets/check/config.py', False),
+        ('mmitpn/config_check/config.py', False),
         ('a/b/__pycache__/x.pyc', True),
         ('.venv-openmmlab/bin/python', True),
         ('checkpoints/big.pth', True),

@@ -31,8 +31,8 @@ from mmengine.config import Config
 from rich.console import Console
 
 import mmitpn
+from mmitpn.config_check import check_config
 from mmitpn.datasets import generate_shapes
-from mmitpn.datasets.check import check_config
 from mmitpn.engine import find_resumable, use_atomic_checkpoints
 from mmitpn.engine.command_line import FirstStepHook, build_runner, read_config, run_command
 from mmitpn.engine.dict_action import DictAction

@@ -126,7 +126,7 @@ def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     if cfg.get('load_from') and '://' not in str(cfg.load_from):
         read_state(cfg.load_from)  # a file that is no checkpoint is reported before the data are read
 
-    from mmitpn.datasets.check import check_config
+    from mmitpn.config_check import check_config
 
     everything = {'sample_images': None, 'open_images': True} if args.check_images else {}
     for summary in check_config(cfg, **everything):

@@ -1,4 +1,4 @@
-"""A data set whose samples are the same again in a resumed run, and whose broken samples are named."""
+"""A dataset whose samples are the same again in a resumed run, and whose broken samples are named."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from mmengine.logging import print_log
 
 from ..registry import DATASETS
 from ..seeding import seed_generators
-from .draws import Draw
+from ..utils import check_int
+from .samplers import SeededIndex
 
 
 @DATASETS.register_module()
 class SeededDataset:
-    """Stands before another data set, whose attributes and methods it has.
+    """A wrapper with the attributes and methods of its dataset.
 
-    All generators are seeded for every sample from the run's seed, the pass and the sample's number, where the sampler
-    says the pass (:class:`SeededSampler`, :class:`SeededInfiniteSampler`).
+    All generators are seeded for every sample from the run's seed, the epoch and the index, where the sampler gives the
+    epoch (:class:`SeededSampler`, :class:`SeededInfiniteSampler`).
 
     Args:
-        dataset: The data set, or its config.
+        dataset: The dataset, or its config.
         max_broken: How many samples may fail to load before the run stops. Each is named in the log once, and the next
-            one of the data set takes its place. Counted over the workers of a process.
+            one of the dataset replaces it. Counted over the workers of a process.
     """
 
     def __init__(self, dataset: Mapping[str, Any] | Any, max_broken: int = 0) -> None:
-        if isinstance(max_broken, bool) or not isinstance(max_broken, int) or max_broken < 0:
-            raise ValueError(f'max_broken is {max_broken!r}; give a whole number of samples of at least 0')
+        check_int('max_broken', max_broken, least=0)
         built = DATASETS.build(dataset) if isinstance(dataset, Mapping) else dataset
-        # Shared with the workers: one mark a sample.
+        # Shared with the workers: one mark per sample.
         marks = multiprocessing.Array('b', len(built))
         self.__dict__.update(dataset=built, max_broken=max_broken, _broken=marks)
 
@@ -41,7 +41,7 @@ class SeededDataset:
         return getattr(self.dataset, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.dataset, name, value)  # a hook that changes the pipeline means that of the data set
+        setattr(self.dataset, name, value)  # a hook that changes the pipeline means that of the dataset
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -51,18 +51,18 @@ class SeededDataset:
         """A sample.
 
         Args:
-            index: Its number; a :class:`Draw` also says the pass.
+            index: Its index; a :class:`SeededIndex` also carries the epoch.
 
         Returns:
-            What the data set gives.
+            What the dataset returns.
 
         Raises:
-            RuntimeError: If more than ``max_broken`` could not be loaded; names this one.
+            RuntimeError: If more than ``max_broken`` could not be loaded; it names this one.
         """
-        if isinstance(index, Draw):
+        if isinstance(index, SeededIndex):
             seed_generators(index.seed, index.epoch, int(index))
-        for place in range(len(self)):
-            number = (int(index) + place) % len(self)
+        for offset in range(len(self)):
+            number = (int(index) + offset) % len(self)
             if self._broken[number]:
                 continue
             try:
@@ -75,17 +75,18 @@ class SeededDataset:
         with self._broken.get_lock():
             self._broken[number] = 1
             count = sum(self._broken)
-        said = f'{type(error).__name__}: {" ".join(str(error).split())}'[:300]
-        what = f'sample {number} ({self._name(number)}) cannot be loaded: {said}'
+        reason = f'{type(error).__name__}: {" ".join(str(error).split())}'[:300]
+        what = f'sample {number} ({self._name(number)}) cannot be loaded: {reason}'
         if count > self.max_broken:
             raise RuntimeError(
-                f'{what}; that makes {count}, and max_broken_samples is {self.max_broken}: mend or remove the picture,'
-                ' or set max_broken_samples in the config to go on with others in such places'
+                f'{what}; that makes {count}, and max_broken_samples is {self.max_broken}: fix or remove the image,'
+                ' or set max_broken_samples in the config to train on others in its place'
             ) from error
-        said = f'{what}; the next takes its place ({count} of at most {self.max_broken})'
-        print_log(said, 'current', logging.WARNING)
+        print_log(
+            f'{what}; the next takes its place ({count} of at most {self.max_broken})', 'current', logging.WARNING
+        )
 
     def _name(self, number: int) -> str:
-        """The picture's file, where the data set tells."""
+        """The file of the image, where the dataset knows it."""
         info = self.dataset.get_data_info(number) if hasattr(self.dataset, 'get_data_info') else {}
         return str(info.get('img_path', 'without a name')) if isinstance(info, Mapping) else 'without a name'

@@ -1,7 +1,8 @@
-"""Augmentations the hosts do not have."""
+"""Transforms that mmcv and mmdet lack, or that mmdet makes depend on a package in no index."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -9,23 +10,24 @@ from mmcv.transforms import BaseTransform
 from mmcv.transforms.utils import cache_randomness
 
 from ..registry import TRANSFORMS
+from ..utils import rgb2id
 
 _NOT_HANDLED = ('gt_keypoints', 'proposals')
 
 
 @TRANSFORMS.register_module()
 class RandomTranspose(BaseTransform):
-    """Swap height and width of a picture and of its labels: with the flips, all eight turns and mirrorings.
+    """Swap height and width of an image and of its labels: with the flips, all eight rotations and reflections.
 
-    For pictures without a natural upright. Place it before the resizing. Modified keys: ``img`` (H, W, C) to (W, H, C),
+    For images without a natural upright. Place it before the resizing. Modified keys: ``img`` (H, W, C) to (W, H, C),
     ``img_shape``, ``gt_bboxes``, ``gt_masks``, ``gt_seg_map`` and ``homography_matrix``, each where it is there.
 
     Args:
-        prob: Share of the pictures that are transposed, from 0 to 1.
+        prob: Fraction of the images that are transposed, from 0 to 1.
 
     Raises:
         ValueError: If ``prob`` is out of range.
-        TypeError: If the picture carries labels this does not transpose (key points, proposals, turned boxes).
+        TypeError: If the image has labels that this does not transpose (key points, proposals, rotated boxes).
     """
 
     def __init__(self, prob: float = 0.5) -> None:
@@ -35,14 +37,14 @@ class RandomTranspose(BaseTransform):
 
     @cache_randomness
     def _chosen(self) -> bool:
-        """Whether this picture is transposed. Drawn from numpy's global state, which mmengine seeds in each worker."""
-        return bool(np.random.rand() < self.prob)  # noqa: NPY002 - as the hosts' transforms draw
+        """Whether this image is transposed. Drawn from numpy's global state, which mmengine seeds in each worker."""
+        return bool(np.random.rand() < self.prob)  # noqa: NPY002 - as the transforms of mmcv and mmdet draw
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Transpose the picture of a pipeline's results, or leave it.
+        """Transpose the image of a pipeline's results, or leave it.
 
         Args:
-            results: What the pipeline knows of the picture.
+            results: The pipeline's dict of the image.
 
         Returns:
             dict: The same, changed in place.
@@ -85,3 +87,33 @@ def _transposed_masks(masks: Any) -> Any:
     else:
         swapped = [[part.reshape(-1, 2)[:, ::-1].reshape(-1) for part in parts] for parts in masks.masks]
     return type(masks)(swapped, masks.width, masks.height)
+
+
+if find_spec('mmdet') is not None:
+    from mmdet.datasets.transforms import LoadAnnotations
+    from mmdet.datasets.transforms import LoadPanopticAnnotations as MMDetLoadPanopticAnnotations
+
+    @TRANSFORMS.register_module()
+    class LoadPanopticAnnotations(MMDetLoadPanopticAnnotations):
+        """mmdet's transform, which requires panopticapi for the formula of a segment's id.
+
+        Args:
+            with_bbox: Load the boxes of things.
+            with_label: Load their labels.
+            with_mask: Load their masks.
+            with_seg: Load the map of labels.
+            **settings: As in mmdet.
+        """
+
+        def __init__(
+            self,
+            with_bbox: bool = True,
+            with_label: bool = True,
+            with_mask: bool = True,
+            with_seg: bool = True,
+            **settings: Any,
+        ) -> None:
+            LoadAnnotations.__init__(
+                self, with_bbox=with_bbox, with_label=with_label, with_mask=with_mask, with_seg=with_seg, **settings
+            )
+            self.rgb2id = rgb2id

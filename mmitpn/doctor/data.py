@@ -28,15 +28,15 @@ def check_data(found: Diagnosis, config: str, options: Sequence[str]) -> None:
         ValueError: If an override cannot be read.
         OSError: If the config is not there.
     """
-    if try_import('mmengine') is not None or try_import('mmitpn.datasets.check.config') is not None:
+    if try_import('mmengine') is not None or try_import('mmitpn.config_check') is not None:
         found.row('data', None, f'not looked at: {config} cannot be read before the problems below are mended')
         return
-    from mmitpn.datasets.check.config import SPLITS
-    from mmitpn.datasets.check.data_sets import find_data_sets
+    from mmitpn.config_check.config import SPLITS
+    from mmitpn.config_check.dataset_entries import find_datasets
 
     cfg = read(config, options)
     try:
-        data_sets = find_data_sets(cfg, SPLITS)
+        data_sets = find_datasets(cfg, SPLITS)
     except (ValueError, TypeError) as error:
         found.problem(str(error), _look_closer(config, options))
         return
@@ -70,7 +70,7 @@ def check_data(found: Diagnosis, config: str, options: Sequence[str]) -> None:
 
 def _check(cfg: Any, splits: Sequence[str]) -> Exception | None:
     """What is wrong with a config's data; None where nothing is."""
-    from mmitpn.datasets.check import check_config
+    from mmitpn.config_check import check_config
 
     try:
         check_config(cfg, splits=splits)

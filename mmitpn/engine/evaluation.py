@@ -66,7 +66,7 @@ def read_classes(checkpoint: str) -> tuple[str, ...] | None:
         FileNotFoundError: If there is no such file.
         ValueError: If it cannot be read; the message says what it is.
     """
-    from mmitpn.datasets.check.model_classes import classes_of_meta
+    from mmitpn.config_check.model import classes_of_meta
 
     scheme, separator, _ = checkpoint.partition('://')
     if separator and scheme not in READABLE:
@@ -91,9 +91,9 @@ def check_evaluation(
         FileNotFoundError: If a file or a folder is not there.
         TypeError: If a setting is of the wrong type.
     """
-    from mmitpn.datasets.check import check_config
-    from mmitpn.datasets.check.data_sets import find_data_sets
-    from mmitpn.datasets.check.heads import classes_are_prompts
+    from mmitpn.config_check import check_config
+    from mmitpn.config_check.dataset_entries import find_datasets
+    from mmitpn.config_check.model import classes_are_prompts
 
     missing = [name for name in ('test_dataloader', 'test_evaluator', 'test_cfg') if cfg.get(name) is None]
     if missing:
@@ -102,7 +102,7 @@ def check_evaluation(
             ' test_cfg'
         )
     if not classes_are_prompts(cfg.model):
-        for one in find_data_sets(cfg, ('test',)):
+        for one in find_datasets(cfg, ('test',)):
             _compare(classes, one.classes, checkpoint, one.where, allow_other_classes)
     for summary in check_config(cfg, splits=('test',), allow_other_classes=allow_other_classes):
         for text in summary.warnings:
@@ -127,10 +127,10 @@ def build_test_runner(
     Raises:
         ValueError: If the classes differ.
     """
-    from mmitpn.datasets.check.data_sets import find_data_sets
-    from mmitpn.datasets.check.heads import classes_are_prompts
+    from mmitpn.config_check.dataset_entries import find_datasets
+    from mmitpn.config_check.model import classes_are_prompts
 
-    unknown = any(one.classes is None for one in find_data_sets(cfg, ('test',))) and not classes_are_prompts(cfg.model)
+    unknown = any(one.classes is None for one in find_datasets(cfg, ('test',))) and not classes_are_prompts(cfg.model)
     for group in GROUPS:
         given = [name for name in group if cfg.get(name) is not None]
         if given and len(given) < len(group):
@@ -151,7 +151,7 @@ def _compare(
     model: Sequence[str] | None, dataset: Sequence[str] | None, checkpoint: str, where: str, allowed: bool
 ) -> None:
     """Raise or warn where the classes of a model and a dataset are known and differ."""
-    from mmitpn.datasets.check.model_classes import compare_classes
+    from mmitpn.config_check.model import compare_classes
 
     if model is None or not isinstance(dataset, (list, tuple)):
         return

@@ -14,9 +14,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
-from mmitpn.datasets.sheet import decode
-
 from .coco_sheet_data import Picture, Thing, read_pictures
+from .contact_sheet import decode
 from .palette import class_colour, text_colour
 
 DPI = 100

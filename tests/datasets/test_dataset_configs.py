@@ -1,4 +1,4 @@
-"""The data set parts of the configs, built and read with mmdet."""
+"""The dataset parts of the configs, built and read with mmdet."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from mmengine.config import Config
 from mmengine.registry import METRICS, DefaultScope
 from mmengine.runner import Runner
 
-from mmitpn.datasets import SHAPES_CLASSES, SHAPES_PALETTE, check_config
+from mmitpn.config_check import check_config
+from mmitpn.datasets import SHAPES_CLASSES, SHAPES_PALETTE
 
 pytest.importorskip('mmdet', reason='mmdet is not installed')
 CONFIGS = Path(__file__).parents[2] / 'configs' / '_base_' / 'datasets'
 
 
 def load(name: str, root: Path) -> Config:
-    """A data set part of a config on other data, read in this process."""
+    """A dataset part of a config on other data, read in this process."""
     cfg = Config.fromfile(CONFIGS / name)
     cfg.default_scope = 'mmdet'
     for split in ('train', 'val'):
@@ -64,18 +65,18 @@ def test_shapes_training_batches(shapes):
         assert torch.all(boxes[:, 2:] > boxes[:, :2])
 
 
-def test_shapes_evaluation_scores_the_truth_perfect(shapes):
+def test_shapes_evaluation_scores_the_ground_truth_perfect(shapes):
     loader = Runner.build_dataloader(shapes.val_dataloader, seed=0)
     metric = METRICS.build(shapes.val_evaluator)
     metric.dataset_meta = loader.dataset.metainfo
     for batch in loader:
         samples = []
         for sample in batch['data_samples']:
-            truth = sample.gt_instances
+            gt = sample.gt_instances
             assert sample.img_shape == (128, 128)
             # Loaded after the resizing, so they are in pixels of the file, as the metric wants them.
-            boxes = truth.bboxes.tensor
-            pred = {'bboxes': boxes, 'labels': truth.labels, 'scores': torch.ones(len(boxes))}
+            boxes = gt.bboxes.tensor
+            pred = {'bboxes': boxes, 'labels': gt.labels, 'scores': torch.ones(len(boxes))}
             samples.append({'img_id': sample.img_id, 'ori_shape': sample.ori_shape, 'pred_instances': pred})
         metric.process({}, samples)
     assert metric.evaluate(size=9)['coco/bbox_mAP'] == pytest.approx(1, abs=1e-3)

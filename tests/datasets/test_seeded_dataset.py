@@ -9,11 +9,11 @@ from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import DataLoader
 
 from mmitpn.datasets import SeededDataset, SeededInfiniteSampler, SeededSampler, SkippingBatchSampler, seeded_dataset
-from mmitpn.datasets.draws import Draw
+from mmitpn.datasets.samplers import SeededIndex
 
 
 class Numbers:
-    """A data set that draws, and some of whose samples are broken."""
+    """A dataset that draws, and some of whose samples are broken."""
 
     pipeline = 'first'
 
@@ -53,14 +53,14 @@ def test_a_sample_is_seeded_by_its_number_and_pass():
     torch.rand(3)
 
     def sample(index: int = 3, **draw) -> tuple:
-        return numbers[Draw.of(index, **draw)]
+        return numbers[SeededIndex.of(index, **draw)]
 
     assert sample(epoch=1, seed=0) == sample(epoch=1, seed=0)
     drawn = [sample(epoch=1, seed=0), sample(epoch=2, seed=0), sample(epoch=1, seed=1), sample(4, epoch=1, seed=0)]
     assert len({values[1] for values in drawn}) == len({values[2] for values in drawn}) == 4
 
 
-def test_it_stands_for_the_data_set():
+def test_it_stands_for_the_dataset():
     numbers = SeededDataset(Numbers())
     assert len(numbers) == 10
     assert numbers.get_data_info(2) == {'img_path': '2.jpg'}
@@ -122,11 +122,11 @@ def test_batches_of_another_batch_sampler():
     assert mmdet
     widths = [80, 40] * 5
 
-    class Pictures(Numbers):
+    class Images(Numbers):
         def get_data_info(self, index: int) -> dict:
             return {'width': widths[index], 'height': 60}
 
-    sampler = SeededSampler(SeededDataset(Pictures()), shuffle=False)
+    sampler = SeededSampler(SeededDataset(Images()), shuffle=False)
     batches = SkippingBatchSampler(sampler, 2, {'type': 'mmdet.AspectRatioBatchSampler'})
     whole = list(batches)
     assert whole[:2] == [[0, 2], [1, 3]]

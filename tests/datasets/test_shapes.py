@@ -7,11 +7,11 @@ import pytest
 
 from mmitpn.datasets import SHAPES_CLASSES, generate_images, generate_shapes
 from mmitpn.datasets.shapes.api import STAMP, STARTED, read_stamp
-from mmitpn.datasets.shapes.drawing import MIN_VISIBLE_PIXELS, draw_picture
-from mmitpn.datasets.shapes.layout import picture_of
+from mmitpn.datasets.shapes.drawing import MIN_VISIBLE_PIXELS, draw_image
+from mmitpn.datasets.shapes.layout import image_of
 from mmitpn.datasets.shapes.outlines import Outline, coverage
 from mmitpn.datasets.shapes.polygons import segmentation_of, trace
-from mmitpn.datasets.sheet import decode
+from mmitpn.visualization.contact_sheet import decode
 
 
 def contents(root) -> dict[str, bytes]:
@@ -24,18 +24,18 @@ def test_a_seed_gives_the_same_files_and_another_seed_other_ones(tmp_path):
         for name, seed in (('a', 5), ('b', 5), ('c', 6))
     )
     assert contents(first) == contents(again)
-    pictures = [contents(root)['coco/train2017/000000000001.jpg'] for root in (first, other)]
-    assert pictures[0] != pictures[1]
+    images = [contents(root)['coco/train2017/000000000001.jpg'] for root in (first, other)]
+    assert images[0] != images[1]
 
 
-def test_pictures_are_the_same_on_any_machine():
-    picture = picture_of(0, 'val', 3, (128, 192))
-    assert picture.image.shape == (185, 171, 3)
-    assert picture.objects == (4, 4, 1)
-    assert hashlib.sha256(picture.image.tobytes() + picture.instances.tobytes()).hexdigest()[:16] == '1895e18912b68fa3'
+def test_images_are_the_same_on_any_machine():
+    drawn = image_of(0, 'val', 3, (128, 192))
+    assert drawn.image.shape == (185, 171, 3)
+    assert drawn.objects == (4, 4, 1)
+    assert hashlib.sha256(drawn.image.tobytes() + drawn.instances.tobytes()).hexdigest()[:16] == '1895e18912b68fa3'
 
 
-def test_a_picture_does_not_depend_on_the_number_of_pictures(shapes_root, tmp_path):
+def test_an_image_does_not_depend_on_the_number_of_images(shapes_root, tmp_path):
     fewer = generate_shapes(tmp_path / 'fewer', 2, 1, seed=3, size=(96, 128))
     for name in (
         'coco/train2017/000000000002.jpg',
@@ -44,20 +44,20 @@ def test_a_picture_does_not_depend_on_the_number_of_pictures(shapes_root, tmp_pa
         assert (fewer / name).read_bytes() == (shapes_root / name).read_bytes()
 
 
-def test_splits_share_no_picture():
-    images = [picture_of(0, split, 0, (64, 64)).image for split in ('train', 'val', 'unlabelled')]
+def test_splits_share_no_image():
+    images = [image_of(0, split, 0, (64, 64)).image for split in ('train', 'val', 'unlabelled')]
     assert not any(np.array_equal(images[i], images[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
 def test_every_object_is_seen_and_sizes_vary():
     areas, sides = [], set()
     for index in range(25):
-        picture = picture_of(1, 'train', index, (128, 192))
-        seen = np.bincount(picture.instances.ravel(), minlength=len(picture.objects) + 1)[1:]
-        assert len(seen) == len(picture.objects)
+        drawn = image_of(1, 'train', index, (128, 192))
+        seen = np.bincount(drawn.instances.ravel(), minlength=len(drawn.objects) + 1)[1:]
+        assert len(seen) == len(drawn.objects)
         assert (seen >= MIN_VISIBLE_PIXELS).all()
         areas += seen.tolist()
-        sides |= set(picture.image.shape[:2])
+        sides |= set(drawn.image.shape[:2])
     assert min(areas) < 16**2
     assert max(areas) > 48**2
     assert 128 <= min(sides) < max(sides) <= 192
@@ -66,17 +66,17 @@ def test_every_object_is_seen_and_sizes_vary():
 def test_objects_cover_one_another():
     covered = 0
     for index in range(12):
-        picture = picture_of(2, 'train', index, (128, 128))
-        for number in range(1, len(picture.objects)):
-            earlier, later = picture.instances == number, picture.instances == number + 1
+        drawn = image_of(2, 'train', index, (128, 128))
+        for number in range(1, len(drawn.objects)):
+            earlier, later = drawn.instances == number, drawn.instances == number + 1
             beside = np.zeros_like(earlier)
             beside[1:] |= earlier[:-1]
             covered += bool((beside & later).any())
     assert covered >= 3
 
 
-def test_empty_pictures_have_no_object():
-    assert draw_picture(np.random.default_rng(0), 64, 64, empty=True).objects == ()
+def test_empty_images_have_no_object():
+    assert draw_image(np.random.default_rng(0), 64, 64, empty=True).objects == ()
 
 
 @pytest.mark.parametrize('kind', SHAPES_CLASSES)
@@ -137,18 +137,18 @@ def test_another_set_is_replaced_only_on_demand(tmp_path):
 def test_foreign_files_are_left_alone(tmp_path):
     (tmp_path / 'coco').mkdir()
     (tmp_path / 'coco' / 'mine.jpg').touch()
-    with pytest.raises(ValueError, match='not a generated set'):
+    with pytest.raises(ValueError, match='not a generated dataset'):
         generate_shapes(tmp_path, 2, 1, overwrite=True)
     assert (tmp_path / 'coco' / 'mine.jpg').exists()
     with pytest.raises(ValueError, match='is a file'):
         generate_shapes(tmp_path / 'coco' / 'mine.jpg', 2, 1)
 
 
-def test_unlabelled_pictures(tmp_path):
+def test_unlabelled_images(tmp_path):
     folder = generate_images(tmp_path / 'set', 3, size=(64, 64))
     assert sorted(path.name for path in folder.iterdir()) == [f'00000000000{i}.jpg' for i in (1, 2, 3)]
     assert generate_images(tmp_path / 'set', 3, size=(64, 64)) == folder
-    with pytest.raises(ValueError, match='holds a generated set made with'):
+    with pytest.raises(ValueError, match='holds a generated dataset made with'):
         generate_shapes(tmp_path / 'set', 2, 1, size=(64, 64))
 
 
@@ -156,12 +156,12 @@ def test_unlabelled_pictures(tmp_path):
     ('settings', 'error', 'message'),
     [
         ({'num_train': 0}, ValueError, 'num_train must be from 1'),
-        ({'num_val': 1.5}, TypeError, 'num_val is a whole number'),
+        ({'num_val': 1.5}, TypeError, 'num_val must be an integer'),
         ({'seed': -1}, ValueError, 'seed must be 0 or more'),
-        ({'seed': '0'}, TypeError, 'seed is a whole number'),
+        ({'seed': '0'}, TypeError, 'seed must be an integer'),
         ({'size': (16, 64)}, ValueError, '32 <= shortest'),
         ({'size': (96, 64)}, ValueError, 'shortest <= longest'),
-        ({'size': (64.0, 64)}, TypeError, 'two whole numbers'),
+        ({'size': (64.0, 64)}, TypeError, 'two integers'),
     ],
 )
 def test_bad_parameters(tmp_path, settings, error, message):

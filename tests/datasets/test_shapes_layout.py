@@ -63,12 +63,12 @@ def test_masks_do_not_overlap(coco):
         assert not masks or np.sum(masks, axis=0).max() == 1
 
 
-def test_some_pictures_are_empty(coco):
+def test_some_images_are_empty(coco):
     empty = [image_id for image_id in coco.getImgIds() if not coco.getAnnIds(imgIds=[image_id])]
     assert 1 <= len(empty) < len(coco.imgs) / 4
 
 
-def test_panoptic_segments_are_those_of_the_picture(shapes_root, split, panoptic):
+def test_panoptic_segments_are_those_of_the_image(shapes_root, split, panoptic):
     categories = panoptic['categories']
     assert [c['name'] for c in categories] == [*SHAPES_CLASSES, *SHAPES_STUFF]
     assert [c['isthing'] for c in categories] == [1] * len(SHAPES_CLASSES) + [0] * len(SHAPES_STUFF)
@@ -107,7 +107,7 @@ def test_semantic_labels_agree_with_instances_and_panoptic(shapes_root, split, c
         np.testing.assert_array_equal(labels, expected)
 
 
-def test_both_layouts_show_the_same_pictures(shapes_root, split):
+def test_both_layouts_show_the_same_images(shapes_root, split):
     names = sorted((shapes_root / f'coco/{split}2017').iterdir())
     twins = sorted((shapes_root / 'ade/ADEChallengeData2016/images' / ADE_NAMES[split]).iterdir())
     assert [path.read_bytes() for path in names] == [path.read_bytes() for path in twins]

@@ -21,7 +21,7 @@ def results() -> dict:
     }
 
 
-def test_boxes_follow_the_picture(results):
+def test_boxes_follow_the_image(results):
     out = RandomTranspose(prob=1)(results)
     assert out['img'].shape == (30, 20, 3)
     assert out['img_shape'] == (30, 20)

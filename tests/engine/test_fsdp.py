@@ -56,7 +56,7 @@ def train(tmp_path_factory) -> Iterator[Callable[..., list[dict]]]:
     from fault_start import start_training
 
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['mmitpn.datasets.check', 'mmitpn.engine.command_line'])
+    context.set_forkserver_preload(['mmitpn.config_check', 'mmitpn.engine.command_line'])
 
     def run(
         name: str,

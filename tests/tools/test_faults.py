@@ -42,7 +42,7 @@ def train(folder) -> Iterator[Callable[..., SimpleNamespace]]:
     from fault_start import start_training
 
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['mmitpn.datasets.check', 'mmitpn.engine', 'mmitpn.engine.command_line'])
+    context.set_forkserver_preload(['mmitpn.config_check', 'mmitpn.engine', 'mmitpn.engine.command_line'])
 
     def run(work_dir: Path | str, *options: str, fault: str = '', config: Path = TOY / 'toy.py') -> SimpleNamespace:
         work_dir = folder / work_dir

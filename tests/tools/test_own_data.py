@@ -364,8 +364,8 @@ def readme_options() -> dict[str, list[str]]:
 
 
 def test_the_readme_names_all_that_own_data_need():
-    from mmitpn.datasets.check.data_sets import find_data_sets
-    from mmitpn.datasets.check.heads import check_num_classes
+    from mmitpn.config_check.dataset_entries import find_datasets
+    from mmitpn.config_check.model import check_num_classes
     from mmitpn.engine.cfg_options import merge_options
     from mmitpn.engine.command_line import add_common_arguments
 
@@ -376,7 +376,7 @@ def test_the_readme_names_all_that_own_data_need():
         add_common_arguments(parser)
         cfg = Config.fromfile(ROOT / name)
         merge_options(cfg, parser.parse_args(['--cfg-options', *options]).cfg_options)
-        data = find_data_sets(cfg, ('train', 'val', 'test'))
+        data = find_datasets(cfg, ('train', 'val', 'test'))
         assert [one.cfg['data_root'].rstrip('/') for one in data] == ['MY'] * 3
         assert [one.classes for one in data] == [CLASSES] * 3
         check_num_classes(cfg.model, data)

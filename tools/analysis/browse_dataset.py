@@ -1,4 +1,4 @@
-"""Draw a contact sheet of a data set: what the model is shown, with its labels.
+"""Draw a contact sheet of a dataset: the images that the model gets, with their labels.
 
 python tools/analysis/browse_dataset.py CONFIG --out sheet.png                  after the augmentation of the config
 python tools/analysis/browse_dataset.py FILE.json --images DIR --out sheet.png  as the files are
@@ -15,29 +15,28 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import set_random_seed
 
-from mmitpn.datasets.sheet import Labelled, coco_pictures, colour_of, draw_sheet
 from mmitpn.engine.dict_action import DictAction
 from mmitpn.engine.host_configs import register_host_configs, resolve_config
+from mmitpn.utils import evenly_spaced, mask_to_box
+from mmitpn.visualization.contact_sheet import AnnotatedImage, class_rgb, coco_images, draw_grid
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('target', metavar='CONFIG|FILE.json', help='config file, HOST::NAME, or COCO annotation file')
     parser.add_argument('--out', type=Path, required=True, metavar='FILE.png', help='the sheet')
-    parser.add_argument('--images', type=Path, metavar='DIR', help='folder of the pictures of FILE.json')
+    parser.add_argument('--images', type=Path, metavar='DIR', help='folder of the images of FILE.json')
     parser.add_argument('--split', default='train', choices=['train', 'val', 'test'], help='data loader of CONFIG')
-    parser.add_argument('--number', type=int, default=24, help='pictures (default: 24)')
-    parser.add_argument('--columns', type=int, default=6, help='pictures in a row (default: 6)')
-    parser.add_argument(
-        '--tile', type=int, default=224, help='side of a picture in the sheet, in pixels (default: 224)'
-    )
+    parser.add_argument('--number', type=int, default=24, help='images (default: 24)')
+    parser.add_argument('--columns', type=int, default=6, help='images per row (default: 6)')
+    parser.add_argument('--tile', type=int, default=224, help='side of an image in the sheet, in pixels (default: 224)')
     parser.add_argument('--seed', type=int, default=0, help='seed of the augmentation (default: 0)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings')
     return parser.parse_args(argv)
 
 
-def pipeline_pictures(args: argparse.Namespace) -> list[Labelled]:
-    """Evenly spaced pictures of a config's data set, after its pipeline."""
+def pipeline_images(args: argparse.Namespace) -> list[AnnotatedImage]:
+    """Evenly spaced images of a config's dataset, after its pipeline."""
     register_host_configs()
     cfg = Config.fromfile(resolve_config(args.target))
     if args.cfg_options:
@@ -46,44 +45,43 @@ def pipeline_pictures(args: argparse.Namespace) -> list[Labelled]:
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmdet')):
         dataset = DATASETS.build(cfg[f'{args.split}_dataloader'].dataset)
     names = dataset.metainfo['classes']
-    number = min(args.number, len(dataset))
-    return [labelled(dataset[i * len(dataset) // number], names) for i in range(number)]
+    return [annotated(dataset[index], names) for index in evenly_spaced(range(len(dataset)), args.number)]
 
 
-def labelled(item: dict, names: tuple[str, ...]) -> Labelled:
-    """A packed picture, BGR as mmdet's pipelines load it, with its boxes and masks."""
+def annotated(item: dict, names: tuple[str, ...]) -> AnnotatedImage:
+    """A packed image, BGR as mmdet's pipelines load it, with its boxes and masks."""
     image = np.clip(item['inputs'].numpy()[::-1].transpose(1, 2, 0), 0, 255).astype(np.uint8)
-    truth = getattr(item['data_samples'], 'gt_instances', None)
+    instances = getattr(item['data_samples'], 'gt_instances', None)
     label_map = getattr(item['data_samples'], 'gt_sem_seg', None)
-    if truth is None and label_map is not None:
+    if instances is None and label_map is not None:
         return semantic(image, label_map.data.squeeze(0).numpy(), names)
-    if truth is None:
-        raise ValueError('this data set has no boxes, masks or label maps to draw')
-    boxes = getattr(truth.bboxes, 'tensor', truth.bboxes).tolist()
-    labels = truth.labels.tolist()
-    masks = truth.masks.to_ndarray().astype(bool) if 'masks' in truth else ()
-    return Labelled(
+    if instances is None:
+        raise ValueError('this dataset has no boxes, masks or label maps to draw')
+    boxes = getattr(instances.bboxes, 'tensor', instances.bboxes).tolist()
+    labels = instances.labels.tolist()
+    masks = instances.masks.to_ndarray().astype(bool) if 'masks' in instances else ()
+    return AnnotatedImage(
         image=image,
         boxes=boxes,
         names=[names[label] for label in labels],
-        colours=[colour_of(label) for label in labels],
+        colors=[class_rgb(label) for label in labels],
         masks=list(masks),
     )
 
 
-def semantic(image: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> Labelled:
-    """A picture with its label map: a mask for each class that is seen, its name at the mask's corner."""
+def semantic(image: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> AnnotatedImage:
+    """An image with its label map: a mask for each class that is seen, its name at the mask's corner."""
     seen = [int(label) for label in np.unique(labels) if label < len(names)]
     masks = [labels == label for label in seen]
     boxes = []
     for mask in masks:
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        boxes.append([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
-    return Labelled(
+        x, y, width, height = mask_to_box(mask)
+        boxes.append([x, y, x + width, y + height])
+    return AnnotatedImage(
         image=image,
         boxes=boxes,
         names=[names[label] for label in seen],
-        colours=[colour_of(label) for label in seen],
+        colors=[class_rgb(label) for label in seen],
         masks=masks,
     )
 
@@ -94,17 +92,17 @@ def main(argv: list[str] | None = None) -> int:
         if args.number < 1 or args.columns < 1 or args.tile < 32:
             raise ValueError('--number and --columns must be at least 1, and --tile at least 32')
         if not args.target.endswith('.json'):
-            pictures = pipeline_pictures(args)
+            images = pipeline_images(args)
         elif args.images is None:
-            raise ValueError('FILE.json needs --images DIR, the folder of its pictures')
+            raise ValueError('FILE.json needs --images DIR, the folder of its images')
         else:
-            pictures = coco_pictures(args.target, args.images, number=args.number)
+            images = coco_images(args.target, args.images, number=args.number)
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        draw_sheet(pictures, columns=args.columns, tile=args.tile).save(args.out)
+        draw_grid(images, columns=args.columns, tile=args.tile).save(args.out)
     except (ValueError, TypeError, KeyError, OSError) as error:
         sys.stderr.write(f'error: {error}\n')
         return 2
-    print(f'{len(pictures)} pictures: {args.out}')
+    print(f'{len(images)} images: {args.out}')
     return 0
 
 

@@ -17,8 +17,8 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from mmitpn.datasets.check import CocoSummary, check_coco_json, check_config
-from mmitpn.datasets.check.coco_fix import fix_coco_json
+from mmitpn.config_check import CocoSummary, check_coco_json, check_config
+from mmitpn.config_check.coco_fix import fix_coco_json
 from mmitpn.engine.dict_action import DictAction
 from mmitpn.engine.host_configs import register_host_configs, resolve_config
 
@@ -114,7 +114,7 @@ def show(summary: CocoSummary, console: Console) -> None:
     small, medium, large = summary.sizes
     rows: list[tuple[str, object]] = [
         ('images', summary.images),
-        ('images looked for and found', summary.pictures_found),
+        ('images looked for and found', summary.images_found),
         ('images without annotation', summary.without_objects),
         ('annotations', summary.annotations),
         ('of them crowds', summary.crowd),

@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mmitpn.datasets.check.segmentor_heads import quoted
-from mmitpn.datasets.check.semantic import SemanticSummary
-from mmitpn.datasets.check.semantic_config import check_semantic_config
-from mmitpn.datasets.check.semantic_fix import Repair, fix_semantic
+from mmitpn.config_check.model import quoted
+from mmitpn.config_check.semantic import SemanticSummary
+from mmitpn.config_check.semantic_config import check_semantic_config
+from mmitpn.config_check.semantic_fix import Repair, fix_semantic
 from mmitpn.engine.cfg_options import merge_options
 from mmitpn.engine.dict_action import DictAction
 from mmitpn.engine.host_configs import register_host_configs, resolve_config

@@ -1,4 +1,4 @@
-"""Make the generated data set of the quick start: shapes before textures, in COCO's and ADE20K's layout.
+"""Generate the dataset of the quick start: shapes before textures, in COCO's and ADE20K's layout.
 
 python tools/data/make_shapes.py --out data/shapes
 """
@@ -12,25 +12,25 @@ from pathlib import Path
 
 from mmitpn.datasets.shapes import generate_images, generate_shapes
 from mmitpn.datasets.shapes.api import read_stamp
-from mmitpn.datasets.sheet import coco_pictures, draw_sheet
+from mmitpn.visualization.contact_sheet import coco_images, draw_grid
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        '--out', type=Path, default=Path('data/shapes'), help='folder of the set (default: data/shapes)'
+        '--out', type=Path, default=Path('data/shapes'), help='folder of the dataset (default: data/shapes)'
     )
-    parser.add_argument('--num-train', type=int, default=400, help='training pictures (default: 400)')
-    parser.add_argument('--num-val', type=int, default=100, help='held-out pictures (default: 100)')
-    parser.add_argument('--seed', type=int, default=0, help='a seed gives the same set on any machine (default: 0)')
+    parser.add_argument('--num-train', type=int, default=400, help='training images (default: 400)')
+    parser.add_argument('--num-val', type=int, default=100, help='held-out images (default: 100)')
+    parser.add_argument('--seed', type=int, default=0, help='a seed gives the same dataset on any machine (default: 0)')
     parser.add_argument(
         '--size', type=int, nargs=2, default=(128, 192), metavar=('MIN', 'MAX'), help='sides in pixels (128 192)'
     )
     parser.add_argument(
-        '--unlabelled', type=int, metavar='N', help='make N pictures without labels instead, for pre-training'
+        '--unlabelled', type=int, metavar='N', help='make N images without labels instead, for pre-training'
     )
-    parser.add_argument('--overwrite', action='store_true', help='make the set anew, also where another one is')
-    parser.add_argument('--sheet', type=Path, metavar='FILE.png', help='draw a contact sheet of the held-out pictures')
+    parser.add_argument('--overwrite', action='store_true', help='replace an existing dataset')
+    parser.add_argument('--sheet', type=Path, metavar='FILE.png', help='draw a contact sheet of the held-out images')
     return parser.parse_args(argv)
 
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     size = (args.size[0], args.size[1])
     try:
         if args.sheet and (args.unlabelled is not None or args.sheet.suffix != '.png'):
-            raise ValueError(f'--sheet draws labelled pictures into a .png file, but got {args.sheet}')
+            raise ValueError(f'--sheet draws labeled images into a .png file, but got {args.sheet}')
         if args.unlabelled is not None:
             generate_images(args.out, args.unlabelled, seed=args.seed, size=size, overwrite=args.overwrite)
         else:
@@ -54,9 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     print(f'{time.perf_counter() - start:.1f} s')
     if args.sheet:
         coco = args.out / 'coco'
-        pictures = coco_pictures(coco / 'annotations/instances_val2017.json', coco / 'val2017', number=24)
+        images = coco_images(coco / 'annotations/instances_val2017.json', coco / 'val2017', number=24)
         args.sheet.parent.mkdir(parents=True, exist_ok=True)
-        draw_sheet(pictures).save(args.sheet)
+        draw_grid(images).save(args.sheet)
         print(f'contact sheet: {args.sheet}')
     return 0
 

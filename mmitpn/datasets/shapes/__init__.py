@@ -1,4 +1,4 @@
-"""The generated set of the quick start: shapes before textures, in COCO's and ADE20K's layout."""
+"""The generated dataset of the quick start: shapes before textures, in COCO's and ADE20K's layout."""
 
 from .api import generate_images, generate_shapes
 from .classes import SHAPES_CLASSES, SHAPES_PALETTE, SHAPES_STUFF, SHAPES_STUFF_PALETTE

@@ -1,4 +1,4 @@
-"""The truth of a picture as the COCO and ADE20K formats write it."""
+"""The ground truth of an image as the COCO and ADE20K formats write it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from mmitpn.utils import id2rgb, mask_to_box
+
 from .classes import SHAPES_CLASSES, SHAPES_PALETTE, SHAPES_STUFF, SHAPES_STUFF_PALETTE
-from .drawing import Picture
+from .drawing import DrawnImage
 from .polygons import segmentation_of
 
 
@@ -19,53 +21,39 @@ def thing_categories() -> list[dict[str, Any]]:
 def panoptic_categories() -> list[dict[str, Any]]:
     """Categories of the panoptic files: the things, then the stuff."""
     names = (*SHAPES_CLASSES, *SHAPES_STUFF)
-    colours = (*SHAPES_PALETTE, *SHAPES_STUFF_PALETTE)
+    colors = (*SHAPES_PALETTE, *SHAPES_STUFF_PALETTE)
     return [
         {
             'id': i + 1,
             'name': name,
             'supercategory': 'shape' if i < len(SHAPES_CLASSES) else 'texture',
             'isthing': int(i < len(SHAPES_CLASSES)),
-            'color': list(colour),
+            'color': list(color),
         }
-        for i, (name, colour) in enumerate(zip(names, colours, strict=True))
+        for i, (name, color) in enumerate(zip(names, colors, strict=True))
     ]
 
 
-def tight_box(mask: np.ndarray) -> list[int]:
-    """The smallest box around a mask's pixels.
+def instance_annotations(drawn: DrawnImage, image_id: int, first_id: int) -> list[dict[str, Any]]:
+    """COCO instance annotations of an image.
 
     Args:
-        mask: bool (height, width) with at least one pixel.
-
-    Returns:
-        list: x, y, width, height in pixels.
-    """
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    x, y = int(columns[0]), int(rows[0])
-    return [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1]
-
-
-def instance_annotations(picture: Picture, image_id: int, first_id: int) -> list[dict[str, Any]]:
-    """COCO instance annotations of a picture.
-
-    Args:
-        picture: The picture.
+        drawn: The image and its ground truth.
         image_id: Its id.
         first_id: Id of the first annotation; the others count on.
 
     Returns:
-        list: One dictionary an object, of its visible pixels.
+        list: One dictionary per object, of its visible pixels.
     """
     annotations = []
-    for index, label in enumerate(picture.objects):
-        mask = picture.instances == index + 1
+    for index, label in enumerate(drawn.objects):
+        mask = drawn.instances == index + 1
         annotations.append(
             {
                 'id': first_id + index,
                 'image_id': image_id,
                 'category_id': label + 1,
-                'bbox': tight_box(mask),
+                'bbox': mask_to_box(mask),
                 'area': int(mask.sum()),
                 'iscrowd': 0,
                 'segmentation': segmentation_of(mask),
@@ -74,23 +62,23 @@ def instance_annotations(picture: Picture, image_id: int, first_id: int) -> list
     return annotations
 
 
-def panoptic_annotation(picture: Picture, image_id: int, file_name: str) -> tuple[dict[str, Any], np.ndarray]:
-    """COCO panoptic annotation of a picture.
+def panoptic_annotation(drawn: DrawnImage, image_id: int, file_name: str) -> tuple[dict[str, Any], np.ndarray]:
+    """COCO panoptic annotation of an image.
 
     Args:
-        picture: The picture.
+        drawn: The image and its ground truth.
         image_id: Its id.
         file_name: Name of the PNG that will hold the segments.
 
     Returns:
         tuple: The annotation, and the PNG's pixels, uint8 (height, width, 3), whose R + 256 G + 65536 B is the
-            id of the segment, 0 where nothing is labelled.
+            id of the segment, 0 where nothing is labeled.
     """
     segments: list[dict[str, Any]] = []
-    ids = np.zeros(picture.instances.shape, dtype=np.int64)
-    masks = [(label + 1, picture.instances == i + 1) for i, label in enumerate(picture.objects)]
-    behind = picture.instances == 0
-    masks += [(len(SHAPES_CLASSES) + i + 1, behind & (picture.stuff == i + 1)) for i in range(len(SHAPES_STUFF))]
+    ids = np.zeros(drawn.instances.shape, dtype=np.int64)
+    masks = [(label + 1, drawn.instances == i + 1) for i, label in enumerate(drawn.objects)]
+    behind = drawn.instances == 0
+    masks += [(len(SHAPES_CLASSES) + i + 1, behind & (drawn.stuff == i + 1)) for i in range(len(SHAPES_STUFF))]
     for number, (category, mask) in enumerate(masks):
         if not mask.any():
             continue
@@ -101,24 +89,23 @@ def panoptic_annotation(picture: Picture, image_id: int, file_name: str) -> tupl
             {
                 'id': segment_id,
                 'category_id': category,
-                'bbox': tight_box(mask),
+                'bbox': mask_to_box(mask),
                 'area': int(mask.sum()),
                 'iscrowd': 0,
             }
         )
-    pixels = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
-    return {'image_id': image_id, 'file_name': file_name, 'segments_info': segments}, pixels
+    return {'image_id': image_id, 'file_name': file_name, 'segments_info': segments}, id2rgb(ids)
 
 
-def semantic_labels(picture: Picture) -> np.ndarray:
+def semantic_labels(drawn: DrawnImage) -> np.ndarray:
     """Labels in ADE20K's convention.
 
     Args:
-        picture: The picture.
+        drawn: The image and its ground truth.
 
     Returns:
-        np.ndarray: uint8 (height, width): 0 unlabelled, 1 to 5 the things, 6 to 9 the stuff.
+        np.ndarray: uint8 (height, width): 0 unlabeled, 1 to 5 the things, 6 to 9 the stuff.
     """
-    stuff = np.where(picture.stuff > 0, picture.stuff + len(SHAPES_CLASSES), 0)
-    things = np.array([0, *(label + 1 for label in picture.objects)])[picture.instances]
-    return np.where(picture.instances > 0, things, stuff).astype(np.uint8)
+    stuff = np.where(drawn.stuff > 0, drawn.stuff + len(SHAPES_CLASSES), 0)
+    things = np.array([0, *(label + 1 for label in drawn.objects)])[drawn.instances]
+    return np.where(drawn.instances > 0, things, stuff).astype(np.uint8)

@@ -1,12 +1,12 @@
-"""The classes of the generated set: things are shapes, stuff is the texture behind them."""
+"""The classes of the generated dataset: things are shapes, stuff is the texture behind them."""
 
 from __future__ import annotations
 
 SHAPES_CLASSES: tuple[str, ...] = ('circle', 'square', 'triangle', 'star', 'ring')
-"""Thing classes. Category ids 1 to 5 in the COCO files, labels 1 to 5 in the ADE20K pictures."""
+"""Thing classes. Category ids 1 to 5 in the COCO files, labels 1 to 5 in the ADE20K images."""
 
 SHAPES_STUFF: tuple[str, ...] = ('gradient', 'noise', 'stripes', 'checker')
-"""Stuff classes. Category ids 6 to 9 in the panoptic files, labels 6 to 9 in the ADE20K pictures."""
+"""Stuff classes. Category ids 6 to 9 in the panoptic files, labels 6 to 9 in the ADE20K images."""
 
 SHAPES_PALETTE: tuple[tuple[int, int, int], ...] = (
     (230, 60, 60),
@@ -15,7 +15,7 @@ SHAPES_PALETTE: tuple[tuple[int, int, int], ...] = (
     (170, 70, 220),
     (40, 200, 130),
 )
-"""RGB colours of the things, for drawing."""
+"""RGB colors of the things, for drawing."""
 
 SHAPES_STUFF_PALETTE: tuple[tuple[int, int, int], ...] = (
     (150, 170, 190),
@@ -23,4 +23,4 @@ SHAPES_STUFF_PALETTE: tuple[tuple[int, int, int], ...] = (
     (90, 130, 140),
     (190, 180, 150),
 )
-"""RGB colours of the stuff, for drawing."""
+"""RGB colors of the stuff, for drawing."""

@@ -1,4 +1,4 @@
-"""One picture: textured regions behind, shapes before them, and which pixel shows what."""
+"""One image: textured regions behind, shapes before them, and which pixel shows what."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import numpy as np
 
 from .classes import SHAPES_CLASSES, SHAPES_STUFF
 from .outlines import Outline, Window, coverage
-from .textures import FIELDS, background_colours, between, blend, object_colours, pick, value_noise
+from .textures import FIELDS, background_colors, between, blend, object_colors, pick, value_noise
 
 MAX_OBJECTS = 5
 SIDE_RANGE = (12.0, 96.0)
 """Diameter of an object in pixels."""
 MIN_VISIBLE_PIXELS = 20
 """No object shows less than this."""
-MIN_VISIBLE_SHARE = 0.55
+MIN_VISIBLE_FRACTION = 0.55
 """Later objects leave at least this much of an earlier one."""
 EDGE_REACH = 0.7
-"""No object reaches further over the picture's edge than this share of its radius."""
+"""No object reaches further over the image's edge than this fraction of its radius."""
 MASK_FROM = 0.5
 """A pixel belongs to an object that covers at least this much of it."""
 EMPTY_EVERY = 25
-"""One picture in this many has no object: 4 %."""
+"""One image in this many has no object: 4 %."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A drawn picture and its truth.
+class DrawnImage:
+    """A drawn image and its ground truth.
 
     Args:
         image: RGB, uint8 (height, width, 3).
@@ -44,8 +44,8 @@ class Picture:
     stuff: np.ndarray
 
 
-def draw_picture(rng: np.random.Generator, height: int, width: int, *, empty: bool = False) -> Picture:
-    """Draw a picture.
+def draw_image(rng: np.random.Generator, height: int, width: int, *, empty: bool = False) -> DrawnImage:
+    """Draw an image.
 
     Args:
         rng: Source of everything that is drawn.
@@ -54,7 +54,7 @@ def draw_picture(rng: np.random.Generator, height: int, width: int, *, empty: bo
         empty: Draw no objects.
 
     Returns:
-        Picture: The picture and its truth.
+        DrawnImage: The image and its ground truth.
     """
     canvas, stuff = _background(rng, height, width)
     instances = np.zeros((height, width), dtype=np.int32)
@@ -76,14 +76,14 @@ def draw_picture(rng: np.random.Generator, height: int, width: int, *, empty: bo
     light = 1 + between(rng, -0.25, 0.25) * (FIELDS['gradient'](rng, height, width) - 0.5)
     grain = between(rng, 2, 16) * (rng.random((height, width, 3)) - 0.5)
     image = np.clip(np.rint(canvas * light[..., None] + grain), 0, 255).astype(np.uint8)
-    return Picture(image=image, objects=tuple(objects), instances=instances, stuff=stuff)
+    return DrawnImage(image=image, objects=tuple(objects), instances=instances, stuff=stuff)
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """One to three textured regions parted by wavy lines.
 
     Returns:
-        tuple: Colours float64 (height, width, 3) and stuff labels int32 (height, width) as in ``Picture``.
+        tuple: Colors float64 (height, width, 3) and stuff labels int32 (height, width) as in ``DrawnImage``.
     """
     kinds = list(SHAPES_STUFF)
     canvas = np.zeros((height, width, 3))
@@ -92,16 +92,16 @@ def _background(rng: np.random.Generator, height: int, width: int) -> tuple[np.n
     draw = rng.random()
     for region in range(1 if draw < 0.4 else 2 if draw < 0.8 else 3):
         kind = kinds.pop(int(rng.random() * len(kinds)))
-        first, second = background_colours(rng, kind)
-        colours = blend(FIELDS[kind](rng, height, width), first, second)
+        first, second = background_colors(rng, kind)
+        colors = blend(FIELDS[kind](rng, height, width), first, second)
         if region == 0:
-            share = np.ones((height, width))
+            cover = np.ones((height, width))
         else:
             distance = _wavy_line(rng, height, width)
-            share = np.clip(distance + 0.5, 0, 1)
+            cover = np.clip(distance + 0.5, 0, 1)
             seam |= np.abs(distance) < 1
-        canvas += share[..., None] * (colours - canvas)
-        stuff[share >= 0.5] = 1 + SHAPES_STUFF.index(kind)
+        canvas += cover[..., None] * (colors - canvas)
+        stuff[cover >= 0.5] = 1 + SHAPES_STUFF.index(kind)
     stuff[seam] = 0
     return canvas, stuff
 
@@ -117,16 +117,16 @@ def _wavy_line(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 def _place(
     rng: np.random.Generator, instances: np.ndarray, full_areas: list[int], placed: list[Outline]
 ) -> tuple[Outline, np.ndarray, Window] | None:
-    """Find a shape and a place that leave enough of it, and of every earlier object, to be seen.
+    """Find a shape and a position that leave enough of it, and of every earlier object, visible.
 
     Args:
-        rng: Source of the shape and its place.
-        instances: Who is seen where, as in ``Picture``.
+        rng: Source of the shape and its position.
+        instances: The visible object of each pixel, as in ``DrawnImage``.
         full_areas: Pixels of each earlier object when it was drawn.
         placed: The earlier objects.
 
     Returns:
-        tuple | None: The shape with its coverage and window as ``coverage`` gives them, or None when the picture has no
+        tuple | None: The shape with its coverage and window as ``coverage`` gives them, or None when the image has no
             room for it.
     """
     height, width = instances.shape
@@ -152,7 +152,7 @@ def _place(
         mask = alpha >= MASK_FROM
         covered = np.bincount(instances[window][mask], minlength=len(full_areas) + 1)
         left = (seen - covered)[1:]
-        others_seen = np.all(left >= np.maximum(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * np.array(full_areas)))
+        others_seen = np.all(left >= np.maximum(MIN_VISIBLE_PIXELS, MIN_VISIBLE_FRACTION * np.array(full_areas)))
         inner = (1 - EDGE_REACH) * radius
         within = inner <= x <= width - inner and inner <= y <= height - inner
         if within and others_seen and mask.sum() >= MIN_VISIBLE_PIXELS:
@@ -164,12 +164,12 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, outline: Outline, alpha
     """Paint a shape over the canvas (height, width, 3), in place, with a texture and sometimes a rim."""
     rows, columns = alpha.shape
     behind = canvas[window].reshape(-1, 3).mean(axis=0)
-    first, second = object_colours(rng, behind)
+    first, second = object_colors(rng, behind)
     kind = str(pick(rng, ('flat', 'flat', 'gradient', 'gradient', 'noise', 'stripes')))
     field = np.zeros((rows, columns)) if kind == 'flat' else FIELDS[kind](rng, rows, columns)
-    colours = blend(field, first, second)
+    colors = blend(field, first, second)
     if rng.random() < 0.3 and outline.kind != 'ring' and outline.radius > 8:
         rim = 255.0 * (rng.random() < 0.5) * np.ones(3)
         inner, _ = coverage(outline, *canvas.shape[:2], scale=1 - 2.0 / outline.radius)
-        colours = rim + inner[..., None] * (colours - rim)
-    canvas[window] += alpha[..., None] * (colours - canvas[window])
+        colors = rim + inner[..., None] * (colors - rim)
+    canvas[window] += alpha[..., None] * (colors - canvas[window])

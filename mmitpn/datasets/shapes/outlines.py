@@ -1,4 +1,4 @@
-"""The shapes as coverage: how much of each pixel lies inside, from 4x4 points a pixel."""
+"""The shapes as coverage: how much of each pixel lies inside, from 4x4 points per pixel."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 SAMPLES = 4
-"""Points a side and pixel."""
+"""Points per side of a pixel."""
 Window = tuple[slice, slice]
-"""Rows and columns of a picture."""
+"""Rows and columns of an image."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Outline:
 
     Args:
         kind: One of ``SHAPES_CLASSES``.
-        x: Centre in pixels from the left edge.
-        y: Centre in pixels from the top edge.
+        x: Center in pixels from the left edge.
+        y: Center in pixels from the top edge.
         radius: Radius of the circle around the shape in pixels.
         angle: Turn in radians.
         squeeze: Width over height before the turn.
@@ -60,13 +60,13 @@ def coverage(outline: Outline, height: int, width: int, *, scale: float = 1.0) -
 
     Args:
         outline: The shape.
-        height: Height of the picture in pixels.
-        width: Width of the picture in pixels.
-        scale: Below 1 shrinks the shape about its centre (for the inner part of an outlined shape).
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        scale: Below 1 shrinks the shape about its center (for the inner part of an outlined shape).
 
     Returns:
-        tuple: float64 (h, w) in [0, 1], and the rows and columns of the picture it stands for. Both are empty where the
-            shape lies outside the picture.
+        tuple: float64 (h, w) in [0, 1], and the rows and columns of the image it stands for. Both are empty where the
+            shape lies outside the image.
     """
     y_first, y_last = max(int(outline.y - outline.radius) - 1, 0), min(int(outline.y + outline.radius) + 2, height)
     x_first, x_last = max(int(outline.x - outline.radius) - 1, 0), min(int(outline.x + outline.radius) + 2, width)

@@ -14,11 +14,11 @@ def segmentation_of(mask: np.ndarray) -> list[list[int]] | dict[str, Any]:
     """Write a mask as a COCO segmentation.
 
     Args:
-        mask: bool (height, width), the whole picture.
+        mask: bool (height, width), the whole image.
 
     Returns:
         list | dict: Polygons ``[[x, y, x, y, ...], ...]`` that decode to the same pixels; a compressed RLE where
-            polygons cannot (COCO's readers rasterise them in their own way).
+            polygons cannot (COCO's readers rasterize them in their own way).
     """
     height, width = mask.shape
     polygons = [[c for point in loop for c in point] for loop in trace(mask)]
@@ -58,15 +58,15 @@ def _loops(mask: np.ndarray) -> list[list[Point]]:
     """Follow the edges between inside and outside, the inside on the right hand; straight runs are joined."""
     padded = np.pad(mask.astype(bool), 1)
     inside = padded[1:-1, 1:-1]
-    sides = (  # the pixel's side, as the neighbour it looks at, where it starts and the step along it
+    sides = (  # the pixel's side, as the neighbor it looks at, where it starts and the step along it
         (padded[:-2, 1:-1], (0, 0), (1, 0)),
         (padded[1:-1, 2:], (1, 0), (0, 1)),
         (padded[2:, 1:-1], (1, 1), (-1, 0)),
         (padded[1:-1, :-2], (0, 1), (0, -1)),
     )
     steps: dict[Point, list[Point]] = {}
-    for neighbour, (dx, dy), step in sides:
-        for y, x in np.argwhere(inside & ~neighbour).tolist():
+    for neighbor, (dx, dy), step in sides:
+        for y, x in np.argwhere(inside & ~neighbor).tolist():
             steps.setdefault((x + dx, y + dy), []).append(step)
 
     loops = []

@@ -1,6 +1,6 @@
-"""Textures: a field of values in [0, 1] for each kind, and the colours blended along it.
+"""Textures: a field of values in [0, 1] for each kind, and the colors blended along it.
 
-Only ``Generator.random`` is drawn from, and everything is computed in float64, so that a seed gives the same picture on
+Only ``Generator.random`` is drawn from, and everything is computed in float64, so that a seed gives the same image on
 any machine and numpy version.
 """
 
@@ -100,7 +100,7 @@ FIELDS: dict[str, Callable[[np.random.Generator, int, int], np.ndarray]] = {
 
 
 def blend(field: np.ndarray, first: Rgb, second: Rgb) -> np.ndarray:
-    """Colours along a field.
+    """Colors along a field.
 
     Args:
         field: (height, width) in [0, 1].
@@ -114,8 +114,8 @@ def blend(field: np.ndarray, first: Rgb, second: Rgb) -> np.ndarray:
     return low + field[..., None] * (high - low)
 
 
-def background_colours(rng: np.random.Generator, kind: str) -> tuple[Rgb, Rgb]:
-    """Two colours of a background: muted, and close to each other in the kinds that have edges."""
+def background_colors(rng: np.random.Generator, kind: str) -> tuple[Rgb, Rgb]:
+    """Two colors of a background: muted, and close to each other in the kinds that have edges."""
     hue, saturation, value = rng.random(), between(rng, 0.05, 0.5), between(rng, 0.3, 0.85)
     if kind in ('gradient', 'noise'):
         hue_step, value_step = between(rng, -0.18, 0.18), between(rng, 0.2, 0.4)
@@ -125,15 +125,15 @@ def background_colours(rng: np.random.Generator, kind: str) -> tuple[Rgb, Rgb]:
     return colorsys.hsv_to_rgb(hue, saturation, value), colorsys.hsv_to_rgb((hue + hue_step) % 1, saturation, other)
 
 
-def object_colours(rng: np.random.Generator, behind: np.ndarray) -> tuple[Rgb, Rgb]:
-    """Two vivid colours of an object that stand out from what is behind it.
+def object_colors(rng: np.random.Generator, behind: np.ndarray) -> tuple[Rgb, Rgb]:
+    """Two vivid colors of an object that stand out from what is behind it.
 
     Args:
-        rng: Source of the colours.
+        rng: Source of the colors.
         behind: Mean RGB behind the object, (3,) in [0, 255].
 
     Returns:
-        tuple: Two RGB colours in [0, 1].
+        tuple: Two RGB colors in [0, 1].
     """
     best, best_distance = (0.0, 1.0, 1.0), -1.0
     for _ in range(8):

@@ -1,0 +1,190 @@
+"""Write label maps anew where there is one way to repair them: other values than labels, gray colors, turned images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .dataset_entries import DatasetEntry, find_datasets
+from .images import ImageLoader, build_image_loader, read_header
+from .messages import format_list
+from .model import one_class_reason, option_key, two_class_options
+from .semantic import IGNORED, is_gray, plan_repair, read_stored
+from .semantic_config import SPLITS, build_semantic, is_semantic
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How an image with an EXIF orientation is turned to stand upright."""
+
+Progress = Callable[[Sequence[int], str], Iterable[int]]
+
+
+@dataclass
+class Repair:
+    """What was written.
+
+    Args:
+        values: Value in the files -> label in the new ones; None where the values were labels already.
+        gray: Color images that were made label maps.
+        turned: Label maps that were turned as their image is.
+        written: Number of files.
+        options: ``KEY=VALUE`` of the settings that use them, for ``--cfg-options``.
+    """
+
+    values: dict[int, int] | None = None
+    gray: int = 0
+    turned: int = 0
+    written: int = 0
+    options: list[str] = field(default_factory=list)
+
+
+def fix_semantic(
+    cfg: Mapping[str, Any],
+    out: str | Path,
+    *,
+    splits: Sequence[str] = ('train', 'val'),
+    progress: Progress | None = None,
+) -> Repair:
+    """Write the label maps of a config's semantic datasets into a new folder, repaired.
+
+    Values are taken together over all datasets: black and white, or as many values as there are classes, become labels
+    from 0 in their order (see `plan_repair`). Color images of grays become their one channel. Maps made for images as
+    they are stored are turned as the loader turns the images. The files of the datasets stay as they are.
+
+    Args:
+        cfg: An mmengine ``Config``.
+        out: The folder; each dataset gets one inside it.
+        splits: Which data loaders to look at, of ``train``, ``val`` and ``test``.
+        progress: Wraps the indices to go through and a name, to show progress.
+
+    Returns:
+        What was done, and the settings to train on the result.
+
+    Raises:
+        ValueError: If nothing needs a repair, a map cannot be repaired, or the datasets name different classes.
+        FileExistsError: If ``out`` holds files.
+    """
+    out = Path(out).resolve()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f'--fix {out}: it is there already; name a new folder')
+    scope = cfg.get('default_scope') or 'mmseg'
+    folders: dict[str, _LabelMapFolder] = {}
+    for entry in find_datasets(cfg, splits):
+        if is_semantic(entry):
+            folder = _LabelMapFolder(entry, build_semantic(entry, scope), scope)
+            folders.setdefault(folder.prefix, folder)
+    several = {folder.entry.classes for folder in folders.values()}
+    if len(several) != 1:
+        raise ValueError(f'--fix needs datasets of the same classes, but there are {format_list(map(str, several))}')
+    number = len(next(iter(several)) or ())
+    repair = Repair()
+    values: set[int] = set()
+    for folder in folders.values():
+        indices = range(len(folder.dataset))
+        for index in progress(indices, f'{folder.entry.where}: reading') if progress else indices:
+            labels, gray, turned = folder.read(index)
+            values.update(np.unique(labels).tolist())
+            repair.gray += gray
+            repair.turned += turned
+    repair.values = plan_repair(values, number)
+    first = next(iter(folders.values()))
+    reduced = bool(first.dataset.reduce_zero_label)
+    if repair.values is None:
+        strange = sorted(values - {IGNORED, *range(max(number, 2) + reduced)})
+        if strange:
+            raise ValueError(
+                f'the label maps hold {len(values)} values for {max(number, 2)} classes '
+                f'({format_list(sorted(values))}), '
+                'which can be seen in several ways; write maps with the labels of the classes yourself'
+            )
+        if not repair.gray and not repair.turned:
+            raise ValueError('the label maps need no repair that --fix knows; nothing was written')
+    for position, folder in enumerate(folders.values()):
+        folder.out = out / (folder.entry.split if len(folders) <= len(set(splits)) else str(position))
+        indices = range(len(folder.dataset))
+        for index in progress(indices, f'{folder.entry.where}: writing') if progress else indices:
+            folder.write(index, repair.values)
+            repair.written += 1
+    repair.options = _options(cfg, folders, reset=repair.values is not None)
+    return repair
+
+
+class _LabelMapFolder:
+    """The label maps of one dataset."""
+
+    def __init__(self, entry: DatasetEntry, dataset: Any, scope: str) -> None:
+        self.entry, self.dataset = entry, dataset
+        self.images: ImageLoader | None = build_image_loader(entry.cfg.get('pipeline'), scope=scope)
+        self.prefix = str(dataset.data_prefix.get('seg_map_path') or '')
+        self.suffix = Path(f'x{dataset.seg_map_suffix}').with_suffix('.png').name[1:]
+        self.out = Path()
+
+    def read(self, index: int) -> tuple[np.ndarray, bool, bool]:
+        """The values of one map ``(height, width)``, whether it was a color image, and whether it was turned."""
+        info = self.dataset.get_data_info(index)
+        path = str(info.get('seg_map_path'))
+        stored = read_stored(path)
+        if stored is None:
+            raise ValueError(f'{self.entry.where}: label map {path} is missing or cannot be read; --fix cannot help')
+        gray = stored.ndim == 3
+        if gray and not is_gray(stored):
+            raise ValueError(
+                f'{self.entry.where}: label map {path} is a color image; write maps of one channel yourself'
+            )
+        labels = np.asarray(stored[..., 0] if gray else stored).astype(np.int64)
+        header = read_header(info['img_path'])
+        turned = False
+        if header is not None and header.orientation in TURNS and labels.shape == header.size[::-1]:
+            size = self.images.size(info['img_path']) if self.images else None
+            turned = size is not None and size != header.size
+        if turned:
+            image = Image.fromarray(labels.astype(np.int32)).transpose(TURNS[header.orientation])
+            labels = np.asarray(image).astype(np.int64)
+        return labels, gray, turned
+
+    def write(self, index: int, values: Mapping[int, int] | None) -> None:
+        """Write one map, its values replaced."""
+        labels, _, _ = self.read(index)
+        if values is not None:
+            known = sorted(values)
+            labels = np.array([values[value] for value in known])[np.searchsorted(known, labels)]
+        path = Path(self.dataset.get_data_info(index)['seg_map_path'])
+        inside = self.prefix and path.is_relative_to(self.prefix)
+        name = str(path.relative_to(self.prefix) if inside else path.name)
+        target = self.out / (name.removesuffix(self.dataset.seg_map_suffix) + self.suffix)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(labels.astype(np.uint8)).save(target)
+
+
+def _options(cfg: Mapping[str, Any], folders: Mapping[str, _LabelMapFolder], *, reset: bool) -> list[str]:
+    """The settings of all datasets that use one of the folders; ``reset`` says that labels now begin with 0."""
+    options = []
+    datasets = find_datasets(cfg, SPLITS)
+    for entry in datasets:
+        prefix = (entry.cfg.get('data_prefix') or {}).get('seg_map_path')
+        if not is_semantic(entry) or prefix is None:
+            continue
+        folder = folders.get(str(entry.path(prefix))) or folders.get(str(prefix))
+        if folder is None:
+            continue
+        place = option_key(entry.where)
+        options.append(f'{place}.data_prefix.seg_map_path={folder.out}')
+        if folder.suffix != folder.dataset.seg_map_suffix:
+            options.append(f'{place}.seg_map_suffix={folder.suffix}')
+        if reset and folder.dataset.reduce_zero_label and one_class_reason(cfg, entry) is None:
+            options.append(f'{place}.reduce_zero_label=False')
+    if any(one_class_reason(cfg, entry) for entry in datasets if is_semantic(entry)):
+        options += two_class_options(cfg, datasets)
+    return options

@@ -1,0 +1,83 @@
+"""Small helpers that several packages share: integers of settings, even samples, masks and segment ids as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+Item = TypeVar('Item')
+
+
+def is_int(value: Any) -> bool:
+    """Whether a value is an integer; a bool is not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_int(name: str, value: Any, *, least: int = 1) -> None:
+    """Raise unless ``value`` is an integer of at least ``least``; a bool is not an integer.
+
+    Args:
+        name: Name of the setting, as the user writes it.
+        value: The value of the setting.
+        least: Smallest allowed value.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not is_int(value) or value < least:
+        raise ValueError(f'{name} is {value!r}; give an integer of at least {least}')
+
+
+def evenly_spaced(items: Sequence[Item], number: int | None) -> list[Item]:
+    """Choose at most ``number`` items, evenly spaced over the sequence.
+
+    Args:
+        items: The items.
+        number: How many at most; None takes all.
+
+    Returns:
+        The chosen items in their order.
+    """
+    number = len(items) if number is None else min(number, len(items))
+    return [items[index * len(items) // number] for index in range(number)]
+
+
+def rgb2id(pixels: np.ndarray) -> np.ndarray:
+    """Read the segment ids of a COCO panoptic PNG.
+
+    Args:
+        pixels: RGB, uint8 ``(H, W, 3)``.
+
+    Returns:
+        int32 ``(H, W)``: R + 256 G + 65536 B.
+    """
+    red, green, blue = np.moveaxis(np.asarray(pixels).astype(np.int32), -1, 0)
+    return red + 256 * green + 65536 * blue
+
+
+def id2rgb(ids: np.ndarray) -> np.ndarray:
+    """Write segment ids as the pixels of a COCO panoptic PNG, the inverse of :func:`rgb2id`.
+
+    Args:
+        ids: Integers from 0 to 16777215, ``(H, W)``.
+
+    Returns:
+        RGB, uint8 ``(H, W, 3)``.
+    """
+    return np.stack([ids >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
+
+
+def mask_to_box(mask: np.ndarray) -> list[int]:
+    """Compute the smallest box around the pixels of a mask.
+
+    Args:
+        mask: bool ``(H, W)`` with at least one pixel.
+
+    Returns:
+        x, y, width, height in pixels, as COCO writes a box.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    x, y = int(columns[0]), int(rows[0])
+    return [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1]
