@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -71,6 +72,11 @@ def group_by_part(
         for name in listed:
             getattr(parts.setdefault(part_of(name), PartReport()), kind).append(name)
     return parts
+
+
+def names_in(parts: Mapping[str, PartReport], kind: str, order: Iterable[str]) -> list[str]:
+    """All names of one of ``COUNTED`` in some parts, in the order of those parts."""
+    return [name for part in order if part in parts for name in getattr(parts[part], kind)]
 
 
 @dataclass
@@ -142,7 +148,7 @@ class LoadReport:
         """
         if kind not in COUNTED:
             raise ValueError(f'kind is {kind!r}; allowed: {", ".join(COUNTED)}')
-        return [name for part in self.parts.values() for name in getattr(part, kind)]
+        return names_in(self.parts, kind, self.parts)
 
     def count(self, kind: str) -> int:
         """How many weights there are of one of ``COUNTED``, over all parts."""
@@ -297,6 +303,43 @@ def explain_pyramid(info: FileInfo, own: Mapping[str, Tensor], missing: list[str
         f'for {ours.embed_dim}: set {", ".join(settings)} '
         f'(first names that do not fit: {some(missing + unexpected, 2)})'
     )
+
+
+def explain_position_embedding(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Why the position embedding of a file is not taken; empty if it differs in more than its length.
+
+    Args:
+        own: State dict of the backbone.
+        given: The weights of the file.
+    """
+    there, here = given.get('pos_embed'), own['pos_embed']
+    if there is None or there.shape[::2] != here.shape[::2]:
+        return ''
+    return (
+        f'the position embedding in the file has {there.shape[1]} tokens, which is no square grid, and '
+        f"the module's has {here.shape[1]}: build the backbone with the img_size the file was made with"
+    )
+
+
+def describe_fits(fits: Mapping[str, Any]) -> list[str]:
+    """Notes on learned positions of another grid, which are resized or whose grid the module takes.
+
+    Args:
+        fits: Name of the weight -> how it is taken, see :func:`mmitpn.checkpoint.loader.fit_shape`.
+    """
+    notes = []
+    fit = fits.get('pos_embed')
+    if fit is not None:
+        there, here = f'{fit.source}x{fit.source}', f'{fit.target}x{fit.target}'
+        notes.append(
+            f"pos_embed takes the file's grid of {there} tokens in place of {here}"
+            if fit.adopted
+            else f'pos_embed was resized from {there} to {here} tokens'
+        )
+    windows = [fit.source for name, fit in fits.items() if fit.adopted and name != 'pos_embed']
+    if windows:
+        notes.append(f"relative positions of {len(windows)} weights take the file's window, {windows[0]}")
+    return notes
 
 
 def _explain_names(what: str, own: Mapping[str, Tensor], missing: list[str], unexpected: list[str]) -> str:

@@ -20,11 +20,14 @@ from mmitpn.checkpoint.diagnostics import (
     Findings,
     LoadReport,
     PartReport,
+    describe_fits,
     explain_backbone,
     explain_family,
     explain_layout,
+    explain_position_embedding,
     explain_pyramid,
     group_by_part,
+    names_in,
     some,
 )
 from mmitpn.checkpoint.formats import (
@@ -163,22 +166,26 @@ class Match:
 
     Attributes:
         state: The weights of the file that the module takes.
-        resized: Those of them that the module resizes when they are loaded.
-        adopted: Side of the grid of those for which the module takes the file's grid instead.
+        fits: Those of another shape, by name: how the module takes them, see :func:`fit_shape`.
         missing: Names in the module without a value in the file, or with one of another shape.
         unexpected: Names in the file that the module does not take.
     """
 
     state: dict[str, Tensor] = field(default_factory=dict)
-    resized: dict[str, Any] = field(default_factory=dict)
-    adopted: dict[str, Any] = field(default_factory=dict)
+    fits: dict[str, Any] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
 
     @property
+    def resized(self) -> list[str]:
+        """Names of the weights that the module resizes."""
+        return [name for name, fit in self.fits.items() if not fit.adopted]
+
+    @property
     def matched(self) -> list[str]:
         """Names of the weights that are loaded as they are."""
-        return [name for name in self.state if name not in self.resized]
+        resized = self.resized
+        return [name for name in self.state if name not in resized]
 
 
 def match_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], module: nn.Module | None = None) -> Match:
@@ -194,14 +201,12 @@ def match_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], module
         candidate = given.get(name)
         if candidate is None:
             match.missing.append(name)
-            continue
-        if candidate.shape != value.shape:
-            fit = None if module is None else fit_shape(module, name, candidate)
-            if fit is None:
-                match.missing.append(name)
-                continue
-            (match.adopted if fit.adopted else match.resized)[name] = fit
-        match.state[name] = candidate
+        elif candidate.shape == value.shape:
+            match.state[name] = candidate
+        elif module is not None and (fit := fit_shape(module, name, candidate)) is not None:
+            match.state[name], match.fits[name] = candidate, fit
+        else:
+            match.missing.append(name)
     match.unexpected = [name for name in given if name not in match.state]
     return match
 
@@ -281,24 +286,16 @@ def _match_backbone(targets: _Targets, info: FileInfo, converted: ConvertedState
     if whole is None and not any(name.startswith('norm.') for name in own):  # final_norm=False: the head norms
         final_norm = [name for name in given if name.startswith('norm.')]
     match = match_weights(own, {name: value for name, value in given.items() if name not in final_norm}, module)
-    parts = group_by_part(
-        part_in_file,
-        matched=match.matched,
-        resized=match.resized,
-        ignored=final_norm,
-        missing=match.missing,
-        unexpected=[*unexpected, *match.unexpected],
-    )
+    parts = _parts_of(match, ignored=final_norm, unexpected=unexpected)
     fresh = _separate_fresh(parts.get('main', PartReport()), info)
     parts.update(fresh.parts)
+    missing, unexpected = (names_in(parts, kind, _BACKBONE_PARTS) for kind in ('missing', 'unexpected'))
 
     notes = ["the file's last norm is left out: this backbone has none (final_norm=False)"] if final_norm else []
-    notes += [*_describe_fits(match), *fresh.notes, *(converted.notes if match.state else [])]
+    notes += [*describe_fits(match.fits), *fresh.notes, *(converted.notes if match.state else [])]
     errors = [
-        _explain_position_embedding(match, own, given),
-        explain_backbone(
-            info, own, _names(parts, _BACKBONE_PARTS, 'missing'), _names(parts, _BACKBONE_PARTS, 'unexpected')
-        ),
+        explain_position_embedding(own, given) if 'pos_embed' in match.missing else '',
+        explain_backbone(info, own, missing, unexpected),
     ]
     return _Step(Findings(parts, notes, fresh.warnings, [text for text in errors if text]), module, match.state)
 
@@ -316,16 +313,9 @@ def _match_pyramid(targets: _Targets, info: FileInfo, converted: ConvertedState)
         )
         return _Step(Findings({'pyramid': PartReport(missing=list(own))}, warnings=[warning]))
     match = match_weights(own, given, module)
-    parts = group_by_part(
-        part_in_file,
-        matched=match.matched,
-        resized=match.resized,
-        missing=match.missing,
-        unexpected=[*unexpected, *match.unexpected],
-    )
-    error = explain_pyramid(
-        info, own, _names(parts, ('pyramid',), 'missing'), _names(parts, ('pyramid',), 'unexpected')
-    )
+    parts = _parts_of(match, unexpected=unexpected)
+    missing, unexpected = (names_in(parts, kind, ('pyramid',)) for kind in ('missing', 'unexpected'))
+    error = explain_pyramid(info, own, missing, unexpected)
     return _Step(Findings(parts, errors=[error] if error else []), module, match.state)
 
 
@@ -338,10 +328,9 @@ def _match_heads(targets: _Targets, info: FileInfo) -> _Step:
     covered = ('backbone.',) * (targets.backbone is not None) + ('neck.',) * (targets.pyramid is not None)
     own = {name: value for name, value in module.state_dict().items() if not name.startswith(covered)}
     if not info.rest or (info.layout != OURS and not _authors_head(module)):
-        fresh = sorted({_top(name) for name in own})
-        return _Step(
-            Findings(ignored, notes=[f'not in the file, starts fresh: {some(fresh)}'] if fresh else []), module
-        )
+        heads = sorted({_top(name) for name in own})
+        notes = [f'not in the file, starts fresh: {some(heads)}'] if heads else []
+        return _Step(Findings(ignored, notes), module)
     match = match_weights(own, info.rest)
     order = [*own, *info.rest]
     parts = group_by_part(_top, order, matched=match.matched, missing=match.missing, unexpected=match.unexpected)
@@ -379,16 +368,13 @@ def _separate_fresh(main: PartReport, info: FileInfo) -> Findings:
     left_out = [name for name in main.unexpected if name.endswith(_RELATIVE)] if relative else []
     resized = [name for name in main.resized if name.endswith(_RELATIVE)]
     fresh = [*offsets, *relative]
-    findings = Findings(
-        {
-            'main': replace(
-                main,
-                missing=[name for name in main.missing if name not in fresh],
-                unexpected=[name for name in main.unexpected if name not in left_out],
-                ignored=main.ignored + left_out,
-            )
-        }
+    main = replace(
+        main,
+        missing=[name for name in main.missing if name not in fresh],
+        unexpected=[name for name in main.unexpected if name not in left_out],
+        ignored=main.ignored + left_out,
     )
+    findings = Findings({'main': main})
     if fresh:
         findings.parts[FRESH] = PartReport(missing=fresh)
     if offsets:
@@ -405,29 +391,15 @@ def _separate_fresh(main: PartReport, info: FileInfo) -> Findings:
     return findings
 
 
-def _describe_fits(match: Match) -> list[str]:
-    """Notes on the learned positions that are resized, or whose grid the module takes."""
-    notes = []
-    for name, fit in {**match.adopted, **match.resized}.items():
-        there, here = f'{fit.source}x{fit.source}', f'{fit.target}x{fit.target}'
-        if name == 'pos_embed' and fit.adopted:
-            notes.append(f"pos_embed takes the file's grid of {there} tokens in place of {here}")
-        elif name == 'pos_embed':
-            notes.append(f'pos_embed was resized from {there} to {here} tokens')
-    windows = [fit.source for name, fit in match.adopted.items() if name != 'pos_embed']
-    if windows:
-        notes.append(f"relative positions of {len(windows)} weights take the file's window, {windows[0]}")
-    return notes
-
-
-def _explain_position_embedding(match: Match, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """Why a position embedding of another length is not taken; empty if that is not what is wrong."""
-    name = 'pos_embed'
-    if name not in match.missing or name not in given or given[name].shape[::2] != own[name].shape[::2]:
-        return ''
-    return (
-        f'the position embedding in the file has {given[name].shape[1]} tokens, which is no square grid, and '
-        f"the module's has {own[name].shape[1]}: build the backbone with the img_size the file was made with"
+def _parts_of(match: Match, *, ignored: Sequence[str] = (), unexpected: Sequence[str] = ()) -> dict[str, PartReport]:
+    """A comparison by part, with the names of the file that were left out, or not converted, before it."""
+    return group_by_part(
+        part_in_file,
+        matched=match.matched,
+        resized=match.resized,
+        ignored=ignored,
+        missing=match.missing,
+        unexpected=[*unexpected, *match.unexpected],
     )
 
 
@@ -444,10 +416,6 @@ def _split_authors_head(info: FileInfo, names: Mapping[str, str]) -> FileInfo:
         return info
     body = {name: value for name, value in info.body.items() if name not in names.values()}
     return replace(info, body=body, rest=rest)
-
-
-def _names(parts: Mapping[str, PartReport], order: Sequence[str], kind: str) -> list[str]:
-    return [name for part in order if part in parts for name in getattr(parts[part], kind)]
 
 
 def _top(name: str) -> str:

@@ -106,8 +106,8 @@ def test_itpn(saved, authors_itpn_weights, relative, layer_scale):
 @pytest.mark.parametrize('out_channels', [24, 64])
 def test_a_pyramid(saved, authors_weights, authors_itpn_weights, family, out_channels):
     depth = 1 if family == 'fast' else 2
-    made = authors_weights if family == 'fast' else authors_itpn_weights
-    state = made(pyramid=out_channels, **({} if family == 'fast' else {'depth': 2}))
+    build = authors_weights if family == 'fast' else authors_itpn_weights
+    state = build(pyramid=out_channels, **({} if family == 'fast' else {'depth': 2}))
     file = saved(state)
     neck = ITPNPyramid.from_pretrained(file, num_outs=4, extra_pool='max')
     expected = ITPNPyramid((16, 32, 64), out_channels=out_channels, kind=family, depth=depth, num_outs=4)
@@ -137,7 +137,7 @@ def test_a_checkpoint_of_a_whole_model_and_a_prefix(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('cls', 'made', 'settings', 'message'),
+    ('cls', 'weights', 'settings', 'message'),
     [
         (
             FastITPN,
@@ -158,14 +158,14 @@ def test_a_checkpoint_of_a_whole_model_and_a_prefix(tmp_path):
         (ITPNPyramid, 'fast', {'kind': 'linear'}, r"set kind='fast' on the neck"),
     ],
 )
-def test_files_that_do_not_fit(saved, authors_weights, authors_itpn_weights, finetuned, cls, made, settings, message):
+def test_files_that_do_not_fit(saved, authors_weights, authors_itpn_weights, finetuned, cls, weights, settings, message):
     state = {
         'fast': lambda: authors_weights(pyramid=24),
         'itpn': authors_itpn_weights,
         'resnet': lambda: {'conv1.weight': torch.zeros(1), 'layer1.0.conv1.weight': torch.zeros(1)},
         'finetuned': lambda: finetuned,
         'pyramid': ITPNPyramid((16, 32, 64)).state_dict,
-    }[made]()
+    }[weights]()
     file = saved(state)
     with pytest.raises(ValueError, match=message) as raised:
         cls.from_pretrained(file, **settings)
