@@ -1,7 +1,7 @@
-"""Checkpoints of which every process holds a part: folders of ``torch.distributed.checkpoint``, read without pickles.
+"""Sharded checkpoints: folders of ``torch.distributed.checkpoint``, read without executing anything in them.
 
-torch keeps the index of such a folder as a pickle and reads it as one. Here it may name nothing but what an index is
-made of, and only tensors are read from the parts (torch reads those weights-only).
+The index of such a folder is a pickle. Here it may only name the types that an index consists of, and only tensors are
+read from the shards (by torch's weights-only reader).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.distributed.checkpoint import CheckpointException, metadata
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 INDEX = '.metadata'
-META = 'meta.pth'  # what is no tensor
+META = 'meta.pth'  # everything that is not a tensor
 METADATA = 'torch.distributed.checkpoint.metadata'  # data classes and enumerations only
 _NAMES = {
     ('torch.distributed.checkpoint.filesystem', '_StorageInfo'),
@@ -32,11 +32,11 @@ _NAMES = {
 
 
 class _RefusedError(pickle.UnpicklingError):
-    """The index names what no index is made of."""
+    """The index names a type that an index does not consist of."""
 
 
 def _member(owner: Any, name: str) -> Enum:
-    """Stands for ``getattr``, by which Python 3.11.0 to 3.11.3 pickle the members of an enumeration."""
+    """Replaces ``getattr``, by which Python 3.11.0 to 3.11.3 pickle the members of an enumeration."""
     if isinstance(owner, type) and issubclass(owner, Enum) and name in owner.__members__:
         return owner[name]
     raise _RefusedError('builtins.getattr')
@@ -68,10 +68,10 @@ def read_index(folder: str | Path) -> Metadata:
         folder: The checkpoint.
 
     Returns:
-        Names, shapes and positions of what it holds.
+        Names, shapes and offsets of the tensors.
 
     Raises:
-        FileNotFoundError: If it has no index: it is no such folder, or was not written to its end.
+        FileNotFoundError: If it has no index: it is no such folder, or was not written completely.
         ValueError: If the index holds something else, such as code.
     """
     path = Path(folder) / INDEX
@@ -81,21 +81,25 @@ def read_index(folder: str | Path) -> Metadata:
         with path.open('rb') as file:
             index = _IndexUnpickler(file).load()
     except _RefusedError as error:
-        said = f'{path} is not read, since an index holds no {error}'
-        raise ValueError(f'{said}; only use files that you trust') from error
+        raise ValueError(
+            f'{path} is not read, since an index holds no {error}; only use files that you trust'
+        ) from error
     except Exception as error:
-        said = str(error).partition('\n')[0] or type(error).__name__
         raise ValueError(
             f'{path} cannot be read as the index of a checkpoint in shards: it is cut off, damaged or of another kind'
-            f' ({said})'
+            f' ({_first_line(error)})'
         ) from error
     found = getattr(index, 'state_dict_metadata', None)
     if found is None:
         raise ValueError(f'{path} is no index of a checkpoint in shards: it holds a {type(index).__name__}')
-    other = [name for name, what in found.items() if not isinstance(what, TensorStorageMetadata)]
+    other = [name for name, entry in found.items() if not isinstance(entry, TensorStorageMetadata)]
     if other:
         raise ValueError(f'{folder} holds more than tensors ({", ".join(other[:3])}), which is not read')
     return index
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition('\n')[0] or type(error).__name__
 
 
 def load_sharded(state: Mapping[str, Any], folder: str | Path, *, alone: bool = False) -> None:
@@ -108,20 +112,19 @@ def load_sharded(state: Mapping[str, Any], folder: str | Path, *, alone: bool = 
 
     Raises:
         FileNotFoundError: If the folder has no index.
-        ValueError: If a tensor is not in it or of another shape, or a part of it is missing or damaged.
+        ValueError: If a tensor is not in it or of another shape, or a shard is missing or damaged.
     """
     try:
         dcp.load(dict(state), storage_reader=_Reader(folder), no_dist=alone)
     except CheckpointException as failure:
         error = next(iter(failure.failures.values()))[0]
-        said = str(error).partition('\n')[0] or type(error).__name__
         raise ValueError(
-            f'{folder} cannot be read: a part is missing, cut off or damaged, or does not fit ({said})'
+            f'{folder} cannot be read: a part is missing, cut off or damaged, or does not fit ({_first_line(error)})'
         ) from failure
 
 
 def read_sharded(folder: str | Path) -> dict[str, Tensor]:
-    """Read a model's weights from a folder of shards, in one process, whatever number of processes wrote it.
+    """Read a model's weights from a folder of shards in one process, however many processes wrote it.
 
     Args:
         folder: The checkpoint, as :class:`mmitpn.FSDPStrategy` writes it.
@@ -132,8 +135,8 @@ def read_sharded(folder: str | Path) -> dict[str, Tensor]:
     start = 'model.'
     found = read_index(folder).state_dict_metadata
     weights = {
-        name.removeprefix(start): torch.empty(what.size, dtype=what.properties.dtype)
-        for name, what in found.items()
+        name.removeprefix(start): torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in found.items()
         if name.startswith(start)
     }
     load_sharded({start[:-1]: weights}, folder, alone=True)

@@ -14,7 +14,7 @@ from mmengine.config.lazy import LazyObject
 from mmengine.device import get_device
 
 from mmitpn.allocator import keep_freed_memory
-from mmitpn.checkpoint.safe_globals import register_safe_globals
+from mmitpn.checkpoint.reader import register_safe_globals
 from mmitpn.config_types import is_type, type_scope
 from mmitpn.doctor.cuda import unused_gpu
 from mmitpn.engine.atomic import register_atomic_backend

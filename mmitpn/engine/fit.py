@@ -11,7 +11,7 @@ import torch
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
-from mmitpn.checkpoint.explain import some
+from mmitpn.checkpoint.diagnostics import some
 from mmitpn.engine.checkpoint_loader import load_from_hint
 
 # States of torch's optimizers that have the shape of their weight; others may be smaller, such as Adafactor's.

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from mmitpn.checkpoint.explain import some
+from mmitpn.checkpoint.diagnostics import some
 from mmitpn.checkpoint.sharded import META, load_sharded, read_index
 from mmitpn.engine.checkpoint_loader import load_from_local, require_state
 from mmitpn.engine.fit import Misfit, refuse_to_resume

@@ -11,8 +11,8 @@ from mmengine.logging import print_log
 from torch import nn
 
 from mmitpn.checkpoint import PretrainedModule, identify, load_pretrained, read_checkpoint
-from mmitpn.checkpoint.layouts import AUTHORS
-from mmitpn.checkpoint.mask_dino import is_mask_dino, load_mask_dino
+from mmitpn.checkpoint.formats import AUTHORS
+from mmitpn.checkpoint.mask_dino_keys import is_mask_dino, load_mask_dino_checkpoint
 from mmitpn.config_types import type_name, type_scope
 
 PARTS = ('backbone', 'neck')
@@ -99,7 +99,7 @@ def load_whole_model(model: nn.Module, content: Mapping[str, Any], checkpoint: s
     Raises:
         ValueError: If the backbone does not fit, or a parameter of the model is not in the file.
     """
-    report = (load_mask_dino if is_mask_dino(content) else load_pretrained)(model, content)
+    report = (load_mask_dino_checkpoint if is_mask_dino(content) else load_pretrained)(model, content)
     loaded, total = report.count('matched') + report.count('resized'), len(list(model.parameters()))
     if loaded < total and not allow_partial:
         raise ValueError(

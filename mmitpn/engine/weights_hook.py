@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mmitpn.checkpoint.explain import some
+from mmitpn.checkpoint.diagnostics import some
 from mmitpn.engine.fit import compare_weights
 from mmitpn.registry import HOOKS
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmitpn.checkpoint import read_checkpoint
-from mmitpn.checkpoint.mask_dino import load_mask_dino
+from mmitpn.checkpoint.mask_dino_keys import load_mask_dino_checkpoint
 from mmitpn.models.heads.mask_dino_head import MaskDINOHead
 from mmitpn.models.mask_dino.predictor import Prediction
 from mmitpn.models.segmentors.mask_dino_decode_head import CROSS_ENTROPY
@@ -103,5 +103,5 @@ def build_mask_dino_case(case: Mapping[str, Any], checkpoint: str | os.PathLike 
         decoder={'num_layers': decoder['dec_layers'], 'feedforward_channels': decoder['dim_feedforward']},
         **({'loss_cls': CROSS_ENTROPY} if softmax else {}),
     )
-    load_mask_dino(head, checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint(checkpoint))
+    load_mask_dino_checkpoint(head, checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint(checkpoint))
     return MaskDINOCase(head, names).float().eval()

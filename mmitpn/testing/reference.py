@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmitpn.checkpoint import identify, load_pretrained, read_checkpoint
-from mmitpn.checkpoint.names import FAST
+from mmitpn.checkpoint.formats import FAST
 from mmitpn.models.backbones import ITPN, FastITPN
 from mmitpn.models.necks import ITPNPyramid
 

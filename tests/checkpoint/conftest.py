@@ -1,4 +1,4 @@
-"""Made checkpoints in the authors' layouts, of any size."""
+"""Synthetic checkpoints in the authors' layouts, of any size."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 @pytest.fixture(scope='session')
 def reference_shapes():
-    """A function that gives the names and shapes of one of the authors' networks."""
+    """A function that returns the names and shapes of one of the authors' networks."""
     cases = json.loads((Path(__file__).parents[1] / 'data' / 'reference' / 'reference.json').read_text())
     return lambda name: cases[name]['shapes']
 
 
 @pytest.fixture
 def small_backbone():
-    """A function that builds the FastITPN of the made files."""
+    """A function that builds the FastITPN of the synthetic files."""
     from mmitpn import FastITPN
 
     def build(**kwargs):
@@ -29,7 +29,7 @@ def small_backbone():
 
 @pytest.fixture
 def small_neck():
-    """A function that builds the pyramid of the made files."""
+    """A function that builds the pyramid of the synthetic files."""
     from mmitpn import ITPNPyramid
 
     def build(**kwargs):
@@ -46,7 +46,7 @@ def logged(monkeypatch):
     def record(text, *, level, **_):
         lines.append((level, text))
 
-    monkeypatch.setattr('mmitpn.checkpoint.report.print_log', record)
+    monkeypatch.setattr('mmitpn.checkpoint.diagnostics.print_log', record)
     return lines
 
 

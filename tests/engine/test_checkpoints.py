@@ -17,7 +17,7 @@ from mmengine.fileio import get_file_backend
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import save_checkpoint
 
-from mmitpn.checkpoint.safe_globals import register_safe_globals
+from mmitpn.checkpoint.reader import register_safe_globals
 from mmitpn.engine import AtomicCheckpointHook, find_resumable, setup_environment
 from mmitpn.engine.atomic import SUFFIX, remove_leftovers, write_atomic
 

@@ -149,14 +149,14 @@ def test_losses_and_gradients_equal_the_published_criterion(batch, reference, fi
             assert ours[mine].item() / weight == pytest.approx(value, rel=2e-5, abs=1e-6), name
         assert sum(ours.values()).item() == pytest.approx(settings['total_weighted'], rel=1e-5)
     if 'grad_norm' in expected:
-        from mmitpn.checkpoint.mask_dino_names import our_name as our_weight
+        from mmitpn.checkpoint.mask_dino_keys import convert_head_key
 
         sum(ours.values()).backward()
         gradients = {name: weight.grad.norm().item() for name, weight in head.named_parameters()}
         assert all(gradients.values())
         for name, value in expected['grad_norm'].items():
             # Bilinear sampling has kinks: a point that lies on the other side of one changes the offsets' gradients.
-            assert gradients[our_weight(name)] == pytest.approx(value, rel=2e-3), name
+            assert gradients[convert_head_key(name)] == pytest.approx(value, rel=2e-3), name
 
 
 @pytest.mark.parametrize('kind', ['bitmask', 'mask2box'])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmitpn.checkpoint import identify, to_authors, to_ours
+from mmitpn.checkpoint import convert_from_authors, convert_to_authors, identify
 from mmitpn.testing import build_reference_case
 
 
@@ -23,7 +23,7 @@ def test_equals_the_authors_outputs(name, reference_case, assert_matches_referen
 @pytest.mark.parametrize('name', ['det_pixel_base', 'seg_base'])
 def test_weights_go_both_ways_bit_exact(name, reference_case):
     weights = reference_case(name).weights
-    back = to_authors(to_ours(identify(weights)).state)
+    back = convert_to_authors(convert_from_authors(identify(weights)).state)
     assert back.keys() == weights.keys()
     assert all(torch.equal(back[key], weights[key]) for key in weights)
 

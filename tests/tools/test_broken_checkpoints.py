@@ -166,7 +166,7 @@ def test_an_address_is_explained_too(broken, monkeypatch):
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(original))
     CheckpointLoader.register_scheme(('http://', 'https://'), loader=fails, force=True)
     setup_environment()
-    monkeypatch.setattr('mmitpn.checkpoint.io._download', lambda _: broken / 'pointer.pth')
+    monkeypatch.setattr('mmitpn.checkpoint.reader._download', lambda _: broken / 'pointer.pth')
     monkeypatch.setattr(Path, 'unlink', lambda *_, **__: None)
     with pytest.raises(
         ValueError, match=r'https://x\.org/w\.pth is a git-lfs pointer.*the broken download was removed'

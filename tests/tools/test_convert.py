@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from mmitpn import FastITPN, ITPNPyramid
-from mmitpn.checkpoint import load_pretrained, read_checkpoint, to_authors
+from mmitpn.checkpoint import convert_to_authors, load_pretrained, read_checkpoint
 
 TOOLS = Path(__file__).parents[2] / 'tools' / 'convert'
 ARCH = {'depths': (1, 1, 2), 'embed_dim': 64, 'num_heads': 1}
@@ -42,7 +42,7 @@ def modules():
 @pytest.fixture
 def authors(tmp_path, modules):
     """A pre-training file of the authors, fp16, and its weights."""
-    state = to_authors({**modules[0].state_dict(), **modules[1].state_dict()})
+    state = convert_to_authors({**modules[0].state_dict(), **modules[1].state_dict()})
     state = {name: value.half() for name, value in state.items()}
     torch.save({'module': {**state, 'mask_token': torch.zeros(1, 1, 256).half()}}, tmp_path / 'authors.pt')
     return tmp_path / 'authors.pt', state
@@ -100,7 +100,7 @@ def test_inspect_says_what_a_file_is_and_how_to_use_it(run, authors):
         'wrapped in module',
         '1/1/2 blocks, 64 channels',
         'with layer scale, 14x14 positions',
-        '24 channels, 1 block(s) a merge, 64 hidden',
+        '24 channels, 1 block(s) per merge, 64 hidden',
         'mask_token (1 weights)',
     ):
         assert text in done.stdout
@@ -111,7 +111,7 @@ def test_inspect_says_what_a_file_is_and_how_to_use_it(run, authors):
         module = {'mmitpn.FastITPN': FastITPN, 'mmitpn.ITPNPyramid': ITPNPyramid}[config.pop('type')](**config)
         module.init_weights()
         built.update(module.state_dict())
-    assert all(torch.equal(value, state[name].float()) for name, value in to_authors(built).items())
+    assert all(torch.equal(value, state[name].float()) for name, value in convert_to_authors(built).items())
 
 
 def test_inspect_names_what_cannot_be_used(run, tmp_path):

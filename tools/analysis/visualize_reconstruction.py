@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmitpn.checkpoint import read_checkpoint
-from mmitpn.checkpoint.explain import some
+from mmitpn.checkpoint.diagnostics import some
 from mmitpn.engine.dict_action import DictAction
 from mmitpn.engine.fit import compare_weights
 from mmitpn.models.pretrain import ITPNPretrain

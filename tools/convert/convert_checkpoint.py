@@ -15,9 +15,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mmitpn.checkpoint import FileInfo, identify, read_checkpoint, to_authors, to_ours
-from mmitpn.checkpoint.explain import explain_layout, some
-from mmitpn.checkpoint.layouts import AUTHORS, OURS, part_of
+from mmitpn.checkpoint import FileInfo, convert_from_authors, convert_to_authors, identify, read_checkpoint
+from mmitpn.checkpoint.diagnostics import explain_layout, some
+from mmitpn.checkpoint.formats import AUTHORS, OURS, part_of
 
 DTYPES = {'fp16': torch.float16, 'fp32': torch.float32}
 
@@ -48,9 +48,9 @@ def convert(info: FileInfo, to: str, *, drop_heads: bool = False) -> tuple[dict[
     """
     if info.layout not in (OURS, *AUTHORS):
         raise ValueError(explain_layout(info))
-    weights = to_ours(info)
+    weights = convert_from_authors(info)
     if to == 'authors':
-        return to_authors(weights.state), weights.ignored + weights.unexpected + list(info.rest)
+        return convert_to_authors(weights.state), weights.ignored + weights.unexpected + list(info.rest)
     named = {('neck.' if part_of(name) == 'pyramid' else 'backbone.') + name: v for name, v in weights.state.items()}
     rest = info.rest if info.layout == OURS and not drop_heads else {}
     left_out = weights.ignored + weights.unexpected + ([] if rest else list(info.rest))

@@ -8,10 +8,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from mmitpn.checkpoint import FileInfo, identify, read_checkpoint
-from mmitpn.checkpoint.convert import to_ours
-from mmitpn.checkpoint.explain import backbone_settings
-from mmitpn.checkpoint.layouts import AUTHORS, OURS, part_of
+from mmitpn.checkpoint import FileInfo, convert_from_authors, identify, read_checkpoint
+from mmitpn.checkpoint.diagnostics import backbone_settings
+from mmitpn.checkpoint.formats import AUTHORS, OURS, part_of
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,7 +37,7 @@ def describe(file: str, info: FileInfo) -> list[tuple[str, str]]:
     rows.append(('dtype', info.dtype or 'no floating-point weights'))
     params, others = Counter(), Counter()
     if info.layout in (OURS, *AUTHORS) and (info.arch or info.pyramid):
-        weights = to_ours(info)
+        weights = convert_from_authors(info)
         for name, value in weights.state.items():
             params['pyramid' if part_of(name) == 'pyramid' else 'backbone'] += value.numel()
         others.update(name.split('.')[0] for name in weights.ignored + weights.unexpected)

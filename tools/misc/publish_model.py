@@ -23,7 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mmitpn.checkpoint import read_checkpoint
+from mmitpn.checkpoint import read_checkpoint, unwrap_state_dict
 from mmitpn.engine.atomic import write_atomic
 from mmitpn.version import __version__
 
@@ -44,13 +44,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def weights_of(content: Mapping[str, Any], prefixes: list[str] | None) -> dict[str, Tensor]:
     """The model's weights: those that the run evaluates with."""
-    state = next((content[key] for key in ('state_dict', 'model', 'module') if key in content), content)
-    found = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-    if prefixes:
-        found = {name: value for name, value in found.items() if name.startswith(tuple(prefixes))}
+    state, _ = unwrap_state_dict(content)
+    found = {name: value for name, value in state.items() if not prefixes or name.startswith(tuple(prefixes))}
     if not found:
-        below = f' below {", ".join(prefixes)}' if prefixes else ''
-        raise ValueError(f'no weights{below}: the file has {", ".join(map(str, list(state)[:5]))}')
+        raise ValueError(f'no weights below {", ".join(prefixes)}: the file has {", ".join(list(state)[:5])}')
     broken = [name for name, value in found.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if broken:
         raise ValueError(f'{len(broken)} weights are not finite ({", ".join(broken[:3])}): the run went wrong')

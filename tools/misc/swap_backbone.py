@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mmitpn.checkpoint import identify, read_checkpoint
-from mmitpn.checkpoint.explain import explain_layout
-from mmitpn.checkpoint.layouts import FOREIGN
+from mmitpn.checkpoint.diagnostics import explain_layout
+from mmitpn.checkpoint.formats import FOREIGN
 from mmitpn.config_types import type_name
 from mmitpn.engine.host_configs import register_host_configs, resolve_config
 from mmitpn.models.backbones.archs import ARCHS

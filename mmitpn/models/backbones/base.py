@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmitpn.checkpoint import FileInfo, PretrainedModule
-from mmitpn.checkpoint.names import ITPN
+from mmitpn.checkpoint.formats import ITPN
 
 from ..layers import (
     LearnedPositions,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from mmitpn.checkpoint.names import FAST
+from mmitpn.checkpoint.formats import FAST
 from mmitpn.registry import MODELS
 
 from ..layers import Attention, PatchEmbed, PatchMerge, PointwiseBlock, SwiGLU, TransformerBlock, layer_norm

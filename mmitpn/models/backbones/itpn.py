@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from mmitpn.checkpoint import FileInfo
-from mmitpn.checkpoint.names import ITPN as ITPN_FAMILY
+from mmitpn.checkpoint.formats import ITPN as ITPN_FAMILY
 from mmitpn.registry import MODELS
 
 from ..layers import (

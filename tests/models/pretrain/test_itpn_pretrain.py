@@ -286,13 +286,13 @@ def test_a_released_file_goes_on_learning(reference_case):
 
 
 def test_exported_weights_are_the_authors_and_back(build):
-    from mmitpn.checkpoint import identify, to_authors, to_ours
+    from mmitpn.checkpoint import convert_from_authors, convert_to_authors, identify
 
     for form in ('fast', 'pixel', 'clip'):
         model = build(form)
         state = model.state_dict()
-        authors = to_authors(state)
-        back = to_ours(identify(authors)).state
+        authors = convert_to_authors(state)
+        back = convert_from_authors(identify(authors)).state
         own = {k.partition('.')[2]: v for k, v in state.items() if k.startswith(('backbone.', 'neck.'))}
         assert back.keys() == own.keys()
         assert all(torch.equal(back[name], own[name]) for name in own)

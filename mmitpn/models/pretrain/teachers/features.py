@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmitpn.checkpoint import read_checkpoint
+from mmitpn.checkpoint import read_checkpoint, unwrap_state_dict
 from mmitpn.config_types import is_type, type_name
 from mmitpn.registry import MODELS
 
@@ -156,10 +156,7 @@ def _build(model: str | Mapping | nn.Module, weights: str | None) -> nn.Module:
 
 
 def _load(network: nn.Module, weights: str, prefix: str | None, name: str) -> None:
-    state = read_checkpoint(weights)
-    for key in ('state_dict', 'model', 'module'):
-        if isinstance(state.get(key), Mapping):
-            state = state[key]
+    state, _ = unwrap_state_dict(read_checkpoint(weights))
     if prefix:
         start = prefix.rstrip('.') + '.'
         state = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}

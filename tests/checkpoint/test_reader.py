@@ -20,8 +20,10 @@ from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 
 from mmitpn.checkpoint import read_checkpoint
+from mmitpn.checkpoint.reader import read_array_pickle
 
 WEIGHTS = {'a.weight': torch.arange(6.0).view(2, 3), 'b.bias': torch.ones(2, dtype=torch.float16)}
+ARRAYS = {'a': np.arange(6, dtype=np.float32).reshape(2, 3), 'b': np.array([True, False]), 'c': np.array(7)}
 
 
 class Unknown:
@@ -32,7 +34,7 @@ class Unknown:
 
 
 class Runs:
-    """A pickle of it calls what it is told to."""
+    """Its pickle is a call of a function."""
 
     def __init__(self, function, *args):
         self.call = (function, args)
@@ -52,7 +54,7 @@ def _saved(path, content, **kwargs):
 
 @pytest.mark.parametrize('name', ['weights.pth', 'weights.pt', 'weights.bin', 'weights', 'weights.safetensors'])
 @pytest.mark.parametrize('how', ['zip', 'legacy', 'safetensors'])
-def test_contents_tell_the_format_whatever_the_name(tmp_path, name, how):
+def test_the_format_is_recognized_by_contents_not_by_name(tmp_path, name, how):
     path = tmp_path / name
     if how == 'safetensors':
         safetensors.torch.save_file(WEIGHTS, path)
@@ -63,7 +65,7 @@ def test_contents_tell_the_format_whatever_the_name(tmp_path, name, how):
 
 
 @pytest.mark.parametrize('legacy', [False, True])
-def test_what_trainings_store_beside_the_weights_is_no_hindrance(tmp_path, legacy):
+def test_objects_that_training_checkpoints_contain_are_no_hindrance(tmp_path, legacy):
     history = HistoryBuffer([1.0, 2.0], [1, 1])
     content = {
         'args': argparse.Namespace(lr=np.float64(0.1), out=Path('x')),
@@ -104,7 +106,7 @@ def test_unknown_objects_need_to_be_allowed(tmp_path, monkeypatch, legacy):
         read_checkpoint(path)
 
 
-def test_paths_in_files_of_another_python_are_stand_ins(tmp_path):
+def test_paths_in_files_of_another_python_are_placeholders(tmp_path):
     """``pathlib.PosixPath`` is ``pathlib._local.PosixPath`` in a pickle of Python 3.13, and only there."""
     path = _saved(tmp_path / 'f.pth', {'work_dir': Path('a'), **WEIGHTS}, _use_new_zipfile_serialization=False)
     content = path.read_bytes()
@@ -130,7 +132,7 @@ def test_nothing_in_a_file_is_executed(tmp_path, allow, legacy, kind):
     assert not marker.exists()
     if allow and kind != 'os':
         assert _same(read_checkpoint(path, allow_objects=True))
-    elif kind == 'pathlib':  # its parts are types that trainings store: stand-ins, without being asked
+    elif kind == 'pathlib':  # its parts are types that training checkpoints contain: placeholders without allow_objects
         assert _same(read_checkpoint(path))
     else:
         with pytest.raises(ValueError, match='which no checkpoint needs' if kind == 'os' else 'not read by default'):
@@ -165,16 +167,16 @@ def test_files_that_are_no_checkpoint(tmp_path, content, message):
 
 
 @pytest.mark.parametrize('how', ['zip', 'legacy', 'safetensors'])
-@pytest.mark.parametrize('share', [0.05, 0.5, 0.95, 0.999])
-def test_files_that_are_cut_off(tmp_path, how, share):
+@pytest.mark.parametrize('fraction', [0.05, 0.5, 0.95, 0.999])
+def test_files_that_are_cut_off(tmp_path, how, fraction):
     path = tmp_path / 'f.pth'
     weights = {f'layer{i}.weight': torch.randn(64, 64) for i in range(4)}
     if how == 'safetensors':
         safetensors.torch.save_file(weights, path)
     else:
         _saved(path, weights, _use_new_zipfile_serialization=how == 'zip')
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * share)])
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * fraction)])
     with pytest.raises(ValueError, match='cut off, damaged or of another kind'):
         read_checkpoint(path)
 
@@ -264,3 +266,40 @@ def test_an_address_that_leads_nowhere(server):
         read_checkpoint(f'{server[1]}/missing.pth')
     with pytest.raises(FileNotFoundError, match='check the address and the network'):
         read_checkpoint('http://127.0.0.1:9/missing.pth')
+
+
+# --- detectron2's pickles of arrays ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('protocol', [2, 3, 4, 5])
+def test_arrays_become_tensors(tmp_path, protocol):
+    path = tmp_path / 'model.pkl'
+    path.write_bytes(pickle.dumps({'model': ARRAYS, '__author__': 'x', 'n': np.float64(2.5)}, protocol=protocol))
+    found = read_checkpoint(path)
+    assert found['__author__'] == 'x'
+    assert found['n'] == 2.5
+    for name, array in ARRAYS.items():
+        assert torch.equal(found['model'][name], torch.as_tensor(array))
+        found['model'][name].zero_()  # not read-only
+
+
+@pytest.mark.parametrize('protocol', [2, 5])
+def test_nothing_in_a_pickle_of_arrays_is_executed(tmp_path, protocol, monkeypatch):
+    called = []
+    monkeypatch.setattr(os, 'system', called.append)
+    path = tmp_path / 'model.pkl'
+    path.write_bytes(
+        pickle.dumps({'model': ARRAYS, 'x': Runs(os.system, 'touch /nonexistent/file')}, protocol=protocol)
+    )
+    with pytest.raises(ValueError, match=r'model\.pkl'):
+        read_checkpoint(path)
+    assert not called
+
+
+def test_files_of_torch_are_not_read_as_pickles_of_arrays(tmp_path):
+    path = tmp_path / 'old.pth'
+    torch.save({'w': torch.ones(2)}, path, _use_new_zipfile_serialization=False)
+    assert read_array_pickle(path) is None
+    assert torch.equal(read_checkpoint(path)['w'], torch.ones(2))
+    path.write_bytes(pickle.dumps([1, 2]))
+    assert read_array_pickle(path) is None

@@ -12,8 +12,13 @@ pytest.importorskip('mmdet')
 
 from mmdet.models.backbones import ResNet, SwinTransformer
 
-from mmitpn.checkpoint.mask_dino import is_mask_dino, load_mask_dino, to_our_backbone
-from mmitpn.checkpoint.mask_dino_names import our_name, resnet_name
+from mmitpn.checkpoint.mask_dino_keys import (
+    convert_backbone,
+    convert_head_key,
+    convert_resnet_key,
+    is_mask_dino,
+    load_mask_dino_checkpoint,
+)
 from mmitpn.models.heads import MaskDINOHead
 
 SMALL = {
@@ -29,7 +34,7 @@ BOX_NAMES = ('_bbox_embed', 'bbox_embed.0', 'decoder.bbox_embed.1')
 
 
 def released(head):
-    """A head's weights as they are released: the inverse of the names, by trying."""
+    """A head's weights as they are released: the inverse of the table of names."""
     theirs = {}
     for name in head.state_dict():
         part, rest = name.split('.', 1)
@@ -46,19 +51,19 @@ def released(head):
             rest = rest.replace('memory_proj', 'enc_output').replace('memory_norm', 'enc_output_norm')
             rest = rest.replace('box_embed', '_bbox_embed')
         new = f'sem_seg_head.{part}.{rest}'
-        assert our_name(new) == name
+        assert convert_head_key(new) == name
         theirs[new] = torch.randn_like(head.state_dict()[name])
     return theirs
 
 
 @pytest.mark.parametrize('box_name', BOX_NAMES)
 @pytest.mark.parametrize('wrapped', [False, True])
-def test_any_one_name_of_the_box_head_will_do(box_name, wrapped):
+def test_any_of_the_names_of_the_box_head_is_enough(box_name, wrapped):
     head = MaskDINOHead(**SMALL)
     weights = released(head)
     weights = {name.replace('_bbox_embed', box_name): value for name, value in weights.items()}
     weights['criterion.empty_weight'] = torch.ones(4)
-    report = load_mask_dino(head, {'model': weights} if wrapped else weights)
+    report = load_mask_dino_checkpoint(head, {'model': weights} if wrapped else weights)
     assert report.loaded
     assert report.count('matched') == len(head.state_dict())
     assert report.names('ignored') == ['criterion.empty_weight']
@@ -66,22 +71,22 @@ def test_any_one_name_of_the_box_head_will_do(box_name, wrapped):
     assert torch.equal(head.predictor.box_embed.layers[1].weight, weights[prefix])
 
 
-def test_two_values_of_one_weight_are_told():
+def test_two_values_of_one_weight_are_reported():
     head = MaskDINOHead(**SMALL)
     weights = released(head)
     weights['sem_seg_head.predictor.bbox_embed.3.layers.0.bias'] = torch.randn(32)
     with pytest.raises(ValueError, match=r'one weight has two values in the file: .*bbox_embed\.3'):
-        load_mask_dino(head, weights)
+        load_mask_dino_checkpoint(head, weights)
 
 
-def test_what_does_not_fit_is_told_and_nothing_changes():
+def test_what_does_not_fit_is_reported_and_nothing_changes():
     weights = released(MaskDINOHead(**SMALL))
     head = MaskDINOHead(**{**SMALL, 'num_things_classes': 5})
     before = {name: value.clone() for name, value in head.state_dict().items()}
     with pytest.raises(ValueError, match=r'class_embed.weight is \(5, 32\) in the model, and \(3, 32\) in the file'):
-        load_mask_dino(head, weights)
+        load_mask_dino_checkpoint(head, weights)
     assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
-    report = load_mask_dino(head, weights, strict=False)
+    report = load_mask_dino_checkpoint(head, weights, strict=False)
     assert report.names('missing') == [
         f'predictor.{n}' for n in ('class_embed.weight', 'class_embed.bias', 'label_embed.weight')
     ]
@@ -100,7 +105,7 @@ def detectron2_resnet(model):
             rest = rest.replace('bn1', 'conv1.norm').replace('bn2', 'conv2.norm').replace('bn3', 'conv3.norm')
             rest = rest.replace('downsample.0', 'shortcut').replace('downsample.1', 'shortcut.norm')
             new = f'res{int(layer.removeprefix("layer")) + 1}.{rest}'
-        assert resnet_name(new) == name
+        assert convert_resnet_key(new) == name
         theirs[f'backbone.{new}'] = torch.randn_like(value)
     return theirs
 
@@ -117,7 +122,7 @@ def test_a_whole_model_from_a_pickle(tmp_path):
     path = tmp_path / 'model_final.pkl'
     arrays = {name: value.numpy() for name, value in weights.items()}
     path.write_bytes(pickle.dumps({'model': arrays, '__author__': 'x'}))
-    report = load_mask_dino(model, path)
+    report = load_mask_dino_checkpoint(model, path)
     assert report.loaded
     assert not report.count('missing')
     assert len(report.parts['backbone'].matched) == 265
@@ -129,7 +134,7 @@ def test_a_whole_model_from_a_pickle(tmp_path):
 
 def test_another_backbone_stays():
     model = Model(nn.Linear(1, 1), MaskDINOHead(**SMALL))
-    report = load_mask_dino(model, {**released(model.panoptic_head), **detectron2_resnet(ResNet(50))})
+    report = load_mask_dino_checkpoint(model, {**released(model.panoptic_head), **detectron2_resnet(ResNet(50))})
     assert report.loaded
     assert 'backbone of the model stays' in report.warnings[0]
     assert len(report.parts['backbone'].ignored) == 265
@@ -143,12 +148,20 @@ def test_a_swin_transformer():
         new = name.replace('stages', 'layers').replace('attn.w_msa', 'attn').replace('projection', 'proj')
         new = new.replace('ffn.layers.0.0', 'mlp.fc1').replace('ffn.layers.1', 'mlp.fc2')
         theirs[f'backbone.{new}'] = torch.randn_like(value) if value.is_floating_point() else value
-    ours = to_our_backbone(theirs)
+    ours = convert_backbone(theirs)
     assert ours.keys() == state.keys()
     assert all(ours[name].shape == value.shape for name, value in state.items())
 
 
-def test_other_files_are_told():
+def test_other_files_are_refused():
     assert not is_mask_dino({'state_dict': {'a': torch.zeros(1)}})
     with pytest.raises(ValueError, match='no released MaskDINO checkpoint'):
-        load_mask_dino(MaskDINOHead(**SMALL), {'a': torch.zeros(1)})
+        load_mask_dino_checkpoint(MaskDINOHead(**SMALL), {'a': torch.zeros(1)})
+
+
+def test_the_old_name_is_accepted_with_a_warning():
+    from mmitpn.checkpoint.mask_dino import load_mask_dino
+
+    head = MaskDINOHead(**SMALL)
+    with pytest.warns(DeprecationWarning, match='mask_dino_keys.load_mask_dino_checkpoint now'):
+        assert load_mask_dino(head, released(head)).loaded

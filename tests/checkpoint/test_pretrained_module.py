@@ -1,4 +1,4 @@
-"""Modules that are built from a file, and what is said of a module that was not initialized."""
+"""Modules that load a file themselves: ``from_pretrained``, ``init_cfg`` and ``init_weights``."""
 
 from __future__ import annotations
 
@@ -7,21 +7,29 @@ import warnings
 
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModule
+from torch import nn
 
 from mmitpn import ITPN, FastITPN, ITPNPyramid
-from mmitpn.checkpoint import QuietInit, load_pretrained
-from mmitpn.checkpoint.sizes import PUBLISHED
-from mmitpn.models.backbones.archs import ARCHS
+from mmitpn.checkpoint import PretrainedModule, QuietInit, load_pretrained
 
 SMALL = {'depths': (1, 2, 3), 'embed_dim': 64, 'num_heads': 1}
 IMAGE = torch.linspace(-1, 1, 3 * 48 * 64).view(1, 3, 48, 64)
 
 
+class Model(BaseModule):
+    """What a detector of mmdet looks like."""
+
+    def __init__(self, backbone, neck=None):
+        super().__init__()
+        self.backbone, self.neck = backbone, neck
+
+
 @pytest.fixture
 def saved(tmp_path):
-    """A function that writes weights into a file and gives its path."""
+    """A function that writes weights to a file and returns its path."""
 
     def write(state):
         torch.save({'module': state}, tmp_path / 'f.pt')
@@ -33,12 +41,6 @@ def saved(tmp_path):
 def same(module, other):
     ours, theirs = module.state_dict(), other.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
-
-
-def test_the_published_sizes_are_those_of_the_backbones():
-    assert {name: (*arch['depths'], arch['embed_dim']) for name, arch in ARCHS.items()} == {
-        name: sizes for sizes, name in PUBLISHED.items()
-    }
 
 
 @pytest.mark.parametrize('layer_scale', [True, False])
@@ -55,7 +57,7 @@ def test_a_backbone_takes_everything_from_the_file(saved, authors_weights, layer
 def test_the_authors_outputs(reference_case, assert_matches_reference):
     reference = reference_case('fast_tiny_cls')
     model = FastITPN.from_pretrained({'model': reference.weights})
-    assert model.arch == {**ARCHS['tiny'], 'depths': (1, 1, 12)}
+    assert model.arch == {'depths': (1, 1, 12), 'embed_dim': 384, 'num_heads': 6}
     with torch.no_grad():
         outs = model(reference.image)
     for out, expected in zip(outs, reference.case['outs'], strict=True):
@@ -104,8 +106,8 @@ def test_itpn(saved, authors_itpn_weights, relative, layer_scale):
 @pytest.mark.parametrize('out_channels', [24, 64])
 def test_a_pyramid(saved, authors_weights, authors_itpn_weights, family, out_channels):
     depth = 1 if family == 'fast' else 2
-    made = authors_weights if family == 'fast' else authors_itpn_weights
-    state = made(pyramid=out_channels, **({} if family == 'fast' else {'depth': 2}))
+    build = authors_weights if family == 'fast' else authors_itpn_weights
+    state = build(pyramid=out_channels, **({} if family == 'fast' else {'depth': 2}))
     file = saved(state)
     neck = ITPNPyramid.from_pretrained(file, num_outs=4, extra_pool='max')
     expected = ITPNPyramid((16, 32, 64), out_channels=out_channels, kind=family, depth=depth, num_outs=4)
@@ -135,7 +137,7 @@ def test_a_checkpoint_of_a_whole_model_and_a_prefix(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('cls', 'made', 'settings', 'message'),
+    ('cls', 'weights', 'settings', 'message'),
     [
         (
             FastITPN,
@@ -156,14 +158,14 @@ def test_a_checkpoint_of_a_whole_model_and_a_prefix(tmp_path):
         (ITPNPyramid, 'fast', {'kind': 'linear'}, r"set kind='fast' on the neck"),
     ],
 )
-def test_files_that_do_not_fit(saved, authors_weights, authors_itpn_weights, finetuned, cls, made, settings, message):
+def test_files_that_do_not_fit(saved, authors_weights, authors_itpn_weights, finetuned, cls, weights, settings, message):
     state = {
         'fast': lambda: authors_weights(pyramid=24),
         'itpn': authors_itpn_weights,
         'resnet': lambda: {'conv1.weight': torch.zeros(1), 'layer1.0.conv1.weight': torch.zeros(1)},
         'finetuned': lambda: finetuned,
         'pyramid': ITPNPyramid((16, 32, 64)).state_dict,
-    }[made]()
+    }[weights]()
     file = saved(state)
     with pytest.raises(ValueError, match=message) as raised:
         cls.from_pretrained(file, **settings)
@@ -175,7 +177,7 @@ def test_a_file_that_is_not_there(tmp_path):
         FastITPN.from_pretrained(tmp_path / 'gone.pth')
 
 
-# --- modules that were not initialized, and what initialization says -----------------------------------------------
+# --- modules that were not initialized, and what initialization logs -----------------------------------------------
 
 
 @pytest.fixture
@@ -213,14 +215,6 @@ def test_a_loaded_module_is_not_warned_of(init_cfg, load):
             model(IMAGE)
 
 
-class Model(BaseModule):
-    """What a framework's detector looks like."""
-
-    def __init__(self, backbone):
-        super().__init__()
-        self.backbone = backbone
-
-
 @pytest.fixture
 def logger():
     """A function that gives mmengine's current logger, with or without a file; it is gone afterwards."""
@@ -246,17 +240,17 @@ def test_initialization_does_not_list_every_parameter(init_cfg, logger):
     assert not any('patch_embed' in record.getMessage() for record in records)
 
 
-def test_a_model_tells_its_log_file_alone(init_cfg, tmp_path, logger):
+def test_a_model_logs_details_only_to_its_file(init_cfg, tmp_path, logger):
     class Quiet(QuietInit, Model):
         pass
 
     own = logger(log_file=str(tmp_path / 'run.log'))
     streams = [handler for handler in own.handlers if not isinstance(handler, logging.FileHandler)]
-    said = []
+    shown = []
     for handler in streams:
-        handler.emit = said.append
+        handler.emit = shown.append
     Quiet(FastITPN(SMALL, init_cfg=init_cfg)).init_weights()
-    assert [record.getMessage().split(':')[0] for record in said] == [f'Weights from {init_cfg["checkpoint"]}']
+    assert [record.getMessage().split(':')[0] for record in shown] == [f'Weights from {init_cfg["checkpoint"]}']
     text = (tmp_path / 'run.log').read_text()
     assert 'backbone.patch_embed.proj.weight - torch.Size([16, 3, 4, 4])' in text
     assert f'load_pretrained from {init_cfg["checkpoint"]}' in text
@@ -274,3 +268,91 @@ def test_from_pretrained_inside_a_model_stays_as_it_is(init_cfg):
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     Model(backbone).init_weights()
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+
+
+# --- init_cfg -------------------------------------------------------------------------------------------------------
+
+
+class SelfInitialized(PretrainedModule):
+    """Initializes itself when it is built."""
+
+    def __init__(self, init_cfg=None):
+        super().__init__(init_cfg)
+        self.linear = nn.Linear(2, 2)
+        nn.init.constant_(self.linear.weight, 7)
+
+
+@pytest.fixture
+def file(tmp_path, pretrained):
+    torch.save({'module': pretrained}, tmp_path / 'f.pth')
+    return str(tmp_path / 'f.pth')
+
+
+def test_own_initialization_stays():
+    module = SelfInitialized()
+    module.init_weights()
+    assert (module.linear.weight == 7).all()
+
+
+def test_other_types_of_init_cfg_go_to_mmengine():
+    module = SelfInitialized([{'type': 'Constant', 'layer': 'Linear', 'val': 3.0, 'bias': 1.0}])
+    module.init_weights()
+    assert (module.linear.weight == 3).all()
+    assert module.init_cfg[0]['type'] == 'Constant'
+
+
+@pytest.mark.parametrize('cfg_type', [dict, ConfigDict])
+def test_pretrained_in_a_model(file, pretrained, small_backbone, small_neck, logged, cfg_type):
+    init_cfg = cfg_type(type='Pretrained', checkpoint=file)
+    model = Model(small_backbone(init_cfg=init_cfg), small_neck(init_cfg=[init_cfg]))
+    model.init_weights()
+    assert torch.equal(model.backbone.norm.weight, pretrained['norm.weight'])
+    assert torch.equal(model.neck.align16.bias, pretrained['align_dim_16tofpn.bias'])
+    assert len(logged) == 2
+    assert model.backbone.is_init
+    assert model.backbone.init_cfg == init_cfg
+
+
+def test_pretrained_weights_come_after_every_other_initialization(file, pretrained, small_backbone):
+    cfgs = [{'type': 'Pretrained', 'checkpoint': file}, {'type': 'Constant', 'layer': 'LayerNorm', 'val': 3.0}]
+    backbone = small_backbone(init_cfg=cfgs)
+    backbone.init_weights()
+    assert torch.equal(backbone.norm.weight, pretrained['norm.weight'])
+
+
+def test_a_file_that_does_not_fit_stops_the_model(file, small_backbone, small_neck):
+    model = Model(
+        small_backbone(layer_scale_init_value=None, init_cfg={'type': 'Pretrained', 'checkpoint': file}), small_neck()
+    )
+    with pytest.raises(ValueError, match='layer_scale_init_value'):
+        model.init_weights()
+    assert not model.backbone.is_init
+
+
+def test_strict_and_prefix_are_passed_on(tmp_path, pretrained, small_backbone):
+    torch.save({f'teacher.{name}': value for name, value in pretrained.items()}, tmp_path / 'f.pth')
+    cfg = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'f.pth'), 'prefix': 'teacher.', 'strict': False}
+    backbone = small_backbone(layer_scale_init_value=None, init_cfg=cfg)
+    backbone.init_weights()
+    assert torch.equal(backbone.norm.weight, pretrained['norm.weight'])
+
+
+def test_a_missing_file(tmp_path, small_backbone):
+    backbone = small_backbone(init_cfg={'type': 'Pretrained', 'checkpoint': str(tmp_path / 'missing.pth')})
+    with pytest.raises(FileNotFoundError, match=r'missing.pth does not exist'):
+        backbone.init_weights()
+
+
+@pytest.mark.parametrize(
+    ('init_cfg', 'error', 'message'),
+    [
+        ({'type': 'Pretrained'}, ValueError, "needs checkpoint='PATH or URL', but got None"),
+        ({'type': 'Pretrained', 'checkpoint': None}, ValueError, 'leave init_cfg out'),
+        ({'type': 'Pretrained', 'checkpoint': 'f', 'strickt': True}, ValueError, r"unknown keys \['strickt'\]"),
+        ({'checkpoint': 'f'}, TypeError, "must be a dict with a 'type'"),
+        ('f.pth', TypeError, "must be a dict with a 'type'"),
+    ],
+)
+def test_bad_init_cfg_is_refused_when_built(init_cfg, error, message):
+    with pytest.raises(error, match=message):
+        SelfInitialized(init_cfg)

@@ -1,4 +1,4 @@
-"""Telling files apart."""
+"""Identifying files: wrappers, prefixes, layouts and sizes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import itertools
 import pytest
 import torch
 
-from mmitpn.checkpoint import identify, to_ours
+from mmitpn import FastITPN
+from mmitpn.checkpoint import convert_from_authors, identify
+from mmitpn.checkpoint.formats import PUBLISHED_ARCHS
 
 WRAPS = {
     'raw': lambda state: state,
@@ -25,7 +27,7 @@ PREFIXES = ['', 'module.', 'backbone.', 'module.backbone.', '_orig_mod.']
 def test_wrappers_and_prefixes(request, half, pretrained, finetuned, layout, wrap, prefix):
     state = {'fast_itpn_pretrain': pretrained, 'fast_itpn_finetuned': finetuned}.get(layout)
     if state is None:
-        state = to_ours(identify(pretrained)).state
+        state = convert_from_authors(identify(pretrained)).state
     file = WRAPS[wrap]({prefix + name: value for name, value in half(state).items()})
     info = identify(file)
     assert info.layout == layout
@@ -34,7 +36,7 @@ def test_wrappers_and_prefixes(request, half, pretrained, finetuned, layout, wra
     assert (info.pyramid is None) == (layout == 'fast_itpn_finetuned')
     if info.pyramid:
         assert (info.pyramid.out_channels, info.pyramid.depth, info.pyramid.hidden_channels) == (24, 1, 64)
-    assert to_ours(info).state.keys() == to_ours(identify(state)).state.keys()
+    assert convert_from_authors(info).state.keys() == convert_from_authors(identify(state)).state.keys()
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def test_wrappers_and_prefixes(request, half, pretrained, finetuned, layout, wra
         (None, {'depths': (1, 1, 3), 'dim': 128}),
     ],
 )
-def test_sizes_are_read_off_the_weights(authors_shapes, name, size):
+def test_sizes_are_inferred_from_the_weights(authors_shapes, name, size):
     state = {n: torch.empty(s, device='meta') for n, s in authors_shapes(**size, layer_scale=False).items()}
     info = identify(state)
     assert (info.arch.depths, info.arch.embed_dim, info.arch.name) == (size['depths'], size['dim'], name)
@@ -56,8 +58,18 @@ def test_sizes_are_read_off_the_weights(authors_shapes, name, size):
     assert info.arch.setting == expected
 
 
+@pytest.mark.parametrize(('sizes', 'name'), PUBLISHED_ARCHS.items())
+def test_the_published_sizes_are_those_of_the_backbones(sizes, name):
+    with torch.device('meta'):
+        arch = FastITPN(name).arch
+    assert (*arch['depths'], arch['embed_dim']) == sizes
+    with pytest.raises(ValueError, match='unknown arch') as error:
+        FastITPN('huge')
+    assert all(f"'{known}'" in str(error.value) for known in PUBLISHED_ARCHS.values())
+
+
 @pytest.mark.parametrize(('case', 'layout'), [('det_pixel_base', 'itpn_pixel'), ('seg_base', 'itpn_clip')])
-def test_the_older_family_is_recognised(reference_shapes, case, layout):
+def test_the_older_family_is_recognized(reference_shapes, case, layout):
     state = {name: torch.empty(shape, device='meta') for name, shape in reference_shapes(case).items()}
     assert identify(state).layout == layout
     assert identify({'model': {f'backbone.{name}': v for name, v in state.items()}}).layout == layout
@@ -67,7 +79,7 @@ def test_the_older_family_is_recognised(reference_shapes, case, layout):
 @pytest.mark.parametrize(
     ('keys', 'layout'), [('decoder_pred.weight', 'itpn_pixel'), ('lm_cls_head.weight lm_head.weight', 'itpn_clip')]
 )
-def test_the_older_family_is_recognised_by_its_pretraining_heads(keys, layout):
+def test_the_older_family_is_recognized_by_its_pretraining_heads(keys, layout):
     assert identify({name: torch.zeros(1) for name in keys.split()}).layout == layout
 
 
@@ -81,13 +93,13 @@ def test_the_older_family_is_recognised_by_its_pretraining_heads(keys, layout):
         ('a b c d', ''),
     ],
 )
-def test_strangers(keys, looks):
+def test_other_networks_are_recognized(keys, looks):
     info = identify({name: torch.zeros(1) for name in keys.split()})
-    assert (info.layout, info.stranger) == ('foreign', looks)
+    assert (info.layout, info.looks_like) == ('foreign', looks)
 
 
 def test_a_detector_is_split_into_backbone_pyramid_and_heads(pretrained):
-    ours = to_ours(identify(pretrained)).state
+    ours = convert_from_authors(identify(pretrained)).state
     pyramid = ('align', 'split', 'blocks8', 'blocks4', 'out')
     detector = {f'{"neck" if n.startswith(pyramid) else "backbone"}.{n}': v for n, v in ours.items()}
     detector |= {'bbox_head.fc.weight': torch.zeros(1), 'data_preprocessor.mean': torch.zeros(1)}
@@ -100,8 +112,12 @@ def test_a_detector_is_split_into_backbone_pyramid_and_heads(pretrained):
     assert info.wrappers == ('state_dict',)
 
 
-def test_a_neck_of_the_host_is_no_pyramid(pretrained):
-    state = {f'backbone.{n}': v for n, v in to_ours(identify(pretrained)).state.items() if not n.startswith('align')}
+def test_a_neck_of_mmdet_is_no_pyramid(pretrained):
+    state = {
+        f'backbone.{n}': v
+        for n, v in convert_from_authors(identify(pretrained)).state.items()
+        if not n.startswith('align')
+    }
     info = identify({**state, 'neck.convs.0.weight': torch.zeros(1)})
     assert list(info.rest) == ['neck.convs.0.weight']
 
