@@ -13,7 +13,7 @@ from mmengine.model import BaseModule
 from mmitpn import ITPN, FastITPN, ITPNPyramid
 from mmitpn.checkpoint import QuietInit, load_pretrained
 from mmitpn.checkpoint.sizes import PUBLISHED
-from mmitpn.models.backbones.archs import ARCHS
+from mmitpn.models.backbones import ARCHS
 
 SMALL = {'depths': (1, 2, 3), 'embed_dim': 64, 'num_heads': 1}
 IMAGE = torch.linspace(-1, 1, 3 * 48 * 64).view(1, 3, 48, 64)

@@ -46,7 +46,7 @@ def _backbone_maps(backbone: Any) -> Channels | None:
         return None
     if not is_type(backbone, 'FastITPN', 'ITPN'):
         return None
-    from ...models.backbones.archs import resolve_arch
+    from ...models.backbones import resolve_arch
 
     channels = resolve_arch(backbone.get('arch', 'base')).channels
     indices = backbone.get('out_indices', (0, 1, 2))

@@ -8,8 +8,7 @@ from mmengine.config import Config
 from torch.testing import assert_close
 
 from mmitpn.checkpoint import load_pretrained
-from mmitpn.models.backbones import FastITPN
-from mmitpn.models.backbones.archs import ARCHS
+from mmitpn.models.backbones import ARCHS, FastITPN
 from mmitpn.registry import MODELS
 
 NANO = {'depths': (1, 2, 2), 'embed_dim': 48, 'num_heads': 3}
