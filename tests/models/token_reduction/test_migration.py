@@ -56,7 +56,7 @@ def test_how_many_stay(network):
     assert seen == [(0, 30), (1, 15), (2, 15), (3, 8)]
 
 
-def test_one_token_stays_in_the_smallest_picture(network):
+def test_one_token_stays_in_the_smallest_image(network):
     assert run(network(token_migration={'keep_ratio': 0.01}), (1, 1)).isfinite().all()
 
 
