@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mmitpn.allocator import keep_freed_memory
+from mmitpn.models.cpu_inference import keep_freed_memory
 
 from .memory import peak_tensor_bytes, process_peak_bytes
 

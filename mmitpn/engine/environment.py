@@ -13,7 +13,6 @@ from mmengine.config import Config, ConfigDict
 from mmengine.config.lazy import LazyObject
 from mmengine.device import get_device
 
-from mmitpn.allocator import keep_freed_memory
 from mmitpn.checkpoint.reader import register_safe_globals
 from mmitpn.config_types import is_type, type_scope
 from mmitpn.doctor.cuda import unused_gpu
@@ -21,6 +20,7 @@ from mmitpn.engine.atomic import register_atomic_backend
 from mmitpn.engine.checkpoint_loader import register_reader
 from mmitpn.engine.host_configs import register_host_configs
 from mmitpn.engine.rendezvous import read_slurm, use_gloo_interface
+from mmitpn.models.cpu_inference import keep_freed_memory
 
 
 def setup_environment() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmitpn.config_types import type_name
-from mmitpn.models.backbones.archs import resolve_arch
+from mmitpn.models.backbones import resolve_arch
 from mmitpn.models.necks.itpn_pyramid import MAX_LEVELS, STARTS
 
 from .maps import Map, observe_maps

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from mmitpn.checkpoint import convert_from_authors, convert_to_authors, identify
-from mmitpn.models.layers import resize_position_embedding
+from mmitpn.models.layers import resample_abs_pos_embed
 
 EXTRAS = ('mask_token', 'decoder_embed.', 'lm_head.', 'head.')
 
@@ -78,7 +78,7 @@ def test_only_our_weights_go_to_the_authors_layout(pretrained):
 @pytest.mark.parametrize('target', [(14, 14), (32, 32), (7, 7), (10, 21)])
 def test_position_embedding_is_resized_by_target_size(target):
     embedding = torch.randn(1, 196, 8, dtype=torch.float64).half()
-    resized = resize_position_embedding(embedding, (14, 14), target)
+    resized = resample_abs_pos_embed(embedding, (14, 14), target)
     grid = embedding.float().view(1, 14, 14, 8).permute(0, 3, 1, 2)
     expected = F.interpolate(grid, size=target, mode='bicubic', align_corners=False, antialias=False)
     assert resized.dtype == (torch.float16 if target == (14, 14) else torch.float32)

@@ -22,7 +22,7 @@ def test_every_size_has_its_configs():
 
 @pytest.mark.parametrize('path', DINO, ids=name)
 def test_channels_and_levels_fit(path):
-    from mmitpn.models.backbones.archs import resolve_arch
+    from mmitpn.models.backbones import resolve_arch
 
     model = Config.fromfile(path).model
     assert tuple(model.neck.in_channels) == resolve_arch(model.backbone.arch).channels

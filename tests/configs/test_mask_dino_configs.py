@@ -33,7 +33,7 @@ def test_widths_and_classes_fit(path):
     model = cfg.model
     head = model.get('decode_head') or model.panoptic_head
     if model.get('neck'):
-        from mmitpn.models.backbones.archs import resolve_arch
+        from mmitpn.models.backbones import resolve_arch
 
         assert tuple(model.neck.in_channels) == resolve_arch(model.backbone.arch).channels
         assert list(head.in_channels) == [model.neck.out_channels] * model.neck.num_outs

@@ -35,7 +35,7 @@ from mmitpn.analysis.cases import DTYPES, PARTS, Case, parse_size
 from mmitpn.analysis.methods import METHODS, drops_tokens
 from mmitpn.analysis.subprocess_job import run_job
 from mmitpn.analysis.sweep import measure_sweep, sweep_cases, sweep_table
-from mmitpn.models.backbones.archs import ARCHS
+from mmitpn.models.backbones import ARCHS
 from mmitpn.visualization.trade_off import draw_trade_off
 
 

@@ -20,11 +20,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from mmitpn.allocator import keep_freed_memory
 from mmitpn.analysis.macs import count_macs
 from mmitpn.analysis.speed import GemmPeak, interleave
-from mmitpn.models.backbones import ITPN, FastITPN
-from mmitpn.models.backbones.archs import ARCHS
+from mmitpn.models.backbones import ARCHS, ITPN, FastITPN
+from mmitpn.models.cpu_inference import keep_freed_memory
 from mmitpn.models.necks import ITPNPyramid
 from mmitpn.models.pretrain import ITPNPretrain
 from mmitpn.models.pretrain.masking import random_masks, visible_places

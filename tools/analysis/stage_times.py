@@ -16,9 +16,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mmitpn.allocator import keep_freed_memory
 from mmitpn.analysis.cases import Case, build, parse_size
 from mmitpn.analysis.stages import STAGES, stage_shares
+from mmitpn.models.cpu_inference import keep_freed_memory
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mmitpn.models.backbones.archs import ARCHS
+from mmitpn.models.backbones import ARCHS
 from mmitpn.swap import Outcome, host_families, try_families
 
 

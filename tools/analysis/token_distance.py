@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mmitpn import FastITPN
 from mmitpn.checkpoint import load_pretrained
-from mmitpn.models.backbones.archs import ARCHS
+from mmitpn.models.backbones import ARCHS
 from mmitpn.models.token_reduction import REDUCERS, SCORES
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

@@ -1,6 +1,6 @@
-"""Backbones: three maps, strides 4, 8, 16."""
+"""Backbones: Fast-iTPN, and the family before it."""
 
-from .fast_itpn import FastITPN
+from .fast_itpn import ARCHS, FastITPN, resolve_arch
 from .itpn import ITPN
 
-__all__ = ['ITPN', 'FastITPN']
+__all__ = ['ARCHS', 'ITPN', 'FastITPN', 'resolve_arch']

@@ -2,29 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
-from mmitpn.checkpoint.formats import FAST
+from mmitpn.checkpoint import FileInfo
 from mmitpn.registry import MODELS
 
-from ..layers import Attention, PatchEmbed, PatchMerge, PointwiseBlock, SwiGLU, TransformerBlock, layer_norm
-from ..token_reduction import TokenReduction
-from .archs import Arch
-from .base import STRIDES, HierarchicalBackbone
+from ..cpu_inference import chunk_on_cpu
+from ..layers import (
+    ConvPatchMerging,
+    PatchEmbed,
+    PointwiseBlock,
+    SwiGLU,
+    TransformerBlock,
+    check_images,
+    crop_to_image,
+    layer_norm,
+    pad_to_multiple,
+    resample_abs_pos_embed,
+    run_blocks,
+)
+from ..token_reduction import GatheringAttention, TokenReduction
+from .base import STRIDES, Arch, BaseITPN
 
-MLP_RATIO = 3  # hidden channels of every feed-forward network of the backbone, in units of its channels
+# depths: blocks at stride 4, 8 and 16. embed_dim: channels at stride 16; half and a quarter of them at 8 and 4.
+# nano is ours, for the quick start and tests; the others are the published ones.
+ARCHS: dict[str, dict] = {
+    'nano': {'depths': (1, 1, 4), 'embed_dim': 192, 'num_heads': 3},
+    'tiny': {'depths': (1, 1, 12), 'embed_dim': 384, 'num_heads': 6},
+    'small': {'depths': (2, 2, 20), 'embed_dim': 384, 'num_heads': 6},
+    'base': {'depths': (3, 3, 24), 'embed_dim': 512, 'num_heads': 8},
+    'large': {'depths': (2, 2, 40), 'embed_dim': 768, 'num_heads': 12},
+}
+_FIELDS = ('depths', 'embed_dim', 'num_heads')
+MLP_RATIO = 3  # hidden channels of every feed-forward network, in units of its channels
 
 
 @MODELS.register_module()
-class FastITPN(HierarchicalBackbone):
+class FastITPN(BaseITPN):
     """Backbone of Fast-iTPN (arXiv 2211.12735), exact to the released weights.
 
-    The outputs are those that the pre-trained pyramid (:class:`mmitpn.ITPNPyramid`) and any host's neck take: stages 1
-    and 2 just before their merges, and the main stage after its final norm. They are in ``torch.channels_last``
-    memory order. Sizes and layout are read off the released code and weights; ``frozen_stages``, checkpointing and
-    the treatment of sizes that 16 does not divide are ours.
+    The outputs are those that the pre-trained pyramid (:class:`mmitpn.ITPNPyramid`) and mmdet's or mmseg's necks take:
+    stages 1 and 2 just before their merges, and the main stage after its final norm. They are in
+    ``torch.channels_last`` memory order. Sizes and layout are read off the released code and weights;
+    ``frozen_stages``, checkpointing and the treatment of sizes that 16 does not divide are ours.
 
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'``, ``'large'`` (published), ``'nano'`` (ours), or a dict of ``depths``,
@@ -47,8 +70,7 @@ class FastITPN(HierarchicalBackbone):
             nothing.
         token_migration: Work with fewer tokens from some block of the main stage on, and with all again for the
             pyramid: the arguments of :class:`TokenMigration`, ``dict(keep_ratio=0.5, at=None, score=...)``; ``type``
-            names another way (``'TokenMerging'``, ``'TokenPropagation'``, ``'SemanticTokens'``). ``dict()`` takes the
-            defaults, None leaves it out.
+            names another registered method. ``dict()`` takes the defaults, None leaves it out.
         token_gathering: Attention in windows, with gathering tokens between them: the arguments of
             :class:`TokenGathering`, ``dict(window_size=16, num_tokens=4, global_blocks=(), learned=False)``.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` loads any Fast-iTPN file as it is.
@@ -57,7 +79,7 @@ class FastITPN(HierarchicalBackbone):
         ValueError: If an argument is outside what is allowed; the message says what is.
     """
 
-    family = FAST
+    family = 'Fast-iTPN'
     sub_ln = True
 
     def __init__(
@@ -76,10 +98,9 @@ class FastITPN(HierarchicalBackbone):
         token_gathering: Mapping | None = None,
         init_cfg: Mapping | None = None,
     ) -> None:
-        self._layer_scale = layer_scale_init_value
-        self._with_final_norm = final_norm
+        sizes = resolve_arch(arch)
         super().__init__(
-            arch,
+            sizes,
             img_size=img_size,
             out_indices=out_indices,
             drop_path_rate=drop_path_rate,
@@ -88,8 +109,28 @@ class FastITPN(HierarchicalBackbone):
             weight_init=weight_init,
             init_cfg=init_cfg,
         )
+        fine, middle, main = sizes.channels
+        rates = iter(self.drop_path_rates)
+
+        def stage(dim: int, depth: int) -> nn.ModuleList:
+            blocks = (PointwiseBlock(dim, MLP_RATIO * dim, sub_norm=True, drop_path=next(rates)) for _ in range(depth))
+            return nn.ModuleList(blocks)
+
+        def main_block() -> TransformerBlock:
+            attention, mlp = GatheringAttention(main, sizes.num_heads), SwiGLU(main, MLP_RATIO * main)
+            return TransformerBlock(main, attention, mlp, layer_scale=layer_scale_init_value, drop_path=next(rates))
+
+        self.patch_embed = PatchEmbed(3, fine, stride=STRIDES[0])
+        self.stage1 = stage(fine, sizes.depths[0])
+        self.merge1 = ConvPatchMerging(fine)
+        self.stage2 = stage(middle, sizes.depths[1])
+        self.merge2 = ConvPatchMerging(middle)
+        self.blocks = nn.ModuleList(main_block() for _ in range(sizes.depths[2]))
+        self.norm = layer_norm(main) if final_norm else nn.Identity()
+        self.reset_parameters()
         self.token_reduction: TokenReduction | None = None
         self.set_token_reduction(token_migration=token_migration, token_gathering=token_gathering)
+        chunk_on_cpu(self)
 
     def set_token_reduction(
         self, *, token_migration: Mapping | None = None, token_gathering: Mapping | None = None
@@ -114,26 +155,124 @@ class FastITPN(HierarchicalBackbone):
         for index, block in enumerate(self.blocks):
             learned = gathering is not None and index in gathering.learned_blocks
             block.attn.set_gathering_offset(gathering.num_tokens if learned else 0)
-        self._freeze()
+        self.freeze()
 
-    def _stem(self, dim: int) -> nn.Module:
-        return PatchEmbed(3, dim, stride=STRIDES[0])
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps.
 
-    def _stage_block(self, dim: int, drop_path: float) -> nn.Module:
-        return PointwiseBlock(dim, MLP_RATIO * dim, sub_norm=True, drop_path=drop_path)
+        Args:
+            x: Normalized images ``(B, 3, H, W)``, floating point, of any size from 1x1. Their values are not looked at:
+                on a GPU that would wait for the device at every call. A NaN goes through to the loss, where
+                :class:`mmitpn.engine.StopOnInvalidLossHook` stops the training run before it reaches the weights.
 
-    def _merge(self, dim: int) -> nn.Module:
-        return PatchMerge(dim)
+        Returns:
+            For each of ``out_indices`` a map ``(B, C_i, ceil(H / s_i), ceil(W / s_i))`` with stride s_i = 4, 8, 16.
 
-    def _main_block(self, sizes: Arch, drop_path: float) -> nn.Module:
-        dim = sizes.embed_dim
-        attention, mlp = Attention(dim, sizes.num_heads), SwiGLU(dim, MLP_RATIO * dim)
-        return TransformerBlock(dim, attention, mlp, layer_scale=self._layer_scale, drop_path=drop_path)
+        Raises:
+            TypeError: If ``x`` is not a floating-point tensor.
+            ValueError: If ``x`` has another shape.
+        """
+        check_images(x)
+        self._remind_of_init_cfg()
+        height, width = map(int, x.shape[-2:])  # numbers also where a tracer gives tensors
+        x = self.patch_embed(pad_to_multiple(x, STRIDES[-1]))
+        maps = self.forward_stages(x)
+        return tuple(crop_to_image(maps[i], height, width, STRIDES[i]) for i in self.out_indices)
 
-    def _run_main_blocks(self, x: Tensor) -> Tensor:
-        if self.token_reduction is None:
-            return super()._run_main_blocks(x)
-        return self.token_reduction(self.blocks, x, recompute=self.with_cp)
+    def forward_stages(
+        self, x: Tensor, pos_embed: Tensor | None = None, *, mask_tokens: Callable[[Tensor], Tensor] | None = None
+    ) -> list[Tensor]:
+        """The stages' maps of embedded patches, channels last, up to the last of ``out_indices``.
 
-    def _final_norm(self, dim: int) -> nn.Module:
-        return layer_norm(dim) if self._with_final_norm else nn.Identity()
+        Args:
+            x: What ``patch_embed`` gives, ``(B, H / 4, W / 4, C / 4)``, with sides that 4 divides.
+            pos_embed: Position embedding of the main stage, ``(B or 1, H / 16, W / 16, C)``, for patches that are not
+                the cells of one image; None: that of the grid.
+            mask_tokens: Changes the main stage's tokens before the position embedding: pre-training masks some there.
+        """
+        maps = [run_blocks(self.stage1, x, recompute=self.with_cp)]  # B, H / 4, W / 4, C / 4
+        if self.out_indices[-1] >= 1:
+            maps.append(run_blocks(self.stage2, self.merge1(maps[0]), recompute=self.with_cp))  # B, H / 8, W / 8, C / 2
+        if self.out_indices[-1] >= 2:
+            x = self.merge2(maps[1])  # B, H / 16, W / 16, C
+            if mask_tokens is not None:
+                x = mask_tokens(x)
+            if pos_embed is None:
+                grid = x.shape[1:3]
+                pos_embed = resample_abs_pos_embed(self.pos_embed, self.grid, grid).view(1, *grid, -1)
+            x = x + pos_embed.to(x.dtype)
+            if self.token_reduction is None:
+                x = run_blocks(self.blocks, x, recompute=self.with_cp)
+            else:
+                x = self.token_reduction(self.blocks, x, recompute=self.with_cp)
+            maps.append(self.norm(x))
+        return maps
+
+    @classmethod
+    def _settings_of(cls, info: FileInfo, given: Mapping[str, Any]) -> dict[str, Any]:
+        """See :class:`PretrainedModule`."""
+        return settings_of_file(cls.family, info, given)
+
+
+def resolve_arch(arch: str | Mapping) -> Arch:
+    """Turn the ``arch`` of a config into checked sizes.
+
+    Args:
+        arch: A name of ``ARCHS``, or a dict with ``depths`` (three numbers of blocks), ``embed_dim`` and ``num_heads``.
+
+    Raises:
+        ValueError: If the name or a field is unknown, missing or impossible.
+        TypeError: If ``arch`` is neither a string nor a dict.
+    """
+    if isinstance(arch, str):
+        if arch not in ARCHS:
+            raise ValueError(f'unknown arch {arch!r}; allowed: {", ".join(map(repr, ARCHS))}, or a dict of {_FIELDS}')
+        arch = ARCHS[arch]
+    if not isinstance(arch, Mapping):
+        raise TypeError(
+            f'arch is {arch!r} ({type(arch).__name__}); give a name ({", ".join(ARCHS)}) or a dict of {_FIELDS}'
+        )
+    if set(arch) != set(_FIELDS):
+        raise ValueError(f'arch has the fields {sorted(arch)}; it needs exactly {sorted(_FIELDS)}')
+    depths, embed_dim, num_heads = arch['depths'], arch['embed_dim'], arch['num_heads']
+    if (
+        not isinstance(depths, Sequence)
+        or len(depths) != 3
+        or not all(isinstance(depth, int) and depth >= 0 for depth in depths)
+        or depths[2] < 1
+    ):
+        raise ValueError(
+            f'arch depths are {depths!r}; give three numbers of blocks (stride 4, 8, 16), the last at least 1'
+        )
+    if not isinstance(num_heads, int) or num_heads < 1:
+        raise ValueError(f'arch num_heads is {num_heads!r}; give an integer of at least 1')
+    if not isinstance(embed_dim, int) or embed_dim < 4 or embed_dim % 4 or embed_dim % num_heads:
+        raise ValueError(f'arch embed_dim is {embed_dim!r}; give a multiple of 4 and of num_heads ({num_heads})')
+    return Arch(tuple(depths), embed_dim, num_heads)
+
+
+def settings_of_file(family: str, info: FileInfo, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arch and layer scale of a file, for :meth:`PretrainedModule.from_pretrained`.
+
+    Args:
+        family: The family of the class that is built.
+        info: The file.
+        given: Arguments that the user gives.
+
+    Raises:
+        ValueError: If the file is of the other family, has no backbone, or one of another size than ``given``.
+    """
+    if info.family and info.family != family:
+        other = 'FastITPN' if info.family == FastITPN.family else 'ITPN'
+        raise ValueError(f'it is {info.description}, of the family {info.family}: use {other}.from_pretrained')
+    if info.arch is None:
+        raise ValueError(f'there is no backbone in it, or it is cut off: it is {info.description}')
+    sizes = {name: getattr(info.arch, name) for name in _FIELDS}
+    if 'arch' in given:
+        wanted = resolve_arch(given['arch'])
+        if (wanted.depths, wanted.embed_dim) != (info.arch.depths, info.arch.embed_dim):
+            raise ValueError(
+                f'it holds {info.arch}, but arch={given["arch"]!r} asks for {"/".join(map(str, wanted.depths))}'
+                f' blocks, {wanted.embed_dim} channels: leave arch out, or give a file of that size'
+            )
+    return {'arch': info.arch.name or sizes, 'layer_scale_init_value': 0.1 if info.layer_scale else None}

@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmitpn.checkpoint import FileInfo
-from mmitpn.checkpoint.formats import ITPN as ITPN_FAMILY
 from mmitpn.registry import MODELS
 
+from ..cpu_inference import chunk_on_cpu
 from ..layers import (
-    EPS_ITPN,
     RELATIVE_POSITIONS,
     Mlp,
-    PatchConcatMerge,
     PatchEmbed,
+    PatchMerging,
     PointwiseBlock,
     RelativeAttention,
     TransformerBlock,
-    set_norm_eps,
+    check_images,
+    crop_to_image,
+    pad_to_multiple,
+    resample_abs_pos_embed,
+    run_blocks,
 )
-from .archs import Arch
-from .base import STRIDES, HierarchicalBackbone
+from .base import STRIDES, BaseITPN
+from .fast_itpn import resolve_arch, settings_of_file
 
 STAGE_RATIO, MAIN_RATIO = 3, 4  # hidden channels of the feed-forward networks, in units of their channels
 
 
 @MODELS.register_module()
-class ITPN(HierarchicalBackbone):
+class ITPN(BaseITPN):
     """Backbone of the original iTPN (arXiv 2211.12735, first version), exact to the released weights.
 
     The outputs are those that its pre-trained pyramid (``mmitpn.ITPNPyramid`` with ``kind='linear'``) takes: stages 1
@@ -70,7 +73,7 @@ class ITPN(HierarchicalBackbone):
         ValueError: If an argument is outside what is allowed; the message says what is.
     """
 
-    family = ITPN_FAMILY
+    family = 'iTPN'
 
     def __init__(
         self,
@@ -92,10 +95,9 @@ class ITPN(HierarchicalBackbone):
             raise ValueError(f'relative_position is {relative_position!r}; allowed: None, {allowed}')
         if relative_window is not None and (not isinstance(relative_window, int) or relative_window < 1):
             raise ValueError(f'relative_window is {relative_window!r}; give a number of tokens, at least 1, or None')
-        self._layer_scale = layer_scale_init_value
-        self._relative_position, self._relative_window = relative_position, relative_window
+        sizes = resolve_arch(arch)
         super().__init__(
-            arch,
+            sizes,
             img_size=img_size,
             out_indices=out_indices,
             drop_path_rate=drop_path_rate,
@@ -104,46 +106,74 @@ class ITPN(HierarchicalBackbone):
             weight_init=weight_init,
             init_cfg=init_cfg,
         )
-        set_norm_eps(self, EPS_ITPN)
+        fine, middle, main = sizes.channels
+        rates = iter(self.drop_path_rates)
+        norm_layer = nn.LayerNorm  # with PyTorch's epsilon, read off the released code
+        shared = {'layer_scale': layer_scale_init_value, 'norm_layer': norm_layer}
+        kind, window = self.file_relative
+        file_window = window if kind == relative_position else 0
 
-    def _window_of(self, file: FileInfo | None) -> int | None:
-        same = file is not None and file.relative_position == self._relative_position
-        return file.relative_window if same and file.relative_window else None
+        def stage(dim: int, depth: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                PointwiseBlock(dim, STAGE_RATIO * dim, sub_norm=False, drop_path=next(rates), **shared)
+                for _ in range(depth)
+            )
 
-    @classmethod
-    def _settings_of(cls, info: FileInfo, given: Mapping[str, Any]) -> dict[str, Any]:
-        """See :class:`PretrainedModule`."""
-        return {**super()._settings_of(info, given), 'relative_position': info.relative_position}
+        def main_block() -> TransformerBlock:
+            attention = RelativeAttention(
+                main,
+                sizes.num_heads,
+                relative_position=relative_position,
+                window=relative_window or file_window or self.grid[0],
+                follow_file=relative_window is None and img_size is None,
+            )
+            mlp = Mlp(main, MAIN_RATIO * main, sub_norm=False)
+            return TransformerBlock(main, attention, mlp, drop_path=next(rates), **shared)
 
-    def _stem(self, dim: int) -> nn.Module:
-        return PatchEmbed(3, dim, stride=STRIDES[0], norm=True)
-
-    def _stage_block(self, dim: int, drop_path: float) -> nn.Module:
-        return PointwiseBlock(
-            dim, STAGE_RATIO * dim, sub_norm=False, layer_scale=self._layer_scale, drop_path=drop_path
-        )
-
-    def _merge(self, dim: int) -> nn.Module:
-        return PatchConcatMerge(dim)
-
-    def _main_block(self, sizes: Arch, drop_path: float) -> nn.Module:
-        dim = sizes.embed_dim
-        attention = RelativeAttention(
-            dim,
-            sizes.num_heads,
-            relative_position=self._relative_position,
-            window=self._relative_window or self._file_window or self.grid[0],
-            follow_file=self._relative_window is None and self.img_size is None,
-        )
-        mlp = Mlp(dim, MAIN_RATIO * dim, sub_norm=False)
-        return TransformerBlock(dim, attention, mlp, layer_scale=self._layer_scale, drop_path=drop_path)
-
-    def _final_norm(self, dim: int) -> nn.Module:
-        return nn.Identity(dim)
+        self.patch_embed = PatchEmbed(3, fine, stride=STRIDES[0], norm_layer=norm_layer)
+        self.stage1 = stage(fine, sizes.depths[0])
+        self.merge1 = PatchMerging(fine, norm_layer=norm_layer)
+        self.stage2 = stage(middle, sizes.depths[1])
+        self.merge2 = PatchMerging(middle, norm_layer=norm_layer)
+        self.blocks = nn.ModuleList(main_block() for _ in range(sizes.depths[2]))
+        self.norm = nn.Identity()
+        self.reset_parameters()
+        self.freeze()
+        chunk_on_cpu(self)
 
     def reset_parameters(self) -> None:
         """Give every parameter its starting value."""
         super().reset_parameters()
-        for name, parameter in self.named_parameters():
-            if name.endswith(('rel_pos_h', 'rel_pos_w')):
-                nn.init.trunc_normal_(parameter, std=0.02)
+        for block in self.blocks:
+            block.attn.reset_positions()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps of images ``(B, 3, H, W)``; see :meth:`mmitpn.FastITPN.forward`."""
+        check_images(x)
+        self._remind_of_init_cfg()
+        height, width = map(int, x.shape[-2:])  # numbers also where a tracer gives tensors
+        x = self.patch_embed(pad_to_multiple(x, STRIDES[-1]))
+        maps = self.forward_stages(x)
+        return tuple(crop_to_image(maps[i], height, width, STRIDES[i]) for i in self.out_indices)
+
+    def forward_stages(
+        self, x: Tensor, pos_embed: Tensor | None = None, *, mask_tokens: Callable[[Tensor], Tensor] | None = None
+    ) -> list[Tensor]:
+        """The stages' maps of embedded patches; see :meth:`mmitpn.FastITPN.forward_stages`."""
+        maps = [run_blocks(self.stage1, x, recompute=self.with_cp)]  # B, H / 4, W / 4, C / 4
+        if self.out_indices[-1] >= 1:
+            maps.append(run_blocks(self.stage2, self.merge1(maps[0]), recompute=self.with_cp))  # B, H / 8, W / 8, C / 2
+        if self.out_indices[-1] >= 2:
+            x = self.merge2(maps[1])  # B, H / 16, W / 16, C
+            if mask_tokens is not None:
+                x = mask_tokens(x)
+            if pos_embed is None:
+                grid = x.shape[1:3]
+                pos_embed = resample_abs_pos_embed(self.pos_embed, self.grid, grid).view(1, *grid, -1)
+            maps.append(run_blocks(self.blocks, x + pos_embed.to(x.dtype), recompute=self.with_cp))
+        return maps
+
+    @classmethod
+    def _settings_of(cls, info: FileInfo, given: Mapping[str, Any]) -> dict[str, Any]:
+        """See :class:`PretrainedModule`."""
+        return {**settings_of_file(cls.family, info, given), 'relative_position': info.relative_position}

@@ -1,40 +1,65 @@
 """What every network of the family is made of. Maps are channels-last, ``(B, H, W, C)``, throughout."""
 
-from .attention import Attention
-from .blocks import PointwiseBlock, TransformerBlock, run_block, run_blocks
-from .initialize import WEIGHT_INITS, initialize_weights
-from .mlp import Mlp, SwiGLU
-from .norm import EPS_ITPN, layer_norm, set_norm_eps
-from .parts import run_in_bands
-from .patch import PatchConcatMerge, PatchEmbed, PatchMerge, PatchSplit, as_map, as_tokens, pad_to_multiple
-from .position import LearnedPositions, PositionFit, resize_position_embedding
-from .relative import RELATIVE_POSITIONS, RelativeAttention, resize_table
+from .attention import RELATIVE_POSITIONS, Attention, RelativeAttention
+from .blocks import (
+    WEIGHT_INITS,
+    Mlp,
+    NormLayer,
+    PointwiseBlock,
+    SwiGLU,
+    TransformerBlock,
+    check_weight_init,
+    initialize_weights,
+    layer_norm,
+    maybe_checkpoint,
+    run_blocks,
+)
+from .patch import (
+    ConvPatchMerging,
+    PatchEmbed,
+    PatchMerging,
+    PatchSplit,
+    check_images,
+    crop_to_image,
+    nchw_to_nhwc,
+    nhwc_to_nchw,
+    pad_to_multiple,
+)
+from .pos_embed import (
+    LearnedPositions,
+    PositionFit,
+    resample_abs_pos_embed,
+    resample_rel_pos,
+    resample_rel_pos_table,
+)
 
 __all__ = [
-    'EPS_ITPN',
     'RELATIVE_POSITIONS',
     'WEIGHT_INITS',
     'Attention',
+    'ConvPatchMerging',
     'LearnedPositions',
     'Mlp',
-    'PatchConcatMerge',
+    'NormLayer',
     'PatchEmbed',
-    'PatchMerge',
+    'PatchMerging',
     'PatchSplit',
     'PointwiseBlock',
     'PositionFit',
     'RelativeAttention',
     'SwiGLU',
     'TransformerBlock',
-    'as_map',
-    'as_tokens',
+    'check_images',
+    'check_weight_init',
+    'crop_to_image',
     'initialize_weights',
     'layer_norm',
+    'maybe_checkpoint',
+    'nchw_to_nhwc',
+    'nhwc_to_nchw',
     'pad_to_multiple',
-    'resize_position_embedding',
-    'resize_table',
-    'run_block',
+    'resample_abs_pos_embed',
+    'resample_rel_pos',
+    'resample_rel_pos_table',
     'run_blocks',
-    'run_in_bands',
-    'set_norm_eps',
 ]

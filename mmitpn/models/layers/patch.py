@@ -1,7 +1,6 @@
-"""Where the resolution changes: patch embedding, merging (stride x 2) and splitting (stride / 2).
+"""Images in, maps out, and where the resolution changes: padding, patch embedding, merging, splitting.
 
 Inside the networks a map is channels-last, ``(B, H, W, C)``, so that LayerNorm and the linear layers need no permutes.
-``as_map`` and ``as_tokens`` turn it into the hosts' ``(B, C, H, W)`` and back as views, without a copy.
 """
 
 from __future__ import annotations
@@ -10,17 +9,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .norm import layer_norm
+from .blocks import NormLayer, layer_norm
+
+# --- images and maps -----------------------------------------------------------------------------------------------
 
 
-def as_map(x: Tensor) -> Tensor:
-    """View channels-last ``(B, H, W, C)`` as a host's ``(B, C, H, W)`` (memory format ``torch.channels_last``)."""
-    return x.permute(0, 3, 1, 2)
+def check_images(x: Tensor) -> None:
+    """Raise unless ``x`` is a batch of floating-point images. Values are not read, so a device is not waited for.
 
+    Args:
+        x: What was given to the backbone; ``(B, 3, H, W)`` is allowed, H and W at least 1.
 
-def as_tokens(x: Tensor) -> Tensor:
-    """View a host's ``(B, C, H, W)`` as channels-last ``(B, H, W, C)``; copies only memory in another order."""
-    return x.permute(0, 2, 3, 1).contiguous()
+    Raises:
+        TypeError: If it is not a floating-point tensor.
+        ValueError: If its shape is another.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f'the backbone was given a {type(x).__name__}; it takes a float tensor (B, 3, H, W)')
+    if not x.is_floating_point():
+        raise TypeError(
+            f'the backbone was given {x.dtype} values; it takes normalized floats: let the data preprocessor'
+            ' (mean, std) run first, or call .float()'
+        )
+    if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape:
+        raise ValueError(f'the backbone was given the shape {tuple(x.shape)}; it takes (B, 3, H, W), nothing empty')
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
@@ -30,56 +42,81 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return F.pad(x, (0, right, 0, bottom)) if right or bottom else x
 
 
+def crop_to_image(x: Tensor, height: int, width: int, stride: int) -> Tensor:
+    """Cut what was padded off a map: ``(B, H, W, C)`` to ``(B, C, ceil(height / stride), ceil(width / stride))``.
+
+    The copy that this takes where something is cut keeps the map dense, as heads that view it expect.
+    """
+    return nhwc_to_nchw(x[:, : -(-height // stride), : -(-width // stride)].contiguous())
+
+
+def nhwc_to_nchw(x: Tensor) -> Tensor:
+    """View channels-last ``(B, H, W, C)`` as ``(B, C, H, W)`` (memory format ``torch.channels_last``)."""
+    return x.permute(0, 3, 1, 2)
+
+
+def nchw_to_nhwc(x: Tensor) -> Tensor:
+    """View ``(B, C, H, W)`` as channels-last ``(B, H, W, C)``; copies only memory in another order."""
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+# --- changes of resolution -----------------------------------------------------------------------------------------
+
+
 class PatchEmbed(nn.Module):
     """One convolution with kernel = stride.
 
     Args:
-        in_channels: Channels of the picture.
+        in_channels: Channels of the image.
         out_channels: Channels of the tokens.
         stride: Pixels a token covers in each direction.
-        norm: Whether a LayerNorm follows: iTPN has it, Fast-iTPN has not.
+        norm_layer: Makes a LayerNorm that follows: iTPN has it, Fast-iTPN has not.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 4, norm: bool = False) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int = 4, norm_layer: NormLayer = nn.Identity
+    ) -> None:
         super().__init__()
         self.proj = nn.Conv2d(in_channels, out_channels, kernel_size=stride, stride=stride)
-        self.norm = layer_norm(out_channels) if norm else nn.Identity()
+        self.norm = norm_layer(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, in_channels, H, W)`` to ``(B, H / stride, W / stride, out_channels)``."""
         # The few input channels are what gets reordered, not the many output channels.
-        return self.norm(as_tokens(self.proj(x.contiguous(memory_format=torch.channels_last))))
+        return self.norm(nchw_to_nhwc(self.proj(x.contiguous(memory_format=torch.channels_last))))
 
 
-class PatchMerge(nn.Module):
-    """LayerNorm, then a 2x2 stride-2 convolution to twice the channels.
+class ConvPatchMerging(nn.Module):
+    """LayerNorm, then a 2x2 stride-2 convolution to twice the channels: Fast-iTPN's merge.
 
     Args:
         dim: Channels before; twice as many after.
+        norm_layer: Makes the LayerNorm.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, norm_layer: NormLayer = layer_norm) -> None:
         super().__init__()
-        self.norm = layer_norm(dim)
+        self.norm = norm_layer(dim)
         self.reduction = nn.Conv2d(dim, 2 * dim, kernel_size=2, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` with even H and W to ``(B, H / 2, W / 2, 2 C)``."""
-        return as_tokens(self.reduction(as_map(self.norm(x))))
+        return nchw_to_nhwc(self.reduction(nhwc_to_nchw(self.norm(x))))
 
 
-class PatchConcatMerge(nn.Module):
-    """Concatenate each 2x2 places, LayerNorm, then a linear layer without bias to twice the channels: iTPN's merge.
+class PatchMerging(nn.Module):
+    """Concatenate 2x2 positions, LayerNorm, then a linear layer without bias to twice the channels: iTPN's merge.
 
-    The order of the places, column by column, is read off the released weights' code.
+    The order of the positions, column by column, is read off the released code.
 
     Args:
         dim: Channels before; twice as many after.
+        norm_layer: Makes the LayerNorm.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, *, norm_layer: NormLayer = layer_norm) -> None:
         super().__init__()
-        self.norm = layer_norm(4 * dim)
+        self.norm = norm_layer(4 * dim)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,28 +127,27 @@ class PatchConcatMerge(nn.Module):
 
 
 class PatchSplit(nn.Module):
-    """LayerNorm, then a 2x2 stride-2 transposed convolution.
+    """LayerNorm, then a 2x2 stride-2 transposed convolution: the pyramid's way to the finer level.
 
-    The windows do not overlap, so the convolution is one matrix product whose columns are dealt out to the four places.
+    The windows do not overlap, so the convolution is one matrix product whose columns go to the four positions.
 
     Args:
         dim: Channels before.
         out_channels: Channels after.
         bias: Whether the convolution has one: Fast-iTPN's has, iTPN's linear layer, which is the same product, has not.
+        norm_layer: Makes the LayerNorm.
     """
 
-    def __init__(self, dim: int, out_channels: int, *, bias: bool = True) -> None:
+    def __init__(self, dim: int, out_channels: int, *, bias: bool = True, norm_layer: NormLayer = layer_norm) -> None:
         super().__init__()
-        self.norm = layer_norm(dim)
+        self.norm = norm_layer(dim)
         self.reduction = nn.ConvTranspose2d(dim, out_channels, kernel_size=2, stride=2, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, H, W, C)`` to ``(B, 2 H, 2 W, out_channels)``."""
         batch, height, width, dim = x.shape
         out = self.reduction.out_channels
-        weight = self.reduction.weight.permute(2, 3, 1, 0).reshape(
-            4 * out, dim
-        )  # rows: place (row, column), then channel
+        weight = self.reduction.weight.permute(2, 3, 1, 0).reshape(4 * out, dim)  # rows: position, then channel
         bias = None if self.reduction.bias is None else self.reduction.bias.repeat(4)
         x = F.linear(self.norm(x), weight, bias)
         x = x.view(batch, height, width, 2, 2, out).permute(0, 1, 3, 2, 4, 5)  # B, H, 2, W, 2, out

@@ -13,18 +13,17 @@ from torch import Tensor, nn
 from mmitpn.checkpoint import FileInfo, PretrainedModule
 from mmitpn.registry import MODELS
 
+from ..cpu_inference import apply_in_bands, chunk_on_cpu
 from ..layers import (
-    EPS_ITPN,
     PatchSplit,
     PointwiseBlock,
-    as_map,
-    as_tokens,
+    check_weight_init,
     initialize_weights,
+    layer_norm,
+    nchw_to_nhwc,
+    nhwc_to_nchw,
     run_blocks,
-    run_in_bands,
-    set_norm_eps,
 )
-from ..layers.initialize import check_weight_init
 
 KINDS = ('fast', 'linear')
 EXTRA_POOLS = ('avg', 'max')
@@ -36,7 +35,7 @@ STARTS = (4, 8, 16, 32)  # strides at which the levels may start
 class ITPNPyramid(PretrainedModule):
     """Pyramid of Fast-iTPN and iTPN: every operation is per position, none is attention.
 
-    From the main stage downwards: align, split, add the finer backbone map, attention-free blocks; then one block a
+    From the main stage downwards: align, split, add the finer backbone map, attention-free blocks; then one block per
     level for the output. Layout and sizes are read off the released code and weights.
 
     Args:
@@ -99,7 +98,7 @@ class ITPNPyramid(PretrainedModule):
             raise ValueError(f'extra_pool is {extra_pool!r}; allowed: {", ".join(map(repr, EXTRA_POOLS))}')
         for name, value in (('out_channels', out_channels), ('depth', depth), ('hidden_channels', hidden_channels)):
             if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f'{name} is {value!r}; give a whole number of at least 1')
+                raise ValueError(f'{name} is {value!r}; give an integer of at least 1')
 
         self.in_channels = tuple(in_channels)
         self.out_channels = out_channels
@@ -114,24 +113,24 @@ class ITPNPyramid(PretrainedModule):
         self.with_cp = with_cp
         self.weight_init = check_weight_init(weight_init)
         linear = kind == 'linear'
+        norm_layer = nn.LayerNorm if linear else layer_norm  # iTPN's has PyTorch's epsilon
         hidden = hidden_channels or (4 * out_channels if linear else int(out_channels * 8 / 3))
         fine, middle, main = in_channels
 
         def block() -> PointwiseBlock:
-            return PointwiseBlock(out_channels, hidden, sub_norm=False)
+            return PointwiseBlock(out_channels, hidden, sub_norm=False, norm_layer=norm_layer)
 
         self.align16 = nn.Identity() if linear and main == out_channels else nn.Linear(main, out_channels)
         self.align8 = nn.Linear(middle, out_channels, bias=not linear)
         self.align4 = nn.Linear(fine, out_channels, bias=not linear)
-        self.split8 = PatchSplit(main, out_channels, bias=not linear)
-        self.split4 = PatchSplit(out_channels, out_channels, bias=not linear)
+        self.split8 = PatchSplit(main, out_channels, bias=not linear, norm_layer=norm_layer)
+        self.split4 = PatchSplit(out_channels, out_channels, bias=not linear, norm_layer=norm_layer)
         self.blocks8 = nn.ModuleList(block() for _ in range(depth))
         self.blocks4 = nn.ModuleList(block() for _ in range(depth))
         self.out16, self.out8, self.out4 = block(), block(), block()
-        if linear:
-            set_norm_eps(self, EPS_ITPN)
         self.reset_parameters()
         self._freeze_unused()
+        chunk_on_cpu(self)
 
     @classmethod
     def _settings_of(cls, info: FileInfo, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,7 +175,7 @@ class ITPNPyramid(PretrainedModule):
         """
         self._check(inputs)
         self._remind_of_init_cfg()
-        fine, middle, main = (as_tokens(x) for x in inputs)
+        fine, middle, main = (nchw_to_nhwc(x) for x in inputs)
         outs, top = [run_blocks([self.out16], self.align16(main), recompute=self.with_cp)], main
         if self.start_level < 2:
             top, out = self._finer(top, middle, self.split8, self.align8, self.blocks8, self.out8)
@@ -187,8 +186,8 @@ class ITPNPyramid(PretrainedModule):
         if self.concat_backbone:
             inner = (fine, middle, main)[min(self.start_level, 2) :]
             outs = [torch.cat(pair, dim=-1) for pair in zip(outs, inner, strict=True)]
-        # Heads view their inputs in every way, so they get plain (B, C, H, W) memory.
-        outs = [as_map(x).contiguous() for x in outs]
+        # Heads view their inputs in various ways, so they get plain (B, C, H, W) memory.
+        outs = [nhwc_to_nchw(x).contiguous() for x in outs]
         coarser = max(self.start_level - 2, 0)  # levels that are only pooled from
         while len(outs) < coarser + self.num_outs:
             outs.append(self._pool(outs[-1]))
@@ -207,16 +206,16 @@ class ITPNPyramid(PretrainedModule):
     ) -> tuple[Tensor | None, Tensor]:
         """The next finer level ``(B, H, W, out_channels)``: for the level after it, unless last, and for heads."""
 
-        def band(coarse: Tensor, fine: Tensor) -> tuple[Tensor | None, Tensor]:
+        def merge(coarse: Tensor, fine: Tensor) -> tuple[Tensor | None, Tensor]:
             # The split map is cut to the finer one's odd sides.
             x = split(coarse)[:, : fine.shape[1], : fine.shape[2]] + align(fine)
             x = run_blocks(blocks, x, recompute=self.with_cp)
             return None if last else x, run_blocks([out], x, recompute=self.with_cp)
 
-        return run_in_bands(band, coarse, fine, self.out_channels)
+        return apply_in_bands(merge, coarse, fine, self.out_channels)
 
     def _pool(self, x: Tensor) -> Tensor:
-        # ceil_mode keeps a side of 1 at 1; the average counts only what is there.
+        # ceil_mode keeps a side of 1 at 1; the average counts existing values only.
         if self.extra_pool == 'avg':
             return F.avg_pool2d(x, 2, stride=2, ceil_mode=True, count_include_pad=False)
         return F.max_pool2d(x, 2, stride=2, ceil_mode=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from ..layers import as_map, as_tokens, initialize_weights, layer_norm
+from ..layers import initialize_weights, layer_norm, nchw_to_nhwc, nhwc_to_nchw
 from .losses import check_loss, distance, layer_normed, mean_at
 from .masking import MaskToken
 from .pixels import PIXEL_CHANNELS, normed_pixels
@@ -76,9 +76,10 @@ class FeatureHead(nn.Module):
             ``stride4``, ``stride8``, ``stride16``, each ``(B, H_i, W_i, C_i)``, and ``tokens``, the pixels,
             ``(B, h, w, 768)``.
         """
-        levels = neck([as_map(x) for x in backbone.maps_of(self.mask(backbone.patch_embed(images), masks))])
+        maps = backbone.forward_stages(self.mask(backbone.patch_embed(images), masks))
+        levels = neck([nhwc_to_nchw(x) for x in maps])
         found = {
-            f'stride{stride}': predict(as_tokens(level))
+            f'stride{stride}': predict(nchw_to_nhwc(level))
             for stride, predict, level in zip(neck.strides, self.predict, levels, strict=True)
         }
         if self.embed is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..layers import Mlp, RelativeAttention, TransformerBlock, as_map, initialize_weights, layer_norm, run_blocks
+from ..layers import Mlp, RelativeAttention, TransformerBlock, initialize_weights, layer_norm, nhwc_to_nchw, run_blocks
 from .losses import check_loss, distance, mean_at
 from .masking import row_of_patches, visible_places
 from .positions import fix_positions, sine_positions
@@ -123,11 +123,10 @@ class PixelHead(nn.Module):
         Returns:
             ``(B, C, 4, 4 n)``, ``(B, C, 2, 2 n)``, ``(B, C, 1, n)``.
         """
-        height, width = backbone.grid
-        position = backbone.position_of(height, width).flatten(1, 2).expand(len(images), -1, -1)
+        position = backbone.pos_embed.expand(len(images), -1, -1)
         position = position.gather(1, places[..., None].expand(-1, -1, position.shape[-1])).unsqueeze(1)
-        maps = backbone.maps_of(backbone.patch_embed(row_of_patches(images, places)), position)
-        return neck([as_map(x) for x in maps])
+        maps = backbone.forward_stages(backbone.patch_embed(row_of_patches(images, places)), position)
+        return neck([nhwc_to_nchw(x) for x in maps])
 
     def targets(self, tokens: Tensor, _images: Tensor) -> dict[str, Tensor]:
         """What the prediction is to be."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..layers import as_map, as_tokens, layer_norm
+from ..layers import layer_norm, nchw_to_nhwc, nhwc_to_nchw
 
 EMBEDS = ('conv', 'places')
 
@@ -38,8 +38,11 @@ class PyramidSum(nn.Module):
         """Levels ``(B, F, H_i, W_i)`` at strides 4, 8, 16 to tokens ``(B, h, w, channels)``."""
         total: Tensor | None = None
         for (norm, layer), level in zip(self.layers, reversed(levels), strict=True):
-            x = norm(as_tokens(level))
-            x = as_tokens(layer(as_map(x))) if self.embed == 'conv' else side_by_side(layer(x), level.shape[2:], levels)
+            x = norm(nchw_to_nhwc(level))
+            if self.embed == 'conv':
+                x = nchw_to_nhwc(layer(nhwc_to_nchw(x)))
+            else:
+                x = side_by_side(layer(x), level.shape[2:], levels)
             total = x if total is None else total + x
         return total
 

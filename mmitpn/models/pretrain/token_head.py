@@ -7,7 +7,7 @@ from copy import deepcopy
 
 from torch import Tensor, nn
 
-from ..layers import as_map, initialize_weights, layer_norm, run_blocks
+from ..layers import initialize_weights, layer_norm, nhwc_to_nchw, run_blocks
 from .losses import check_loss, distance, layer_normed, mean_at
 from .masking import MaskToken
 from .pyramid_sum import PyramidSum
@@ -126,10 +126,10 @@ class TokenHead(nn.Module):
         inner: list[Tensor] = []
         with _tap(backbone, self.auxiliary, inner):
             if self.mask_at == 'embedding':
-                maps = backbone.maps_of(self.mask(x, masks))
+                maps = backbone.forward_stages(self.mask(x, masks))
             else:
-                maps = backbone.maps_of(x, replace=lambda tokens: self.mask(tokens, masks))
-        total = self.embed(neck([as_map(x) for x in maps]))
+                maps = backbone.forward_stages(x, mask_tokens=lambda tokens: self.mask(tokens, masks))
+        total = self.embed(neck([nhwc_to_nchw(x) for x in maps]))
         norm = backbone.norm if self.norm is None else self.norm
         found = {'tokens': self.predict(norm(total))}
         if self.auxiliary is not None:

@@ -1,18 +1,34 @@
-"""Token migration and token gathering: fewer tokens, and attention in windows, in the main stage of a backbone."""
+"""Token migration and token gathering: fewer tokens, and attention in windows, in the main stage of a backbone.
 
-from .attend import GatheringAttend, GlobalAttend
-from .gathering import TokenGathering
-from .migration import TokenMigration, TokenReducer
-from .reducers import REDUCERS
+Methods of others register themselves (:func:`register_reducer`, :func:`register_score`), by what is exported here.
+"""
+
+from .gathering import GatheringAttend, GatheringAttention, GlobalAttend, TokenGathering
+from .merging import TokenMerging
+from .migration import (
+    REDUCERS,
+    SCORES,
+    TokenMigration,
+    TokenReducer,
+    best_match,
+    register_reducer,
+    register_score,
+    split_by_redundancy,
+    unit_features,
+)
+from .propagation import TokenPropagation
 from .reduction import TokenReduction
-from .scores import SCORES, register_score
-from .tokens import TokenSet
-from .windows import WindowGrid
+from .semantic import SemanticTokens
+from .windows import TokenSet, WindowGrid, take
+
+for _cls in (TokenMerging, TokenPropagation, SemanticTokens):
+    register_reducer(_cls)
 
 __all__ = [
     'REDUCERS',
     'SCORES',
     'GatheringAttend',
+    'GatheringAttention',
     'GlobalAttend',
     'TokenGathering',
     'TokenMigration',
@@ -20,5 +36,10 @@ __all__ = [
     'TokenReduction',
     'TokenSet',
     'WindowGrid',
+    'best_match',
+    'register_reducer',
     'register_score',
+    'split_by_redundancy',
+    'take',
+    'unit_features',
 ]

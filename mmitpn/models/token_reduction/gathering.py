@@ -1,27 +1,31 @@
-"""Token gathering: attention in windows, and a few tokens a window that carry its content to all others."""
+"""Token gathering: attention in windows, and a few tokens per window that carry its content to all others."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .migration import check_blocks
-from .windows import WindowGrid
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers import Attention
+from .windows import TokenSet, WindowGrid
 
 
 class TokenGathering:
     """Settings of token gathering.
 
     The paper (arXiv 2211.12735, 3.2) says that few gathering tokens replace global attention by attention in windows;
-    the rest is our reading. Windows are as few as sides of at most ``window_size`` allow, and all of one size, the
-    smallest that covers the grid; what lies beyond the grid is padding, which nobody attends to. The gathering tokens
-    of a window are the means of the keys and of the values of its ``num_tokens`` cells; they count in the softmax with
-    the number of tokens they stand for. So they need no parameters, any released checkpoint runs with them, and where
-    the grid is one window the block is the global one, to the bit.
+    the rest is our interpretation. There are as few windows as sides of at most ``window_size`` allow, all of one size,
+    the smallest that covers the grid; what lies beyond the grid is padding, which is never attended to. The gathering
+    tokens of a window are the means of the keys and of the values of its ``num_tokens`` cells; they count in the
+    softmax with the number of tokens they stand for. So they need no parameters, any released checkpoint runs with
+    them, and where the grid is one window the block is the global one, to the bit.
 
     Args:
         depth: Blocks of the main stage.
         window_size: Largest side of a window, in tokens of 16 pixels.
-        num_tokens: Gathering tokens of a window, at most ``window_size ** 2``; 0: windows do not see each other.
+        num_tokens: Gathering tokens per window, at most ``window_size ** 2``; 0: windows do not see each other.
         global_blocks: Blocks of the main stage that keep global attention.
         learned: Add an offset, 0 at first, to the gathering tokens' keys and values, for every windowed block: the
             backbone's ``blocks.N.attn.gathering_offset``.
@@ -40,7 +44,7 @@ class TokenGathering:
         learned: bool = False,
     ) -> None:
         if isinstance(window_size, bool) or not isinstance(window_size, int) or window_size < 1:
-            raise ValueError(f'window_size is {window_size!r}; allowed: whole numbers of tokens from 1')
+            raise ValueError(f'window_size is {window_size!r}; allowed: integers from 1, in tokens')
         if isinstance(num_tokens, bool) or not isinstance(num_tokens, int) or not 0 <= num_tokens <= window_size**2:
             raise ValueError(
                 f'num_tokens is {num_tokens!r}; allowed: 0 to {window_size**2}, what a window of {window_size}x'
@@ -56,3 +60,174 @@ class TokenGathering:
     def windows(self, height: int, width: int) -> WindowGrid:
         """The windows of a grid of tokens; one where no block would use them."""
         return WindowGrid.fit(height, width, self.window_size)
+
+
+def check_blocks(value: Sequence[int], depth: int, name: str) -> tuple[int, ...]:
+    """Return blocks of the main stage, ascending, or raise ValueError."""
+    blocks = tuple(value)
+    if any(isinstance(block, bool) or not isinstance(block, int) or not 0 <= block < depth for block in blocks):
+        raise ValueError(f'{name} is {blocks}; allowed: blocks of the main stage, 0 to {depth - 1}')
+    if list(blocks) != sorted(set(blocks)):
+        raise ValueError(f'{name} is {blocks}; give the blocks ascending and each once')
+    return blocks
+
+
+class GatheringAttention(Attention):
+    """Attention whose tokens may be in windows: how they attend to each other is handed in with them.
+
+    Args:
+        dim: Channels, a multiple of ``num_heads``.
+        num_heads: Attention heads.
+
+    Attributes:
+        gathering_offset: Learned offset ``(2, heads, number, C / heads)`` of the gathering tokens' keys and values, or
+            None.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__(dim, num_heads)
+        self.gathering_offset: nn.Parameter | None = None
+
+    def set_gathering_offset(self, number: int) -> None:
+        """Give ``number`` gathering tokens a learned offset of their keys and values, 0 at first; 0 takes it away."""
+        shape = (2, self.num_heads, number, self.proj.in_features // self.num_heads)
+        if number == 0:
+            self.gathering_offset = None
+        elif self.gathering_offset is None or self.gathering_offset.shape != shape:
+            self.gathering_offset = nn.Parameter(self.q_bias.new_zeros(shape))
+
+    def forward(self, x: Tensor, attend: GlobalAttend | GatheringAttend | None = None) -> Tensor:
+        """``(B, ..., C)`` to the same shape.
+
+        Args:
+            x: The tokens; with ``attend``, those of its windows, ``(B, windows, m, C)``.
+            attend: Which tokens see each other; None: every token sees every token.
+        """
+        if attend is None:
+            return super().forward(x)
+        out = self.attend(attend, *self.project(x.flatten(1, -2)))
+        return self.proj(out.transpose(1, 2).reshape(x.shape))
+
+    def attend(self, attend: GlobalAttend | GatheringAttend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Queries, keys, values ``(B, heads, N, d)`` to the same shape."""
+        return attend(query, key, value, self.gathering_offset)
+
+
+class GlobalAttend:
+    """Every token attends to every token; one that stands for several counts as several, and padding as none.
+
+    Args:
+        tokens: Windows and weights; the weights enter the scores by their logarithm (proportional attention, ToMe).
+    """
+
+    def __init__(self, tokens: TokenSet) -> None:
+        self._bias = None if tokens.weight is None else tokens.weight.flatten(1).log()[:, None, None]
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, _offset: Tensor | None = None) -> Tensor:
+        """Queries, keys, values ``(B, heads, N, d)`` to the same shape; there are no gathering tokens to offset."""
+        bias = None if self._bias is None else self._bias.to(query.dtype)
+        return F.scaled_dot_product_attention(query, key, value, bias)
+
+
+class GatheringAttend:
+    """A token attends to those of its own window and to the gathering tokens of all other windows.
+
+    A gathering token is the mean of one cell of a window: of its keys and of its values. It counts in the softmax as
+    many times as its cell has tokens, so that with as many cells as tokens this is exactly global attention.
+
+    Args:
+        tokens: Windows, slots and weights.
+        number: Gathering tokens per window; 0: windows do not see each other.
+
+    Attributes:
+        number: Gathering tokens per window.
+        others: For every window in turn the gathering tokens of the others, among those of all windows.
+    """
+
+    def __init__(self, tokens: TokenSet, number: int) -> None:
+        grid, x = tokens.grid, tokens.x
+        self._shape = (grid.number, x.shape[2])
+        self.number = number if grid.number > 1 else 0
+        own = None if tokens.weight is None else tokens.weight.log()  # B or 1, W, m
+        if not self.number:
+            self._bias = None if own is None else own.unsqueeze(1)
+            return
+        cell = grid.cells(grid.cut(number), x.device)
+        cell = cell if tokens.place is None else cell[tokens.place]
+        member = F.one_hot(cell, number).transpose(-1, -2).to(x.dtype)  # ..., K, m
+        member = member[None, None] if tokens.place is None else member
+        weighted = member if tokens.weight is None else member * tokens.weight.unsqueeze(-2)
+        size = weighted.sum(-1)  # B or 1, W or 1, K
+        self._pool = weighted / size.clamp(min=1).unsqueeze(-1)
+        windows = torch.arange(grid.number, device=x.device)
+        others = torch.stack([torch.cat((windows[:i], windows[i + 1 :])) for i in range(grid.number)])  # W, W - 1
+        self.others = (others[..., None] * number + torch.arange(number, device=x.device)).flatten()
+        far = size.log().expand(-1, grid.number, -1).flatten(1)[:, self.others].view(-1, grid.number, self._far)
+        if own is None:
+            own = far.new_zeros(1, 1, 1)
+        batch = max(own.size(0), far.size(0))
+        own = own.expand(batch, grid.number, x.shape[2])
+        self._bias = torch.cat((own, far.expand(batch, -1, -1)), -1).unsqueeze(1)  # B or 1, 1, W, m + (W - 1) K
+
+    @property
+    def _far(self) -> int:
+        """Gathering tokens of other windows that a token attends to."""
+        return (self._shape[0] - 1) * self.number
+
+    @property
+    def num_keys(self) -> int:
+        """Keys of all windows together, those of gathering tokens as often as they are attended to."""
+        windows, count = self._shape
+        return windows * (count + self._far)
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, offset: Tensor | None = None) -> Tensor:
+        """Queries, keys, values ``(B, heads, windows * m, d)`` to the same shape.
+
+        Args:
+            query: The queries.
+            key: The keys.
+            value: The values.
+            offset: Added to the gathering tokens' keys and values, ``(2, heads, number, d)``.
+        """
+        batch, heads, _, dim = query.shape
+        windows, count = self._shape
+        key, value = (
+            self._with_gathered(x.reshape(batch, heads, windows, count, dim), None if offset is None else offset[i])
+            for i, x in enumerate((key, value))
+        )
+        bias = self._bias
+        if bias is not None:  # B or 1, heads * W, 1, keys
+            bias = bias.to(query.dtype).expand(-1, heads, -1, -1).flatten(1, 2).unsqueeze(2)
+        query = query.reshape(batch, heads * windows, count, dim)
+        return F.scaled_dot_product_attention(query, key, value, bias).view(batch, heads, windows * count, dim)
+
+    def shares(self, query: Tensor, key: Tensor, offset: Tensor | None = None) -> Tensor:
+        """Where the attention of a window goes, for visualization: all scores of a head are in memory at once.
+
+        Args:
+            query: Queries of one head, ``(B, 1, windows * m, d)``.
+            key: Its keys, of the same shape.
+            offset: Added to the gathering tokens' keys, ``(1, number, d)``.
+
+        Returns:
+            ``(B, windows, m, m + (windows - 1) * number)``: for every token the attention to its own window's tokens,
+            then to the gathering tokens of the other windows in order. It sums to 1.
+        """
+        batch, heads, _, dim = query.shape
+        windows, count = self._shape
+        keys = self._with_gathered(key.view(batch, heads, windows, count, dim), offset)
+        scores = query.view(batch, windows, count, dim) @ keys.transpose(-1, -2) / dim**0.5
+        if self._bias is not None:
+            scores = scores + self._bias.squeeze(1).unsqueeze(-2)
+        return scores.softmax(-1)
+
+    def _with_gathered(self, x: Tensor, offset: Tensor | None) -> Tensor:
+        """Each window's own tokens and the others' gathering tokens, ``(B, heads * windows, m + ..., d)``."""
+        batch, heads, windows, _, dim = x.shape
+        if self.number:
+            gathered = self._pool.to(x.dtype).unsqueeze(1) @ x
+            if offset is not None:
+                gathered = gathered + offset.to(x.dtype).unsqueeze(1)
+            far = gathered.flatten(2, 3)[:, :, self.others].view(batch, heads, windows, self._far, dim)
+            x = torch.cat((x, far), 3)
+        return x.flatten(1, 2)

@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .migration import TokenReducer
-from .scores import best_match
-from .tokens import TokenSet, take
+from .migration import TokenReducer, best_match
+from .windows import TokenSet, take
 
 
 class TokenMerging(TokenReducer):

@@ -1,35 +1,33 @@
-"""Token migration: drop the most redundant tokens of the main stage, put them back for the pyramid."""
+"""Token migration: drop the most redundant tokens of the main stage, put them back for the pyramid.
+
+``REDUCERS`` and ``SCORES`` are open registries: methods of others and other scores register themselves in them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .scores import SCORES, best_match
-from .tokens import TokenSet, take
+from .gathering import check_blocks
+from .windows import TokenSet, WindowGrid, take
 
-# Added to the scores of those that may go: more than any two scores, which are cosines, differ by.
+# Added to the scores of the tokens that may be dropped in a round: more than any two scores differ by.
 _CANDIDATES = 4.0
+# Bytes of similarities that are computed at once.
+_BUDGET = 8 * 2**20
+
+
+# --- what every reduction shares ------------------------------------------------------------------------------------
 
 
 def check_keep_ratio(value: float, name: str = 'keep_ratio') -> float:
-    """A share of tokens, more than 0."""
+    """Return a fraction of tokens, more than 0, or raise ValueError."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
-        raise ValueError(f'{name} is {value!r}; allowed: more than 0, up to 1 (the share of the tokens that stay)')
+        raise ValueError(f'{name} is {value!r}; allowed: more than 0, up to 1 (the fraction of the tokens that stay)')
     return float(value)
-
-
-def check_blocks(value: Sequence[int], depth: int, name: str) -> tuple[int, ...]:
-    """Blocks of the main stage, ascending."""
-    blocks = tuple(value)
-    if any(isinstance(block, bool) or not isinstance(block, int) or not 0 <= block < depth for block in blocks):
-        raise ValueError(f'{name} is {blocks}; allowed: blocks of the main stage, 0 to {depth - 1}')
-    if list(blocks) != sorted(set(blocks)):
-        raise ValueError(f'{name} is {blocks}; give the blocks ascending and each once')
-    return blocks
 
 
 class TokenReducer(nn.Module):
@@ -40,10 +38,10 @@ class TokenReducer(nn.Module):
     Args:
         depth: Blocks of the main stage.
         at: The blocks before which tokens are taken away; None: a sixth of the way, block 2 at the earliest.
-        keep_ratio: Share of the tokens present that stay, at each of ``at``.
-        test_keep_ratio: The share while not training; None: the same.
-        whole_blocks: So many blocks at the end work on all tokens again; 0: they are back after the last attention.
-            None: 1, or 0 where tokens are taken away before the last block.
+        keep_ratio: Fraction of the tokens present that stay, at each of ``at``.
+        test_keep_ratio: The fraction while not training; None: the same.
+        whole_blocks: Number of blocks at the end that work on all tokens again; 0: they are back after the last
+            attention. None: 1, or 0 where tokens are taken away before the last block.
     """
 
     def __init__(
@@ -75,11 +73,11 @@ class TokenReducer(nn.Module):
 
     @property
     def ratio(self) -> float:
-        """The share that stays, in the present mode."""
+        """The fraction that stays, in the present mode."""
         return self.keep_ratio if self.training else self.test_keep_ratio
 
     def forward(self, tokens: TokenSet, block: nn.Module) -> TokenSet:
-        """Take tokens away before ``block``; at least one a window stays."""
+        """Take tokens away before ``block``; at least one per window stays."""
         count = int(tokens.x.shape[2])  # a number also where a tracer gives a tensor
         keep = max(1, round(self.ratio * count))
         return tokens if keep == count else self.reduce(tokens, block, keep)
@@ -89,23 +87,41 @@ class TokenReducer(nn.Module):
         raise NotImplementedError
 
 
-class TokenMigration(TokenReducer):
-    """Migration (arXiv 2211.12735, 3.2; the paper names the idea only: all else is our reading).
+REDUCERS: dict[str, type[TokenReducer]] = {}
 
-    Before each block of ``at`` the most redundant tokens of every window are put aside; before the last block they
-    return to their places: that block attends with all of them, and the norm and the pyramid work on all. A dropped
-    token *follows* the kept token that it was most like: that one counts for it in the softmax meanwhile (proportional
-    attention, ToMe), and it returns changed by as much as that one was changed. Without this (``follow=False``) it is
-    forgotten meanwhile and returns as it went, a stranger among tokens many blocks further. It has no parameters: any
-    released checkpoint runs with it.
+
+def register_reducer(cls: type[TokenReducer]) -> type[TokenReducer]:
+    """Make a reducer available as ``token_migration=dict(type=NAME)``, by the name of its class.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+    if cls.__name__ in REDUCERS:
+        raise ValueError(f'a token reducer named {cls.__name__!r} is registered already; choose another name')
+    REDUCERS[cls.__name__] = cls
+    return cls
+
+
+# --- migration -------------------------------------------------------------------------------------------------------
+
+
+@register_reducer
+class TokenMigration(TokenReducer):
+    """Migration (arXiv 2211.12735, 3.2; the paper only names the idea: all else is our interpretation).
+
+    Before each block of ``at`` the most redundant tokens of every window are put aside. Before the last block they
+    return to where they were: that block attends with all of them, and the norm and the pyramid work on all. A dropped
+    token receives the update of the kept token that it was most similar to; meanwhile that one counts for both in the
+    softmax (proportional attention, ToMe). With ``follow=False`` a dropped token is restored unchanged. Migration has
+    no parameters: any released checkpoint runs with it.
 
     Args:
         depth: Blocks of the main stage.
-        score: What redundant means, a name of ``SCORES``.
-        rounds: Tokens are dropped in so many steps, scored anew among those that are left; in every other step only
-            those on the white places of a checkerboard may go, in the others those on the black ones, so that no token
-            goes because of one that goes too. 1: all at once, wherever they lie.
-        follow: Whether dropped tokens follow kept ones.
+        score: The measure of redundancy, a name of ``SCORES``.
+        rounds: Number of rounds in which tokens are dropped; the tokens that are left are scored again in each. Rounds
+            alternate between the two colors of a checkerboard, so that no token is dropped for its similarity to one
+            that is dropped too. 1: all at once, of both colors.
+        follow: Whether dropped tokens receive the updates of kept ones.
         **ratios: See :class:`TokenReducer`.
     """
 
@@ -116,7 +132,7 @@ class TokenMigration(TokenReducer):
         if score not in SCORES:
             raise ValueError(f'unknown score {score!r}; allowed: {", ".join(map(repr, SCORES))}')
         if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-            raise ValueError(f'rounds is {rounds!r}; allowed: whole numbers from 1')
+            raise ValueError(f'rounds is {rounds!r}; allowed: integers from 1')
         self.score = score
         self.rounds = rounds
         self.follow = follow
@@ -125,12 +141,14 @@ class TokenMigration(TokenReducer):
         """Keep the ``keep`` least redundant tokens of every window."""
         features = unit_features(tokens)
         kept, dropped = split_by_redundancy(tokens, features, keep, score=self.score, rounds=self.rounds)
-        return tokens.select(kept, dropped, leader=nearest(tokens, features, kept, dropped) if self.follow else None)
+        return tokens.select(
+            kept, dropped, nearest_kept=nearest(tokens, features, kept, dropped) if self.follow else None
+        )
 
 
 @torch.no_grad()
 def unit_features(tokens: TokenSet) -> Tensor:
-    """The tokens in fp32, of length 1: what redundancy and likeness are judged by."""
+    """The tokens in fp32, of length 1: what similarity is measured on."""
     return F.normalize(tokens.x.float(), dim=-1)
 
 
@@ -138,21 +156,21 @@ def unit_features(tokens: TokenSet) -> Tensor:
 def split_by_redundancy(
     tokens: TokenSet, features: Tensor, keep: int, *, score: str, rounds: int
 ) -> tuple[Tensor, Tensor]:
-    """Which tokens stay and which go.
+    """Which tokens stay and which are dropped.
 
     Args:
-        tokens: The tokens; padding goes before anything else.
+        tokens: The tokens; padding is dropped before anything else.
         features: Of :func:`unit_features`.
         keep: Tokens of every window that stay.
         score: A name of ``SCORES``.
         rounds: See :class:`TokenMigration`.
 
     Returns:
-        Positions of the ``keep`` least redundant tokens of every window and of the others, both ascending.
+        Indices of the ``keep`` least redundant tokens of every window and of the others, both ascending.
     """
     places, grid = tokens.places(), tokens.grid
     count = int(places.shape[-1])
-    left, gone = torch.arange(count, device=places.device).expand_as(places), []
+    left, dropped = torch.arange(count, device=places.device).expand_as(places), []
     for step in range(rounds):
         before, after = int(left.shape[-1]), count - round((count - keep) * (step + 1) / rounds)
         if after == before:
@@ -164,17 +182,108 @@ def split_by_redundancy(
         if tokens.weight is not None:
             found = found.masked_fill(tokens.weights().gather(-1, left) == 0, float('inf'))
         order = found.topk(before, largest=False).indices  # a sort that ONNX has too
-        gone.append(left.gather(-1, order[..., after:]))
+        dropped.append(left.gather(-1, order[..., after:]))
         left = left.gather(-1, order[..., :after].sort(-1).values)
-    return left, torch.cat(gone, -1).sort(-1).values
+    return left, torch.cat(dropped, -1).sort(-1).values
 
 
 @torch.no_grad()
 def nearest(tokens: TokenSet, features: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
-    """For each dropped token the number of the kept token that is most like it; never padding."""
+    """For each dropped token the index of the most similar kept one, ``(B, windows, d)``; never padding."""
     queries, keys = take(features, dropped), take(features, kept)
-    if tokens.weight is not None:  # one more channel makes padding unlike everything
+    if tokens.weight is not None:  # one more channel makes padding dissimilar to everything
         padding = tokens.weights().gather(-1, kept) == 0
         keys = torch.cat((keys, torch.where(padding, -4.0, 0.0).unsqueeze(-1)), -1)
         queries = F.pad(queries, (0, 1), value=1.0)
     return best_match(queries, keys)[1]
+
+
+# --- scores: how redundant a token is ---------------------------------------------------------------------------------
+
+# features (B, W, m, C) of length 1, slots (B, W, m), windows -> redundancy (B, W, m), the higher the more redundant,
+# in a range of at most 4
+Score = Callable[[Tensor, Tensor, WindowGrid], Tensor]
+SCORES: dict[str, Score] = {}
+
+
+def register_score(name: str) -> Callable[[Score], Score]:
+    """Make a score available as ``token_migration=dict(score=name)``.
+
+    Args:
+        name: Its name in configs. Scores must differ by at most 4, as cosines do.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+
+    def add(score: Score) -> Score:
+        if name in SCORES:
+            raise ValueError(f'a score named {name!r} is registered already; choose another name')
+        SCORES[name] = score
+        return score
+
+    return add
+
+
+@register_score('neighborhood')
+def neighborhood_similarity(features: Tensor, places: Tensor, grid: WindowGrid) -> Tensor:
+    """Mean cosine similarity to the present tokens around it (3x3, inside the window)."""
+    batch, windows, _, dim = features.shape
+    canvas = features.new_zeros(batch, windows, grid.slots, dim + 1)
+    counted = F.pad(features, (0, 1), value=1.0)  # the last channel counts the present tokens
+    canvas = canvas.scatter_(2, places.unsqueeze(-1).expand_as(counted), counted)
+    canvas = canvas.view(batch, windows, grid.tall, grid.wide, dim + 1)
+    around = F.pad(canvas, (0, 0, 1, 1, 1, 1))
+    around = around[:, :, :-2] + around[:, :, 1:-1] + around[:, :, 2:]
+    around = around[..., :-2, :] + around[..., 1:-1, :] + around[..., 2:, :]
+    around = around.view(batch, windows, grid.slots, dim + 1)
+    around = around.gather(2, places.unsqueeze(-1).expand_as(counted))
+    similar = (around[..., :dim] * features).sum(-1) - features.square().sum(-1)
+    return similar / (around[..., dim] - 1).clamp(min=1)
+
+
+@register_score('bipartite')
+def bipartite_similarity(features: Tensor, places: Tensor, grid: WindowGrid) -> Tensor:
+    """Cosine similarity to the nearest token of the other half, as ToMe matches (arXiv 2210.09461).
+
+    The halves are a checkerboard: every other slot would give stripes in a window of even width.
+    """
+    white = (places // grid.wide + places % grid.wide) % 2 == 0
+    # The halves are not equally large: one more channel keeps each from matching its own (+1 and -1, scaled).
+    side = torch.where(white, 2.0, -2.0).unsqueeze(-1)
+    best, _ = best_match(torch.cat((features, side), -1), torch.cat((features, -side), -1))
+    return best - 4.0
+
+
+def best_match(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest product of each query with a key, and which key it is.
+
+    Args:
+        queries: ``(B, W, q, C)``.
+        keys: ``(B, W, k, C)``.
+
+    Returns:
+        Products and indices of the keys, both ``(B, W, q)``. Only a part of all products is in memory at once.
+    """
+    batch, windows, count, _ = map(int, keys.shape)
+    rows = min(max(1, _BUDGET // (4 * max(1, batch * windows * count))), int(queries.shape[2]))
+    found = [(part @ keys.transpose(-1, -2)).max(-1) for part in queries.split(rows, 2)]
+    return torch.cat([one.values for one in found], 2), torch.cat([one.indices for one in found], 2)
+
+
+@register_score('mean')
+def mean_similarity(features: Tensor, _places: Tensor, _grid: WindowGrid) -> Tensor:
+    """Cosine similarity to the mean of the window's tokens."""
+    return (features * F.normalize(features.mean(2, keepdim=True), dim=-1)).sum(-1)
+
+
+@register_score('checkerboard')
+def checkerboard(features: Tensor, places: Tensor, grid: WindowGrid) -> Tensor:
+    """Every other token, whatever its content: a baseline."""
+    return ((places // grid.wide + places % grid.wide) % 2).to(features.dtype)
+
+
+@register_score('random')
+def random_score(features: Tensor, places: Tensor, _grid: WindowGrid) -> Tensor:
+    """Random tokens, others at every call: a baseline."""
+    return torch.rand(places.shape, device=features.device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .migration import TokenMigration, split_by_redundancy, unit_features
-from .tokens import TokenSet, take
+from .windows import TokenSet, take
 
 
 class TokenPropagation(TokenMigration):

@@ -1,22 +1,18 @@
-"""The main stage with fewer tokens: what a backbone with token migration or token gathering runs its blocks by."""
+"""The main stage with token migration or token gathering: its blocks, run on fewer tokens and in windows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from mmitpn.config_types import type_name
 
-from ..layers import run_block
-from .attend import GatheringAttend, GlobalAttend
-from .gathering import TokenGathering
-from .migration import TokenReducer
-from .reducers import REDUCERS
-from .tokens import TokenSet
-from .windows import WindowGrid
+from ..layers import maybe_checkpoint
+from .gathering import GatheringAttend, GlobalAttend, TokenGathering
+from .migration import REDUCERS, TokenReducer
+from .windows import TokenSet, WindowGrid
 
 
 class TokenReduction(nn.Module):
@@ -38,19 +34,19 @@ class TokenReduction(nn.Module):
             if kind not in REDUCERS:
                 raise ValueError(f'token_migration has the type {kind!r}; allowed: {", ".join(map(repr, REDUCERS))}')
             self.migration = REDUCERS[kind](depth, **options)
-        # Called before every block with its number, its tokens and how they attend; for those who want to look.
+        # Called before every block with its index, its tokens and how they attend; for visualization.
         self.observer: Callable[[int, TokenSet, GlobalAttend | GatheringAttend], None] | None = None
 
     def forward(self, blocks: Sequence[nn.Module], x: Tensor, *, recompute: bool) -> Tensor:
-        """Run the blocks. Tokens that were taken away are back for the last of them, or after its attention.
+        """Run the blocks. Dropped tokens are back for the last of them, or after its attention.
 
         Args:
-            blocks: The main stage.
+            blocks: The main stage: blocks whose attention is :class:`GatheringAttention`.
             x: Its input with the position embedding, ``(B, H, W, C)``.
             recompute: Compute every block again in the backward pass.
 
         Returns:
-            ``(B, H, W, C)``, all tokens in their places.
+            ``(B, H, W, C)``, all tokens where they were.
         """
         height, width = map(int, x.shape[1:3])  # numbers also where a tracer gives tensors
         grid = WindowGrid(height, width) if self.gathering is None else self.gathering.windows(height, width)
@@ -67,19 +63,18 @@ class TokenReduction(nn.Module):
                 attends[windowed] = (
                     GatheringAttend(tokens, self.gathering.num_tokens) if windowed else GlobalAttend(tokens)
                 )
-            offset = block.attn.gathering_offset if windowed else None
+            attend = attends[windowed]
             if self.observer is not None:
-                self.observer(i, tokens, attends[windowed])
-            attend = attends[windowed] if offset is None else partial(attends[windowed], offset=offset)
+                self.observer(i, tokens, attend)
             if tokens.undo and i == len(blocks) - 1:
-                # After the last attention all works on every token for itself, beginning with this block's second half.
-                tokens = tokens.update(run_block(block.mix, tokens.x, attend, recompute=recompute))
-                return run_block(block.feed, tokens.restore(), recompute=recompute)
-            tokens = tokens.update(run_block(block, tokens.x, attend, recompute=recompute))
+                # After the last attention every token is on its own, beginning with this block's second half.
+                tokens = tokens.update(maybe_checkpoint(block.forward_attn, tokens.x, attend, recompute=recompute))
+                return maybe_checkpoint(block.forward_mlp, tokens.restore(), recompute=recompute)
+            tokens = tokens.update(maybe_checkpoint(block, tokens.x, attend, recompute=recompute))
         return tokens.restore()
 
     def _reduce(self, tokens: TokenSet, block: nn.Module, attends: dict[bool, Any]) -> TokenSet:
-        """Fewer tokens; a function of its own, so that nothing holds all of them until the end."""
+        """Fewer tokens; a function of its own, so that all of them can be freed."""
         fewer = self.migration(tokens, block)
         if fewer is not tokens:
             attends.clear()

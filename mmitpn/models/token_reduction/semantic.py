@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .migration import TokenReducer
-from .tokens import TokenSet
+from .windows import TokenSet
 
 
 class SemanticTokens(TokenReducer):

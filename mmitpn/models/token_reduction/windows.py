@@ -1,9 +1,10 @@
-"""Windows of equal size over a grid of tokens, and the cells that a window's gathering tokens stand for."""
+"""Windows of equal size over a grid of tokens, and the tokens in them: where they are, what they stand for."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,7 @@ class WindowGrid:
 
     @property
     def slots(self) -> int:
-        """Places for tokens in a window, padding included."""
+        """Tokens per window, padding included."""
         return self.tall * self.wide
 
     @property
@@ -61,7 +62,7 @@ class WindowGrid:
         return self.rows * self.tall - self.height, self.columns * self.wide - self.width
 
     def partition(self, x: Tensor) -> Tensor:
-        """``(B, height, width, C)`` to ``(B, windows, slots, C)``; what is padded is zero."""
+        """``(B, height, width, C)`` to ``(B, windows, slots, C)``; padding is zero."""
         below, right = self.padding
         if below or right:
             x = F.pad(x, (0, 0, 0, right, 0, below))
@@ -100,7 +101,7 @@ class WindowGrid:
         return max(ratio, 1 / ratio)
 
     def cells(self, cut: tuple[int, int], device: torch.device) -> Tensor:
-        """The cell that each slot of a window lies in, ``(slots,)``."""
+        """The cell of each slot of a window, ``(slots,)``."""
         row = torch.arange(self.tall, device=device) * cut[0] // self.tall
         column = torch.arange(self.wide, device=device) * cut[1] // self.wide
         return (row[:, None] * cut[1] + column).flatten()
@@ -110,3 +111,92 @@ class WindowGrid:
         row = (2 * torch.arange(cut[0], device=device) + 1) * self.tall // (2 * cut[0])
         column = (2 * torch.arange(cut[1], device=device) + 1) * self.wide // (2 * cut[1])
         return (row[:, None] * self.wide + column).flatten()
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """The tokens of the main stage between two blocks, in windows, the same number in each.
+
+    Attributes:
+        x: The tokens that the blocks work on, ``(B, windows, m, C)``.
+        grid: The windows.
+        weight: How many tokens of the full grid each stands for, 0 for padding: ``(B or 1, windows, m)``; None: 1 each.
+        place: Slot of the full window of each token, ``(B, windows, m)``; None: all slots in order.
+        undo: For every reduction so far, the way back: from the tokens after it to those before it.
+    """
+
+    x: Tensor
+    grid: WindowGrid
+    weight: Tensor | None = None
+    place: Tensor | None = None
+    undo: tuple[Callable[[Tensor], Tensor], ...] = ()
+
+    @classmethod
+    def of(cls, x: Tensor, grid: WindowGrid) -> TokenSet:
+        """All tokens of ``(B, height, width, C)``."""
+        return cls(grid.partition(x), grid, grid.weight(x.device))
+
+    def update(self, x: Tensor) -> TokenSet:
+        """The same tokens after a block."""
+        return replace(self, x=x)
+
+    def places(self) -> Tensor:
+        """``place``, written out."""
+        if self.place is not None:
+            return self.place
+        batch, windows, count, _ = self.x.shape
+        return torch.arange(count, device=self.x.device).expand(batch, windows, count)
+
+    def weights(self) -> Tensor:
+        """``weight``, written out for every image: ``(B, windows, m)``."""
+        if self.weight is None:
+            return self.x.new_ones(self.x.shape[:3])
+        return self.weight.expand(self.x.shape[:3])
+
+    def select(self, kept: Tensor, dropped: Tensor, *, nearest_kept: Tensor | None = None) -> TokenSet:
+        """Continue with some tokens and put the others aside.
+
+        Args:
+            kept: Indices among the present tokens, ``(B, windows, k)``.
+            dropped: The indices of all others, ``(B, windows, d)``.
+            nearest_kept: For each of ``dropped`` the index in ``kept`` of the token whose updates it receives,
+                ``(B, windows, d)``: that one counts for both meanwhile. None: dropped tokens return unchanged.
+        """
+        order = torch.cat((kept, dropped), -1)
+        ranks = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+        origin = torch.empty_like(order).scatter_(-1, order, ranks)
+        before, stashed = take(self.x, kept), take(self.x, dropped)
+
+        def undo(x: Tensor) -> Tensor:
+            back = stashed if nearest_kept is None else stashed + take(x - before, nearest_kept)
+            return take(torch.cat((x, back), 2), origin)
+
+        weight = None if self.weight is None else self.weights().gather(-1, kept)
+        if nearest_kept is not None:
+            weights = self.weights()
+            weight = weights.gather(-1, kept).scatter_add(-1, nearest_kept, weights.gather(-1, dropped))
+        return replace(
+            self,
+            x=before,
+            weight=weight,
+            place=self.places().gather(-1, kept),
+            undo=(*self.undo, undo),
+        )
+
+    def all_back(self) -> TokenSet:
+        """All tokens again, each in the slot of its window where it was."""
+        x = self.x
+        for undo in reversed(self.undo):
+            x = undo(x)
+        return TokenSet(x, self.grid, self.grid.weight(x.device))
+
+    def restore(self) -> Tensor:
+        """The full grid ``(B, height, width, C)``, every token where it was."""
+        return self.grid.merge(self.all_back().x)
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Tokens ``index`` ``(B, windows, k)`` of ``x`` ``(B, windows, m, C)``, as full rows."""
+    batch, windows, count, dim = x.shape
+    first = torch.arange(0, batch * windows * count, count, device=x.device).view(batch, windows, 1)
+    return x.reshape(-1, dim).index_select(0, (index + first).flatten()).view(batch, windows, -1, dim)

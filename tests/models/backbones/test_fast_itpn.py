@@ -8,8 +8,7 @@ from mmengine.config import Config
 from torch.testing import assert_close
 
 from mmitpn.checkpoint import load_pretrained
-from mmitpn.models.backbones import FastITPN
-from mmitpn.models.backbones.archs import ARCHS
+from mmitpn.models.backbones import ARCHS, FastITPN
 from mmitpn.registry import MODELS
 
 NANO = {'depths': (1, 2, 2), 'embed_dim': 48, 'num_heads': 3}
@@ -46,7 +45,7 @@ def test_any_input_size(size):
     for x, stride, channels in zip(maps, (4, 8, 16), model.out_channels, strict=True):
         assert x.shape == (2, channels, -(-size[0] // stride), -(-size[1] // stride))
         assert x.isfinite().all()
-        assert x.is_contiguous(memory_format=torch.channels_last)  # dense: hosts view it as (B, C, H * W)
+        assert x.is_contiguous(memory_format=torch.channels_last)  # dense: heads view it as (B, C, H * W)
 
 
 def test_padding_is_zeros_at_the_right_and_bottom():
@@ -57,7 +56,7 @@ def test_padding_is_zeros_at_the_right_and_bottom():
         assert_close(small, large[:, :, : small.shape[2], : small.shape[3]])
 
 
-def test_pictures_of_a_batch_do_not_see_each_other():
+def test_images_of_a_batch_do_not_see_each_other():
     model = nano().eval()
     x = torch.randn(3, 3, 48, 64)
     alone = [model(x[i : i + 1]) for i in range(3)]

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmitpn.checkpoint import load_pretrained
 from mmitpn.models.backbones import ITPN, FastITPN
+from mmitpn.models.layers import resample_abs_pos_embed
 
 SIZES = {'depths': (1, 2, 3), 'embed_dim': 64, 'num_heads': 1}
 WIDE = {'depths': (1, 2, 3), 'embed_dim': 128, 'num_heads': 2}
@@ -46,6 +47,11 @@ def from_file(file: str, **settings) -> FastITPN:
 def outputs(model: torch.nn.Module, size: tuple[int, int]) -> list[torch.Tensor]:
     with torch.no_grad():
         return list(model.eval()(torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(5))))
+
+
+def positions(model: torch.nn.Module, height: int, width: int) -> torch.Tensor:
+    resized = resample_abs_pos_embed(model.pos_embed, model.grid, (height, width))
+    return resized.detach().view(1, height, width, -1)
 
 
 def same(ones, others) -> bool:
@@ -101,7 +107,7 @@ def test_there_is_one_interpolation_at_any_other_size(file, state):
     model.init_weights()
     grid = state['pos_embed'].half().float().view(1, 16, 16, 64).permute(0, 3, 1, 2)
     expected = F.interpolate(grid, size=(20, 30), mode='bicubic', align_corners=False).permute(0, 2, 3, 1)
-    torch.testing.assert_close(model.position_of(20, 30).detach(), expected)
+    torch.testing.assert_close(positions(model, 20, 30), expected)
 
 
 def test_an_explicit_size_resizes_once_when_the_file_is_loaded(file, state):
@@ -168,8 +174,8 @@ def test_an_explicit_size_resizes_a_checkpoint_once(load):
     load(model, state)
     assert state['pos_embed'].shape == (1, 256, 64)  # the caller's own dict stays as it was
     assert model.grid == (10, 10)
-    assert torch.equal(model.position_of(10, 10), source.position_of(10, 10))
-    assert not torch.equal(model.position_of(16, 16), source.position_of(16, 16))
+    assert torch.equal(positions(model, 10, 10), positions(source, 10, 10))
+    assert not torch.equal(positions(model, 16, 16), positions(source, 16, 16))
 
 
 def test_optimizers_and_averages_keep_their_parameters():

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from mmitpn.models.backbones import ITPN
-from mmitpn.models.layers import relative
+from mmitpn.models.layers import RelativeAttention, attention, resample_rel_pos, resample_rel_pos_table
 from mmitpn.models.necks import ITPNPyramid
 from mmitpn.registry import MODELS
 
@@ -43,43 +43,43 @@ def test_any_input_size(variant, size):
         assert x.isfinite().all()
 
 
-def written_out(attention: relative.RelativeAttention, x: torch.Tensor) -> torch.Tensor:
-    """The formula for every pair of places, one by one."""
+def written_out(layer: RelativeAttention, x: torch.Tensor) -> torch.Tensor:
+    """The formula for every pair of positions, one by one."""
     batch, height, width, dim = x.shape
-    heads = attention.num_heads
+    heads = layer.num_heads
     query, key, value = (
-        t.view(batch, height * width, heads, -1).transpose(1, 2) for t in attention.qkv(x).flatten(1, 2).chunk(3, -1)
+        t.view(batch, height * width, heads, -1).transpose(1, 2) for t in layer.qkv(x).flatten(1, 2).chunk(3, -1)
     )
     scores = query @ key.transpose(-1, -2) / (dim // heads) ** 0.5
-    places = [(i, j) for i in range(height) for j in range(width)]
-    for a, (i, j) in enumerate(places):
-        for b, (k, m) in enumerate(places):
-            if attention.relative_position == 'table':
+    positions = [(i, j) for i in range(height) for j in range(width)]
+    for a, (i, j) in enumerate(positions):
+        for b, (k, m) in enumerate(positions):
+            if layer.relative_position == 'table':
                 row = (i - k + height - 1) * (2 * width - 1) + j - m + width - 1
-                table = relative.resize_table(attention.relative_position_bias_table, (3, 3), (height, width))
+                table = resample_rel_pos_table(layer.relative_position_bias_table, (3, 3), (height, width))
                 scores[:, :, a, b] += table[row]
             else:
-                up = relative._vectors(attention.rel_pos_h, height)[i - k + height - 1]
-                over = relative._vectors(attention.rel_pos_w, width)[j - m + width - 1]
+                up = resample_rel_pos(layer.rel_pos_h, height)[i - k + height - 1]
+                over = resample_rel_pos(layer.rel_pos_w, width)[j - m + width - 1]
                 scores[:, :, a, b] += query[:, :, a] @ up + query[:, :, a] @ over
     out = (scores.softmax(-1) @ value).transpose(1, 2).reshape(x.shape)
-    return attention.proj(out)
+    return layer.proj(out)
 
 
 @pytest.mark.parametrize('kind', ['table', 'decomposed'])
 @pytest.mark.parametrize('grid', [(3, 3), (2, 5), (4, 3)])
 @pytest.mark.parametrize('budget', [2**20, 1])
 def test_relative_positions_equal_the_written_out_formula(kind, grid, budget, monkeypatch):
-    monkeypatch.setattr(relative, '_BIAS_BUDGET', budget)  # all rows of queries at once, or one after the other
-    attention = relative.RelativeAttention(12, 2, relative_position=kind, window=3)
-    for parameter in attention.parameters():
+    monkeypatch.setattr(attention, '_BIAS_BUDGET', budget)  # all rows of queries at once, or one after the other
+    layer = RelativeAttention(12, 2, relative_position=kind, window=3)
+    for parameter in layer.parameters():
         torch.nn.init.normal_(parameter)
     x = torch.randn(2, *grid, 12, requires_grad=True)
-    out = attention(x)
-    expected = written_out(attention, x)
+    out = layer(x)
+    expected = written_out(layer, x)
     assert_close(out, expected, atol=1e-4, rtol=1e-4)
     cotangent = torch.randn_like(out)
-    inputs = [x, *attention.parameters()]
+    inputs = [x, *layer.parameters()]
     for ours, theirs in zip(
         torch.autograd.grad(out, inputs, cotangent), torch.autograd.grad(expected, inputs, cotangent), strict=True
     ):
@@ -88,8 +88,8 @@ def test_relative_positions_equal_the_written_out_formula(kind, grid, budget, mo
 
 def test_a_table_is_resized_by_target_size():
     table = torch.randn(27 * 27, 4)
-    assert relative.resize_table(table, (14, 14), (14, 14)) is table
-    assert relative.resize_table(table, (14, 14), (32, 20)).shape == (63 * 39, 4)
+    assert resample_rel_pos_table(table, (14, 14), (14, 14)) is table
+    assert resample_rel_pos_table(table, (14, 14), (32, 20)).shape == (63 * 39, 4)
 
 
 @pytest.mark.parametrize('variant', VARIANTS)

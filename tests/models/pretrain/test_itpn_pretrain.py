@@ -145,15 +145,18 @@ def test_all_patches_visible_is_the_backbone_itself(build, images):
     """The row of patches of the removing form gives what the network gives of the picture, but for attention."""
     model = build('pixel').eval()
     model.backbone.blocks = torch.nn.ModuleList()  # nothing but what works on every patch for itself
-    from mmitpn.models.layers import as_map
+    from mmitpn.models.layers import nhwc_to_nchw
     from mmitpn.models.pretrain.masking import row_of_patches
 
     places = torch.arange(16).expand(2, -1)
     backbone = model.backbone
-    position = backbone.position_of(4, 4).flatten(1, 2).expand(2, -1, -1).unsqueeze(1)
+    position = backbone.pos_embed.expand(2, -1, -1).unsqueeze(1)
     with torch.no_grad():
         rows = model.neck(
-            [as_map(x) for x in backbone.maps_of(backbone.patch_embed(row_of_patches(images, places)), position)]
+            [
+                nhwc_to_nchw(x)
+                for x in backbone.forward_stages(backbone.patch_embed(row_of_patches(images, places)), position)
+            ]
         )
         whole = model.neck(backbone(images))
     for row, level in zip(rows, whole, strict=True):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmitpn.models.token_reduction.reducers import REDUCERS
+from mmitpn.models.token_reduction import REDUCERS
 
 SIZE = (1, 3, 200, 160)
 GATHERING = {'window_size': 4, 'num_tokens': 4}

@@ -6,9 +6,7 @@ from torch.testing import assert_close
 
 from mmitpn import LayerDecayOptimWrapperConstructor
 from mmitpn.checkpoint import load_pretrained
-from mmitpn.models.token_reduction.attend import GatheringAttend, GlobalAttend
-from mmitpn.models.token_reduction.tokens import TokenSet
-from mmitpn.models.token_reduction.windows import WindowGrid
+from mmitpn.models.token_reduction import GatheringAttend, GlobalAttend, TokenSet, WindowGrid
 
 SIZES = [(256, 256), (200, 333), (33, 500)]
 WINDOWS = {'window_size': 4, 'num_tokens': 4}
@@ -131,7 +129,7 @@ def test_autocast_stays_finite(network, dtype):
 @pytest.mark.parametrize(
     ('gathering', 'message'),
     [
-        ({'window_size': 0}, 'window_size is 0; allowed: whole numbers of tokens from 1'),
+        ({'window_size': 0}, 'window_size is 0; allowed: integers from 1, in tokens'),
         ({'num_tokens': 257}, 'num_tokens is 257; allowed: 0 to 256, what a window of 16x16 tokens holds'),
         ({'num_tokens': -1}, 'num_tokens is -1'),
         ({'global_blocks': (4,)}, r'global_blocks is \(4,\); allowed: blocks of the main stage, 0 to 3'),

@@ -4,10 +4,19 @@ import pytest
 import torch
 from torch import nn
 
-from mmitpn.models.token_reduction.migration import TokenMigration, nearest, split_by_redundancy, unit_features
-from mmitpn.models.token_reduction.scores import SCORES, register_score
-from mmitpn.models.token_reduction.tokens import TokenSet
-from mmitpn.models.token_reduction.windows import WindowGrid
+from mmitpn.models.token_reduction import (
+    REDUCERS,
+    SCORES,
+    TokenMigration,
+    TokenReducer,
+    TokenSet,
+    WindowGrid,
+    register_reducer,
+    register_score,
+    split_by_redundancy,
+    unit_features,
+)
+from mmitpn.models.token_reduction.migration import nearest
 
 
 def run(model, size=(200, 333)):
@@ -47,7 +56,7 @@ def test_how_many_stay(network):
     assert seen == [(0, 30), (1, 15), (2, 15), (3, 8)]
 
 
-def test_one_token_stays_in_the_smallest_picture(network):
+def test_one_token_stays_in_the_smallest_image(network):
     assert run(network(token_migration={'keep_ratio': 0.01}), (1, 1)).isfinite().all()
 
 
@@ -99,7 +108,7 @@ def test_a_dropped_token_follows_the_one_it_was_most_like():
     tokens = TokenSet.of(x, WindowGrid(4, 4))
     kept = torch.arange(15).view(1, 1, 15)
     dropped = torch.tensor([[[15]]])
-    reduced = tokens.select(kept, dropped, leader=nearest(tokens, unit_features(tokens), kept, dropped))
+    reduced = tokens.select(kept, dropped, nearest_kept=nearest(tokens, unit_features(tokens), kept, dropped))
     assert reduced.weight.tolist() == [[[2.0] + [1.0] * 14]]
     change = torch.randn_like(reduced.x)
     found = reduced.update(reduced.x + change).restore()
@@ -202,6 +211,21 @@ def test_own_scores_can_be_registered(network):
         del SCORES['first']
 
 
+def test_own_methods_can_be_registered(network):
+    @register_reducer
+    class FirstTokens(TokenReducer):
+        def reduce(self, tokens, block, keep):
+            order = torch.arange(tokens.x.shape[2]).expand(tokens.x.shape[:3])
+            return tokens.select(order[..., :keep], order[..., keep:])
+
+    try:
+        assert run(network(token_migration={'type': 'FirstTokens'})).isfinite().all()
+        with pytest.raises(ValueError, match="'FirstTokens' is registered already"):
+            register_reducer(FirstTokens)
+    finally:
+        del REDUCERS['FirstTokens']
+
+
 @pytest.mark.parametrize(
     ('migration', 'message'),
     [
@@ -214,7 +238,7 @@ def test_own_scores_can_be_registered(network):
         ({'whole_blocks': 4}, 'whole_blocks is 4; allowed: 0 to 3 of the 4 blocks'),
         ({'whole_blocks': -1}, 'whole_blocks is -1; allowed'),
         ({'at': (1, 2), 'whole_blocks': 2}, r'at is \(1, 2\), but all tokens are back before block 2'),
-        ({'rounds': 0}, 'rounds is 0; allowed: whole numbers from 1'),
+        ({'rounds': 0}, 'rounds is 0; allowed: integers from 1'),
         ({'score': 'x'}, "unknown score 'x'; allowed: 'neighborhood', 'bipartite', 'mean'"),
         ({'type': 'X'}, "token_migration has the type 'X'; allowed: 'TokenMigration', 'TokenMerging'"),
     ],

@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from mmitpn.models.layers import Attention, SwiGLU, TransformerBlock
-from mmitpn.models.token_reduction.reducers import REDUCERS
-from mmitpn.models.token_reduction.tokens import TokenSet
-from mmitpn.models.token_reduction.windows import WindowGrid
+from mmitpn.models.token_reduction import REDUCERS, TokenSet, WindowGrid
 
 NEIGHBOURS = ['TokenMerging', 'TokenPropagation', 'SemanticTokens']
 

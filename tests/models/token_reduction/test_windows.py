@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmitpn.models.token_reduction.windows import WindowGrid
+from mmitpn.models.token_reduction import WindowGrid
 
 
 @pytest.mark.parametrize(('grid', 'side'), [((64, 64), 16), ((50, 84), 16), ((7, 3), 16), ((1, 33), 4), ((9, 9), 2)])

@@ -72,4 +72,4 @@ class MovingAverageTeacher(Teacher):
         del grid
         backbone = self.average.module
         with torch.no_grad():
-            return backbone.maps_of(backbone.patch_embed(images))
+            return backbone.forward_stages(backbone.patch_embed(images))

@@ -7,25 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from mmitpn.models.layers import Attention, SwiGLU, TransformerBlock, initialize_weights, resize_position_embedding
-from mmitpn.models.layers.mlp import Mlp
-
-
-@pytest.mark.parametrize('target', [(14, 14), (1, 1), (9, 30), (64, 64)])
-def test_position_embedding_is_resized_like_a_bicubic_image(target):
-    embedding = torch.randn(1, 196, 24)
-    image = embedding.view(1, 14, 14, 24).permute(0, 3, 1, 2)
-    expected = F.interpolate(image, size=target, mode='bicubic', align_corners=False)
-    actual = resize_position_embedding(embedding, (14, 14), target)
-    assert_close(actual, expected.permute(0, 2, 3, 1).reshape(1, -1, 24), atol=2e-6, rtol=1e-5)
-
-
-def test_position_embedding_is_resized_in_fp32_under_autocast():
-    embedding = torch.randn(1, 196, 8)
-    with torch.autocast('cpu', dtype=torch.bfloat16):
-        low = resize_position_embedding(embedding, (14, 14), (20, 20))
-    assert low.dtype == torch.float32
-    assert torch.equal(low, resize_position_embedding(embedding, (14, 14), (20, 20)))
+from mmitpn.models.layers import Attention, Mlp, SwiGLU, TransformerBlock, initialize_weights
 
 
 def test_attention_equals_the_written_out_formula():
