@@ -12,7 +12,7 @@ pytest.importorskip('mmdet')
 from dino_cases import base_config, batch, build, resnet_config, tiny_config, total
 
 import mmitpn
-from mmitpn.models.transformer import MultiScaleDeformableAttention
+from mmitpn.models.dino import MultiScaleDeformableAttention
 
 NAMES = Path(__file__).with_name('dino_state_dict.json')
 PREDICTION = Path(__file__).with_name('dino_prediction.json')
@@ -25,7 +25,7 @@ def model():
 
 @pytest.fixture
 def resnet_pair():
-    """Our DINO and mmdet's, with equal weights where the shapes allow it."""
+    """mmitpn.DINO and mmdet's DINO."""
     ours, host = build(resnet_config('mmitpn.DINO')), build(resnet_config('DINO'))
     return ours, host
 
@@ -50,7 +50,7 @@ def test_one_config_builds_twice():
     build(cfg)
 
 
-# Names, shapes, initialisation
+# Names, shapes, initialization
 
 
 def test_parameter_names_and_shapes_are_fixed():
@@ -68,7 +68,7 @@ def test_names_and_shapes_are_those_of_mmdet(same_decoder):
     assert ours == host
 
 
-def test_initialisation_is_that_of_mmdet(resnet_pair):
+def test_initialization_is_that_of_mmdet(resnet_pair):
     states = []
     for model in resnet_pair:
         torch.manual_seed(0)
@@ -291,13 +291,13 @@ def test_the_base_config_trains_and_predicts_in_full_size():
         assert len(model.eval()(images, samples, mode='predict')[0].pred_instances) == 300
 
 
-# What does not fit is told before training
+# Inconsistent settings
 
 
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'num_queries': 0}, 'num_queries is 0; give a whole number'),
+        ({'num_queries': 0}, 'num_queries is 0; give an integer'),
         ({'num_queries': 2.5}, 'num_queries is 2.5'),
         ({'num_feature_levels': -1}, 'num_feature_levels is -1'),
         ({'with_box_refine': False}, 'with_box_refine is False'),
@@ -320,7 +320,7 @@ def test_the_base_config_trains_and_predicts_in_full_size():
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else '',
 )
-def test_settings_that_do_not_fit_are_refused(change, message):
+def test_inconsistent_settings_raise(change, message):
     cfg = tiny_config()
     for name, value in change.items():
         *parents, last = name.split('.')
@@ -332,7 +332,7 @@ def test_settings_that_do_not_fit_are_refused(change, message):
         build(cfg)
 
 
-def test_maps_of_a_neck_that_says_nothing_are_checked_at_the_first_picture():
+def test_maps_of_other_necks_are_checked_in_the_first_forward_pass():
     cfg = resnet_config('mmitpn.DINO')
     cfg.neck.num_outs = None
     model = build(cfg)
@@ -340,7 +340,7 @@ def test_maps_of_a_neck_that_says_nothing_are_checked_at_the_first_picture():
         model(*batch([1]), mode='loss')
 
 
-def test_nothing_of_ours_warns(model, recwarn):
+def test_package_raises_no_warnings(model, recwarn):
     total(model(*batch([1, 0]), mode='loss')).backward()
     ours = Path(mmitpn.__file__).parent
     assert not [w for w in recwarn if ours in Path(w.filename).parents]

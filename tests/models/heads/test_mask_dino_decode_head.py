@@ -63,19 +63,19 @@ def test_trains_on_any_label_map(settings):
         assert [name for name, weight in model.decode_head.named_parameters() if weight.grad is None] == []
 
 
-def test_objects_of_a_label_map():
+def test_targets_of_a_label_map():
     head = segmentor({'mode': 'whole'}).decode_head
     labels = torch.full((8, 16), 255)
     labels[2:4, 4:8] = 3
     labels[:, 12:] = 0
-    objects = head._objects(labels)
-    assert objects.labels.tolist() == [0, 3]
-    assert torch.equal(objects.masks[1], labels == 3)
-    torch.testing.assert_close(objects.boxes, torch.tensor([[0.875, 0.5, 0.25, 1.0], [0.375, 0.375, 0.25, 0.25]]))
+    targets = head.targets_of(labels)
+    assert targets.labels.tolist() == [0, 3]
+    assert torch.equal(targets.masks[1], labels == 3)
+    torch.testing.assert_close(targets.boxes, torch.tensor([[0.875, 0.5, 0.25, 1.0], [0.375, 0.375, 0.25, 0.25]]))
 
 
 @pytest.mark.parametrize('size', [(64, 64), (61, 70)])
-def test_slide_equals_whole_on_a_picture_of_the_crop_size(size):
+def test_slide_equals_whole_for_an_image_of_the_crop_size(size):
     image = torch.randn(1, 3, *size)
     meta = [{'img_shape': size, 'ori_shape': size, 'pad_shape': size}]
     outs = []
@@ -86,7 +86,7 @@ def test_slide_equals_whole_on_a_picture_of_the_crop_size(size):
     torch.testing.assert_close(*outs)
 
 
-def test_slide_is_the_mean_of_the_windows_also_where_the_picture_is_padded():
+def test_slide_is_the_mean_of_the_windows_with_padding_too():
     size = (64, 96)
     image = torch.randn(1, 3, *size)
     model = segmentor({'mode': 'slide', 'crop_size': (64, 64), 'stride': (32, 32)}).eval()
