@@ -47,7 +47,7 @@ class DinoTransformerEncoder(DeformableDetrTransformerEncoder):
         self, num_layers: int, layer_cfg: Mapping, *, with_cp: bool | int = False, init_cfg: Mapping | None = None
     ) -> None:
         super().__init__(num_layers, layer_cfg, init_cfg=init_cfg)
-        self.num_cp = resolve_num_cp(with_cp, num_layers)
+        self.num_recomputed = resolve_num_recomputed(with_cp, num_layers)
 
     def _init_layers(self) -> None:
         self.layers = ModuleList(DinoEncoderLayer(**self.layer_cfg) for _ in range(self.num_layers))
@@ -78,7 +78,7 @@ class DinoTransformerEncoder(DeformableDetrTransformerEncoder):
                 query,
                 query_pos,
                 key_padding_mask,
-                enabled=index < self.num_cp,
+                enabled=index < self.num_recomputed,
                 spatial_shapes=spatial_shapes,
                 level_shapes=level_shapes,
                 reference_points=reference_points,
@@ -142,7 +142,7 @@ class DinoTransformerDecoder(DeformableDetrTransformerDecoder):
                 ' None and True only: leave both out'
             )
         super().__init__(num_layers, layer_cfg, post_norm_cfg=None, init_cfg=init_cfg)
-        self.num_cp = resolve_num_cp(with_cp, num_layers)
+        self.num_recomputed = resolve_num_recomputed(with_cp, num_layers)
         self.eps = eps
 
     def _init_layers(self) -> None:
@@ -197,7 +197,7 @@ class DinoTransformerDecoder(DeformableDetrTransformerDecoder):
             query = maybe_checkpoint(
                 layer,
                 query,
-                enabled=index < self.num_cp,
+                enabled=index < self.num_recomputed,
                 query_pos=self.ref_point_head(sine_embedding(level_boxes[:, :, 0], self.embed_dims // 2)),
                 value=value,
                 key_padding_mask=key_padding_mask,
@@ -254,7 +254,7 @@ def mask_padded_queries(self_attn_mask: Tensor | None, query: Tensor, num_padded
     return masked if self_attn_mask is None else self_attn_mask | masked
 
 
-def resolve_num_cp(with_cp: bool | int, num_layers: int) -> int:
+def resolve_num_recomputed(with_cp: bool | int, num_layers: int) -> int:
     """Number of leading layers with activation checkpointing.
 
     Args:

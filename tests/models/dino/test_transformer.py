@@ -12,7 +12,7 @@ from mmitpn.models.dino.transformer import (
     DinoDecoderLayer,
     DinoTransformerDecoder,
     DinoTransformerEncoder,
-    resolve_num_cp,
+    resolve_num_recomputed,
     sine_embedding,
 )
 
@@ -87,16 +87,16 @@ def test_boxes_are_refined_in_order_with_look_forward_twice():
 
 @pytest.mark.parametrize(('with_cp', 'expected'), [(False, 0), (True, 6), (0, 0), (2, 2), (6, 6)])
 def test_with_cp_is_the_number_of_checkpointed_layers(with_cp, expected):
-    assert resolve_num_cp(with_cp, 6) == expected
+    assert resolve_num_recomputed(with_cp, 6) == expected
 
 
-def test_num_cp_is_an_attribute_as_in_mmdet():
+def test_number_of_checkpointed_layers_is_an_attribute():
     encoder = {'self_attn_cfg': LAYER['cross_attn_cfg'], 'ffn_cfg': LAYER['ffn_cfg']}
-    assert DinoTransformerEncoder(3, encoder, with_cp=2).num_cp == 2
-    assert DinoTransformerDecoder(3, LAYER, with_cp=True).num_cp == 3
+    assert DinoTransformerEncoder(3, encoder, with_cp=2).num_recomputed == 2
+    assert DinoTransformerDecoder(3, LAYER, with_cp=True).num_recomputed == 3
 
 
 @pytest.mark.parametrize('with_cp', [7, -1, None, 0.5])
 def test_invalid_with_cp_raises(with_cp):
     with pytest.raises(ValueError, match=r'with_cp is .*; give True'):
-        resolve_num_cp(with_cp, 6)
+        resolve_num_recomputed(with_cp, 6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -12,6 +14,8 @@ from mmengine.config import ConfigDict
 from mmengine.structures import PixelData
 from mmseg.models import EncoderDecoder
 from mmseg.structures import SegDataSample
+
+from mmitpn.models.heads import MaskDINOHead
 
 SMALL = {
     'in_channels': (32,) * 4,
@@ -61,6 +65,30 @@ def test_trains_on_any_label_map(settings):
         assert all(value.isfinite() for value in losses.values())
         sum(losses.values()).backward()
         assert [name for name, weight in model.decode_head.named_parameters() if weight.grad is None] == []
+
+
+def test_state_dict_is_that_of_the_mmdet_head():
+    model = segmentor({'mode': 'whole'}, two_stage=True)
+    loss = {'type': 'mmdet.CrossEntropyLoss', 'use_sigmoid': False}
+    head = MaskDINOHead(num_things_classes=4, box_start='no', loss_cls=loss, **SMALL)
+    shapes, expected = (
+        [(name, value.shape) for name, value in one.state_dict().items()] for one in (model.decode_head, head)
+    )
+    assert shapes == expected
+    assert [name for name, _ in model.decode_head.named_parameters()] == [name for name, _ in head.named_parameters()]
+    model.decode_head.load_state_dict(head.state_dict())
+
+
+def test_a_copy_runs_with_its_own_weights():
+    model = segmentor({'mode': 'whole'}).eval()
+    copy = deepcopy(model)
+    for weight in copy.decode_head.parameters():
+        weight.data.zero_()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        (outputs, _), (copied, _) = model(image, mode='tensor'), copy(image, mode='tensor')
+    assert (copied.layers[-1].logits == 0).all()
+    assert (outputs.layers[-1].logits != 0).any()
 
 
 def test_targets_of_a_label_map():
