@@ -78,7 +78,7 @@ class DinoTransformerEncoder(DeformableDetrTransformerEncoder):
                 query,
                 query_pos,
                 key_padding_mask,
-                enabled=index < self.num_recomputed,
+                recompute=index < self.num_recomputed,
                 spatial_shapes=spatial_shapes,
                 level_shapes=level_shapes,
                 reference_points=reference_points,
@@ -197,7 +197,7 @@ class DinoTransformerDecoder(DeformableDetrTransformerDecoder):
             query = maybe_checkpoint(
                 layer,
                 query,
-                enabled=index < self.num_recomputed,
+                recompute=index < self.num_recomputed,
                 query_pos=self.ref_point_head(sine_embedding(level_boxes[:, :, 0], self.embed_dims // 2)),
                 value=value,
                 key_padding_mask=key_padding_mask,
@@ -274,8 +274,8 @@ def resolve_num_recomputed(with_cp: bool | int, num_layers: int) -> int:
     return with_cp
 
 
-def maybe_checkpoint(layer: Callable[..., Tensor], *args: Any, enabled: bool, **kwargs: Any) -> Tensor:
-    """Call ``layer``; if ``enabled``, only its inputs are kept and it is computed again in the backward pass."""
-    if enabled and torch.is_grad_enabled():
+def maybe_checkpoint(layer: Callable[..., Tensor], *args: Any, recompute: bool, **kwargs: Any) -> Tensor:
+    """Call ``layer``; with ``recompute``, keep only its inputs and compute it again in the backward pass."""
+    if recompute and torch.is_grad_enabled():
         return checkpoint(layer, *args, use_reentrant=False, **kwargs)
     return layer(*args, **kwargs)
