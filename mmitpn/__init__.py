@@ -18,10 +18,10 @@ _PUBLIC = {
     'ITPNPretrain': 'mmitpn.models.pretrain',
     'ITPNPyramid': 'mmitpn.models.necks',
     'MaskDINO': 'mmitpn.models.detectors',
-    'MaskDINODecodeHead': 'mmitpn.models.segmentors',
+    'MaskDINODecodeHead': 'mmitpn.models.heads',
     'MaskDINOFusionHead': 'mmitpn.models.heads',
     'MaskDINOHead': 'mmitpn.models.heads',
-    'MeanPoolClsHead': 'mmitpn.models.classifiers',
+    'MeanPoolClsHead': 'mmitpn.models.heads',
     'LayerDecayOptimWrapperConstructor': 'mmitpn.engine',
 }
 

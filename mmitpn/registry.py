@@ -14,8 +14,8 @@ if HAS_MMENGINE:
     from mmengine import registry as root
 
 _FOLDERS = (
-    *('backbones', 'necks', 'transformer', 'mask_dino', 'heads'),
-    *('detectors', 'segmentors', 'classifiers', 'pretrain'),
+    *('backbones', 'necks', 'dino', 'mask_dino', 'heads'),
+    *('detectors', 'pretrain'),
 )
 _MODELS = [f'mmitpn.models.{folder}' for folder in _FOLDERS]
 _ENGINE = ['mmitpn.engine']

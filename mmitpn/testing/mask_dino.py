@@ -10,17 +10,17 @@ from torch import Tensor, nn
 
 from mmitpn.checkpoint import read_checkpoint
 from mmitpn.checkpoint.mask_dino_keys import load_mask_dino_checkpoint
-from mmitpn.models.heads.mask_dino_head import MaskDINOHead
-from mmitpn.models.mask_dino.predictor import Prediction
-from mmitpn.models.segmentors.mask_dino_decode_head import CROSS_ENTROPY
+from mmitpn.models.heads import MaskDINOHead
+from mmitpn.models.mask_dino.core import CROSS_ENTROPY
+from mmitpn.models.mask_dino.transformer_decoder import LayerOutputs
 
 
 class MaskDINOCase(nn.Module):
-    """A head that gives the stages of a case by name.
+    """A head that returns the stages of a case by name.
 
     Args:
         head: The head.
-        names: Names of its maps, finest first.
+        names: Names of its input maps, finest first.
     """
 
     def __init__(self, head: MaskDINOHead, names: list[str]) -> None:
@@ -29,7 +29,7 @@ class MaskDINOCase(nn.Module):
         self.names = names
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Every stage.
+        """Compute every stage.
 
         Args:
             features: Maps by name (``res2`` ...), ``(B, C, H, W)``.
@@ -38,43 +38,43 @@ class MaskDINOCase(nn.Module):
             As in the reference: ``pixel_decoder`` (``mask_features``, ``multi_scale``), ``decoder_levels``, ``outputs``
             (``final``, ``aux0`` ... , ``interm``, each with ``pred_logits``, ``pred_boxes`` and ``pred_masks``),
             ``token_scores``, ``topk`` and ``topk_scores`` (with query selection), ``refpoint_init_sigmoid`` and
-            ``references`` (boxes that each layer starts from, by its number as a string).
+            ``references`` (boxes that each layer starts from, by the layer's number as a string).
         """
         mask_features, levels = self.head.pixel_decoder([features[name] for name in self.names])
-        found = self.head.predictor(mask_features, levels)
-        outputs = {f'aux{i}': _as_dict(layer) for i, layer in enumerate(found.layers[:-1])}
-        outputs['final'] = _as_dict(found.layers[-1])
+        decoded = self.head.predictor(mask_features, levels)
+        outputs = {f'aux{i}': _as_dict(layer) for i, layer in enumerate(decoded.layers[:-1])}
+        outputs['final'] = _as_dict(decoded.layers[-1])
         stages: dict[str, Any] = {
             'pixel_decoder': {'mask_features': mask_features, 'multi_scale': levels},
             'decoder_levels': [tuple(level.shape[-2:]) for level in levels[::-1]],
             'outputs': outputs,
-            'refpoint_init_sigmoid': found.references[0],
-            'references': {str(i): boxes for i, boxes in enumerate(found.references)},
+            'refpoint_init_sigmoid': decoded.references[0],
+            'references': {str(i): boxes for i, boxes in enumerate(decoded.references)},
         }
-        if found.selected is not None:
-            outputs['interm'] = _as_dict(found.selected)
-            places = found.selection.places
-            stages['token_scores'] = found.selection.scores
-            stages['topk'], stages['topk_scores'] = places, found.selection.scores.gather(1, places)
+        if decoded.selected is not None:
+            outputs['interm'] = _as_dict(decoded.encoder)
+            scores, index = decoded.selected.scores, decoded.selected.index
+            stages['token_scores'] = scores
+            stages['topk'], stages['topk_scores'] = index, scores.gather(1, index)
         return stages
 
 
-def _as_dict(prediction: Prediction) -> dict[str, Tensor]:
-    return {'pred_logits': prediction.logits, 'pred_boxes': prediction.boxes, 'pred_masks': prediction.masks()}
+def _as_dict(outputs: LayerOutputs) -> dict[str, Tensor]:
+    return {'pred_logits': outputs.logits, 'pred_boxes': outputs.boxes, 'pred_masks': outputs.masks()}
 
 
 def build_mask_dino_case(case: Mapping[str, Any], checkpoint: str | os.PathLike | Mapping[str, Any]) -> MaskDINOCase:
-    """Build MaskDINO's head as the published code builds it for a case of reference outputs, with its weights.
+    """Build MaskDINO's head with the settings and weights of a case of reference outputs.
 
     Args:
-        case: ``constructor`` of the published modules: ``encoder`` and ``decoder``, their keyword arguments.
+        case: ``constructor`` of the released modules: ``encoder`` and ``decoder``, their keyword arguments.
         checkpoint: Weights in the released layout: a dict of tensors, wrapped or raw, or a file.
 
     Returns:
-        The network, in evaluation mode and fp32, with all published behaviour (``released=True``).
+        The network, in evaluation mode and fp32, with the behavior of the released code (``released=True``).
 
     Raises:
-        ValueError: If a setting is not supported, or the weights do not fit.
+        ValueError: If a setting is not supported, or the weights do not match the head.
     """
     encoder, decoder = case['constructor']['encoder'], case['constructor']['decoder']
     shapes = encoder['input_shape']

@@ -47,11 +47,10 @@ def run_tool(root: Path, arguments: list[str], folder: Path, variables: dict[str
 def _fix_points_of_mask_dino() -> None:
     # MaskDINO compares masks at random points, drawn for one picture after the other: which one gets which points
     # depends on how the batch is split, and no setting changes that. Here every picture gets the points of one seed.
-    from mmitpn.models.mask_dino.losses import MaskDINOLosses
-    from mmitpn.models.mask_dino.matching import Matcher
+    from mmitpn.models.mask_dino.criterion import HungarianMatcher, MaskDINOCriterion
 
-    Matcher._match = _seeded(Matcher._match)
-    MaskDINOLosses._points = _seeded(MaskDINOLosses._points)
+    HungarianMatcher._match = _seeded(HungarianMatcher._match)
+    MaskDINOCriterion._sample_points = _seeded(MaskDINOCriterion._sample_points)
 
 
 def _seeded(function: Callable) -> Callable:

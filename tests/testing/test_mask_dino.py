@@ -1,4 +1,4 @@
-"""MaskDINO with the made weights of the reference, against the published modules' outputs, losses and gradients."""
+"""MaskDINO with the synthetic weights of the reference, against outputs, losses and gradients of the released code."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import torch.nn.functional as F
 
 pytest.importorskip('mmdet')
 
-from mmitpn.models.mask_dino.boxes import boxes_of_masks, first_boxes
-from mmitpn.models.mask_dino.denoising import add_noise
-from mmitpn.models.mask_dino.objects import Objects
+from mmitpn.models.mask_dino import MaskDINOTargets
+from mmitpn.models.mask_dino.query_init import (
+    init_reference_boxes,
+    make_denoising_queries,
+    normalized_boxes_of_masks,
+)
 from mmitpn.testing import build_mask_dino_case
 
 REFERENCE = Path(__file__).parents[1] / 'data/reference/mask_dino.json'
@@ -55,7 +58,7 @@ def agree(actual, expected, fill, tolerance):
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_every_stage_equals_the_published_modules(name, reference, fill):
+def test_every_stage_equals_the_released_code(name, reference, fill):
     case = reference[name]
     model = build_mask_dino_case(case, {'model': weights_of(case, fill)})
     with torch.no_grad():
@@ -83,17 +86,17 @@ def test_every_stage_equals_the_published_modules(name, reference, fill):
         agree(found['pred_masks'], expected['pred_masks'] or case['aux_masks_in_train_mode'][layer], fill, 1.6e-4)
 
 
-def objects_of(target, rectangles):
+def targets_of(target, rectangles):
     masks = torch.zeros(len(rectangles), 128, 160, dtype=torch.bool)
     for mask, (x0, y0, x1, y1, _) in zip(masks, rectangles, strict=True):
         mask[y0:y1, x0:x1] = True
         mask[y0 : (y0 + y1) // 2, x0 : (x0 + x1) // 2] = False
     labels = torch.tensor(target['labels'], dtype=torch.long)
     boxes = torch.tensor(target['boxes']).view(-1, 4)
-    return Objects(labels, boxes, masks, torch.ones(len(labels), dtype=torch.bool))
+    return MaskDINOTargets(labels, boxes, masks, torch.ones(len(labels), dtype=torch.bool))
 
 
-def our_name(name):
+def loss_name(name):
     """loss_ce_dn_3 -> d3.dn_loss_cls, loss_mask_interm -> enc_loss_mask, loss_giou -> loss_iou."""
     kind, denoising, layer = re.fullmatch(r'loss_(ce|mask|dice|bbox|giou)(_dn)?(?:_(\d+|interm))?', name).groups()
     prefix = '' if layer is None else 'enc_' if layer == 'interm' else f'd{layer}.'
@@ -116,42 +119,42 @@ def fixed_points(monkeypatch):
 
 
 @pytest.mark.parametrize('batch', ['3_0', '3_5', '0_0'])
-def test_losses_and_gradients_equal_the_published_criterion(batch, reference, fill, fixed_points):
+def test_losses_and_gradients_equal_the_released_criterion(batch, reference, fill, fixed_points):
     case = reference[CASES[0]]
     model = build_mask_dino_case(case, weights_of(case, fill)).train()
     head, expected = model.head, case['train'][batch]
     rectangles = {'A': 'A (3)', 'B': 'B (5)'}
-    objects = [
-        objects_of(target, reference['about']['objects'][rectangles[image]] if image in rectangles else [])
+    targets = [
+        targets_of(target, reference['about']['objects'][rectangles[image]] if image in rectangles else [])
         for target, image in zip(expected['targets'], expected['images'], strict=True)
     ]
     features = list(features_of(case).values())
     torch.manual_seed(0)
-    found, noised = head(features, (), objects)
+    outputs, dn_queries = head(features, (), targets)
     if expected['dn'] is None:
-        assert noised is None
+        assert dn_queries is None
     else:
-        assert (noised.groups, noised.size) == (expected['dn']['scalar'], expected['dn']['single_pad'])
-        assert noised.labels.tolist() == expected['dn']['labels_after']
-        assert noised.query.tolist() == expected['dn']['map_known_indice']
+        assert (dn_queries.groups, dn_queries.size) == (expected['dn']['scalar'], expected['dn']['single_pad'])
+        assert dn_queries.labels.tolist() == expected['dn']['labels_after']
+        assert dn_queries.query_index.tolist() == expected['dn']['map_known_indice']
     fixed_points()
-    losses = head.losses
-    losses.num_points = losses.matcher.num_points = 512
+    criterion = head.criterion
+    criterion.num_points = criterion.matcher.num_points = 512
     for variant in ('importance', 'fixed'):
         settings = expected['criterion'][variant]
-        losses.oversample_ratio = settings['oversample_ratio']
-        losses.importance_sample_ratio = settings['importance_sample_ratio']
-        ours = losses(found, objects, noised, denoising=True)
-        assert len(ours) == len(settings['losses'])
+        criterion.oversample_ratio = settings['oversample_ratio']
+        criterion.importance_sample_ratio = settings['importance_sample_ratio']
+        losses = criterion(outputs, targets, dn_queries, denoising=True)
+        assert len(losses) == len(settings['losses'])
         for name, value in settings['losses'].items():
-            mine = our_name(name)
-            weight = WEIGHTS[mine.rsplit('_', 1)[1]]
-            assert ours[mine].item() / weight == pytest.approx(value, rel=2e-5, abs=1e-6), name
-        assert sum(ours.values()).item() == pytest.approx(settings['total_weighted'], rel=1e-5)
+            key = loss_name(name)
+            weight = WEIGHTS[key.rsplit('_', 1)[1]]
+            assert losses[key].item() / weight == pytest.approx(value, rel=2e-5, abs=1e-6), name
+        assert sum(losses.values()).item() == pytest.approx(settings['total_weighted'], rel=1e-5)
     if 'grad_norm' in expected:
         from mmitpn.checkpoint.mask_dino_keys import convert_head_key
 
-        sum(ours.values()).backward()
+        sum(losses.values()).backward()
         gradients = {name: weight.grad.norm().item() for name, weight in head.named_parameters()}
         assert all(gradients.values())
         for name, value in expected['grad_norm'].items():
@@ -160,16 +163,16 @@ def test_losses_and_gradients_equal_the_published_criterion(batch, reference, fi
 
 
 @pytest.mark.parametrize('kind', ['bitmask', 'mask2box'])
-def test_first_boxes_of_given_masks(kind, reference):
+def test_initial_boxes_of_given_masks(kind, reference):
     case = reference['box_init']
     masks = torch.zeros(len(case['masks']), *case['size'], dtype=torch.bool)
     for mask, rectangles in zip(masks, case['masks'], strict=True):
         for x0, y0, x1, y1 in rectangles:
             mask[y0:y1, x0:x1] = True
     logits = torch.where(masks, 3.0, -3.0)[None]
-    found = first_boxes(logits, torch.zeros(1, len(masks), 4), kind, released=True)[0]
+    found = init_reference_boxes(logits, torch.zeros(1, len(masks), 4), kind, released=True)[0]
     torch.testing.assert_close(found, torch.tensor(case[kind]['refpoint_unsigmoid']), rtol=1e-5, atol=2e-5)
-    boxes, filled = boxes_of_masks(masks, kind)
+    boxes, filled = normalized_boxes_of_masks(masks, kind)
     assert filled.tolist() == [bool(rectangles) for rectangles in case['masks']]
     torch.testing.assert_close(boxes[filled], torch.tensor(case[kind]['cxcywh_norm'])[filled], rtol=1e-6, atol=1e-6)
 
@@ -178,13 +181,13 @@ def test_an_empty_mask_starts_from_its_proposal():
     proposals = torch.randn(1, 2, 4)
     logits = torch.full((1, 2, 8, 8), -1.0)
     logits[0, 0, 2:4, 1:5] = 1.0
-    found = first_boxes(logits, proposals, 'bitmask', released=False)
+    found = init_reference_boxes(logits, proposals, 'bitmask', released=False)
     assert torch.equal(found[0, 1], proposals[0, 1])
     torch.testing.assert_close(found[0, 0].sigmoid(), torch.tensor([3 / 8, 3 / 8, 4 / 8, 2 / 8]))
-    assert torch.equal(first_boxes(logits, proposals, 'no', released=False), proposals)
+    assert torch.equal(init_reference_boxes(logits, proposals, 'no', released=False), proposals)
 
 
-def test_wrong_weights_are_told(reference, fill):
+def test_wrong_weights_raise(reference, fill):
     case = reference[CASES[0]]
     weights = weights_of(case, fill)
     wrong = {'decoder': case['constructor']['decoder'], 'encoder': dict(case['constructor']['encoder'])}
@@ -195,7 +198,7 @@ def test_wrong_weights_are_told(reference, fill):
         build_mask_dino_case(case, {'x': torch.zeros(1)})
 
 
-def test_noise_of_too_many_objects_is_left_out():
+def test_too_many_objects_give_no_denoising_queries():
     labels, boxes = [torch.zeros(101, dtype=torch.long)], [torch.rand(101, 4)]
-    assert add_noise(labels, boxes, num_queries=100, num_classes=5, noise_scale=0.4) is None
-    assert add_noise(labels, boxes, num_queries=101, num_classes=5, noise_scale=0.4).groups == 1
+    assert make_denoising_queries(labels, boxes, num_queries=100, num_classes=5, noise_scale=0.4) is None
+    assert make_denoising_queries(labels, boxes, num_queries=101, num_classes=5, noise_scale=0.4).groups == 1

@@ -168,7 +168,7 @@ from mmpretrain.evaluation import Accuracy
 from mmpretrain.models import ImageClassifier
 from mmpretrain.models.losses import CrossEntropyLoss
 
-from mmitpn.models.classifiers import MeanPoolClsHead
+from mmitpn.models.heads import MeanPoolClsHead
 
 default_scope = 'mmpretrain'
 meta = dict(classes=('n0', 'n1'))

@@ -1,4 +1,4 @@
-"""Detectors. They are built on mmdet: nothing is here where it is not installed."""
+"""Detectors for mmdet. Without mmdet, nothing is defined here."""
 
 from __future__ import annotations
 

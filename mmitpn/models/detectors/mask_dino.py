@@ -1,4 +1,4 @@
-"""MaskDINO on mmdet: instance and panoptic segmentation."""
+"""MaskDINO for mmdet: instance, panoptic and semantic segmentation."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mmitpn.registry import MODELS
 
 @MODELS.register_module()
 class MaskDINO(QuietInit, MaskFormer):
-    """MaskDINO (arXiv 2206.02777) that trains and tests as any detector of mmdet.
+    """MaskDINO (arXiv 2206.02777), trained and tested like any detector of mmdet.
 
     Args:
         backbone: Config of the backbone.
-        neck: Config of the neck, if there is one; backbone or neck must give maps from stride 4 on, finest first.
+        neck: Config of the neck, if there is one; the maps of backbone or neck must start at stride 4, finest first.
         panoptic_head: Config of :class:`MaskDINOHead`.
         panoptic_fusion_head: Config of :class:`MaskDINOFusionHead`; None: its defaults, with the head's classes.
         train_cfg: Of the head.
@@ -29,7 +29,7 @@ class MaskDINO(QuietInit, MaskFormer):
         init_cfg: As in mmengine.
 
     Raises:
-        ValueError: If the two heads have different classes.
+        ValueError: If the two heads have different numbers of classes.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class MaskDINO(QuietInit, MaskFormer):
         head = ConfigDict(panoptic_head or {})
         fusion = ConfigDict(panoptic_fusion_head or {'type': 'mmitpn.MaskDINOFusionHead'})
         for name, default in (('num_things_classes', 80), ('num_stuff_classes', 0)):
-            ours = head.get(name, default)
-            theirs = fusion.setdefault(name, ours)
-            if theirs != ours:
+            number = head.get(name, default)
+            fusion_number = fusion.setdefault(name, number)
+            if fusion_number != number:
                 raise ValueError(
-                    f'panoptic_head has {name}={ours}, panoptic_fusion_head {theirs}: give both the number that the'
-                    ' data set has, or leave it out of the second'
+                    f'panoptic_head has {name}={number}, panoptic_fusion_head {fusion_number}: give both the number of'
+                    ' the dataset, or leave it out of the second'
                 )
         super().__init__(
             backbone=backbone,
@@ -65,27 +65,27 @@ class MaskDINO(QuietInit, MaskFormer):
         )
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
-        """Segment.
+        """Predict instances, panoptic segments and label maps.
 
         Args:
-            batch_inputs: Normalised pictures ``(B, 3, H, W)``.
-            batch_data_samples: One sample a picture.
-            rescale: In pixels of the picture as it was before resizing.
+            batch_inputs: Normalized images ``(B, 3, H, W)``.
+            batch_data_samples: One sample per image.
+            rescale: Results in pixels of the image before resizing.
 
         Returns:
-            The samples with ``pred_instances``, ``pred_panoptic_seg`` and ``pred_sem_seg``, as far as ``test_cfg``
-            switches them on; see :class:`MaskDINOFusionHead`.
+            The samples with ``pred_instances``, ``pred_panoptic_seg`` and ``pred_sem_seg``, those that ``test_cfg``
+            switches on; see :class:`MaskDINOFusionHead`.
         """
-        prediction = self.panoptic_head.predict(self.extract_feat(batch_inputs), batch_data_samples)
-        results = self.panoptic_fusion_head.predict(prediction, batch_data_samples, rescale=rescale)
-        for sample, found in zip(batch_data_samples, results, strict=True):
-            if 'sem_results' in found:
-                sample.pred_sem_seg = found.pop('sem_results')
+        outputs = self.panoptic_head.predict(self.extract_feat(batch_inputs), batch_data_samples)
+        results = self.panoptic_fusion_head.predict(outputs, batch_data_samples, rescale=rescale)
+        for sample, result in zip(batch_data_samples, results, strict=True):
+            if 'sem_results' in result:
+                sample.pred_sem_seg = result.pop('sem_results')
         return self.add_pred_to_datasample(batch_data_samples, results)
 
     def _forward(self, batch_inputs: Tensor, batch_data_samples: SampleList | None = None) -> tuple[Any, ...]:
-        """Class logits, boxes and mask logits of the last layer, as tensors: for tracing and counting."""
+        """Class logits, boxes and mask logits of the last layer as tensors, for tracing and FLOP counting."""
         metas = [sample.metainfo for sample in batch_data_samples or []]
-        found, _ = self.panoptic_head(self.extract_feat(batch_inputs), metas)
-        last = found.layers[-1]
+        outputs, _ = self.panoptic_head(self.extract_feat(batch_inputs), metas)
+        last = outputs.layers[-1]
         return last.logits, last.boxes, last.masks()

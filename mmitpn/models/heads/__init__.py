@@ -1,4 +1,7 @@
-"""Heads for mmdet. `mmitpn.DINO` takes mmdet's own ``DINOHead``, which it runs in fp32."""
+"""Heads for mmdet, mmseg and mmpretrain. A head is defined only if the frameworks that it is built on are installed.
+
+``mmitpn.DINO`` uses mmdet's own ``DINOHead`` and runs it in fp32.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,13 @@ from importlib.util import find_spec
 __all__: list[str] = []
 
 if find_spec('mmdet') is not None:
+    from .mask_dino_decode_head import MaskDINODecodeHead
     from .mask_dino_fusion_head import MaskDINOFusionHead
     from .mask_dino_head import MaskDINOHead
 
-    __all__ = ['MaskDINOFusionHead', 'MaskDINOHead']
+    __all__ += ['MaskDINODecodeHead', 'MaskDINOFusionHead', 'MaskDINOHead']
+
+if find_spec('mmpretrain') is not None:
+    from .mean_pool_cls_head import MeanPoolClsHead
+
+    __all__ += ['MeanPoolClsHead']

@@ -1,4 +1,4 @@
-"""What MaskDINO's heads are made of. It is built on mmdet: nothing is here where that is not installed."""
+"""The parts of MaskDINO's heads. They are built on mmdet: without mmdet, nothing is defined here."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ from importlib.util import find_spec
 __all__: list[str] = []
 
 if find_spec('mmdet') is not None:
-    from .losses import MaskDINOLosses, UnitGIoULoss
+    from .core import MaskDINOCore
+    from .criterion import MaskDINOCriterion, MaskDINOTargets, UnitGIoULoss
     from .pixel_decoder import MaskDINOPixelDecoder
-    from .predictor import MaskDINOPredictor
+    from .transformer_decoder import DecoderOutputs, LayerOutputs, MaskDINOTransformerDecoder
 
-    __all__ = ['MaskDINOLosses', 'MaskDINOPixelDecoder', 'MaskDINOPredictor', 'UnitGIoULoss']
+    __all__ = [
+        'DecoderOutputs',
+        'LayerOutputs',
+        'MaskDINOCore',
+        'MaskDINOCriterion',
+        'MaskDINOPixelDecoder',
+        'MaskDINOTargets',
+        'MaskDINOTransformerDecoder',
+        'UnitGIoULoss',
+    ]

@@ -11,42 +11,111 @@ from mmdet.models.layers import SinePositionalEncoding
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmitpn.models.transformer import DinoTransformerEncoder
-from mmitpn.models.transformer.running import full_precision
+from mmitpn.models.dino import DinoTransformerEncoder, autocast_disabled
 
-from .flat import flat_padding, level_starts
-from .levels import Levels
+ORDERS = ('low2high', 'high2low')
+_NUM_GROUPS = 32  # of GroupNorm
 
-_GROUPS = 32
+
+class LevelLayout:
+    """Source and order of the encoder's levels.
+
+    Projections are numbered as in the released weights: the maps in the encoder's order, then the extra levels from
+    finer to coarser.
+
+    Args:
+        in_channels: Channels of the maps, finest first.
+        strides: Strides of the maps, finest first.
+        num_inputs: Number of maps that enter the encoder: the coarsest ones.
+        num_levels: Levels of the encoder.
+        order: ``'low2high'`` (finest first) or ``'high2low'``.
+        released: See ``released_order`` of :class:`MaskDINOPixelDecoder`.
+
+    Attributes:
+        inputs: Index of the map that each of the first projections takes.
+        base: Index of the map that the extra levels start from.
+        order: The encoder's levels, as numbers of projections.
+        positions: The projections whose position embeddings the encoder's levels get, in its order. Equal to
+            ``order``, except for a difference of the released code.
+        finest: Index of the finest level in ``order``.
+
+    Raises:
+        ValueError: If the numbers are inconsistent.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        strides: Sequence[int],
+        num_inputs: int,
+        num_levels: int,
+        order: str,
+        *,
+        released: bool,
+    ) -> None:
+        num_maps = len(in_channels)
+        if len(strides) != num_maps or list(strides) != sorted(set(strides)) or strides[0] != 4:
+            raise ValueError(
+                f'the pixel decoder has strides {tuple(strides)} for maps of {tuple(in_channels)} channels; give one'
+                ' stride per map, finest first, beginning with 4 (the masks are made there)'
+            )
+        if not isinstance(num_inputs, int) or not 1 <= num_inputs <= num_maps:
+            raise ValueError(
+                f'num_inputs is {num_inputs!r}, but there are {num_maps} maps (strides {tuple(strides)}): allowed 1 to'
+                f' {num_maps}; let the neck give more maps (num_outs), or make the other levels by num_levels'
+            )
+        if not isinstance(num_levels, int) or num_levels < num_inputs:
+            raise ValueError(
+                f'num_levels is {num_levels!r}; allowed: num_inputs={num_inputs} or more (convolutions make the extra'
+                ' levels)'
+            )
+        if order not in ORDERS:
+            raise ValueError(f'order is {order!r}; allowed: {", ".join(map(repr, ORDERS))}')
+        finest_first = order == 'low2high'
+        used = list(range(num_maps - num_inputs, num_maps))
+        self.inputs = used if finest_first else used[::-1]
+        # The released code takes the map with the most channels; if several have as many, the first of them.
+        widest = max(self.inputs[::-1], key=lambda i: in_channels[i])
+        self.base = widest if released else used[-1]
+        maps, extra = list(range(num_inputs)), list(range(num_inputs, num_levels))
+        coarser_first = extra[::-1]
+        if finest_first:
+            self.order = maps + (coarser_first if released else extra)
+            self.positions = maps + extra
+        else:
+            self.order = coarser_first + maps
+            self.positions = (extra if released else coarser_first) + maps
+        self.finest = 0 if finest_first else num_levels - 1
 
 
 class MaskDINOPixelDecoder(BaseModule):
     """Deformable encoder, extra coarse levels, and one FPN level of stride 4 (arXiv 2206.02777).
 
-    It works in fp32 under autocast, as the published one does. Positions and references are fractions of the padded
-    picture.
+    It runs in fp32 under autocast, as the released one does. Positions and references are fractions of the padded
+    image.
 
     Args:
-        in_channels: Channels of the maps it is given.
+        in_channels: Channels of the input maps, finest first.
         strides: Their strides, finest first; the first must be 4.
         feat_channels: Width of the encoder.
         out_channels: Channels of the map for the masks.
-        num_inputs: The coarsest so many maps go into the encoder.
-        num_levels: Levels of the encoder; those beyond ``num_inputs`` are made by 3x3 convolutions of stride 2.
+        num_inputs: Number of maps that enter the encoder: the coarsest ones.
+        num_levels: Levels of the encoder; 3x3 convolutions of stride 2 make those beyond ``num_inputs``.
         num_layers: Layers of the encoder.
         num_heads: Attention heads.
-        num_points: Sampling points of a head and level.
+        num_points: Sampling points per head and level.
         feedforward_channels: Hidden channels of the feed-forward networks.
-        order: The encoder's order of levels: ``'low2high'`` has the finest first, ``'high2low'`` the coarsest (the
-            published words). It matters for weights only.
-        released_order: As the published code: with two or more extra levels these are in the wrong order, or their
-            position codes are, and they start from the map with the most channels. Released weights were trained so.
-            Ours: finest to coarsest, or the reverse, with their own positions, starting from the coarsest map.
-        with_cp: Recompute the encoder's activations in the backward pass; see :class:`DinoTransformerEncoder`.
+        order: Order of the encoder's levels: ``'low2high'`` is finest first, ``'high2low'`` coarsest first (the
+            authors' terms). It matters for released weights only.
+        released_order: As the released code: with two or more extra levels, these levels or their position embeddings
+            are in the wrong order, and they start from the map with the most channels. Released weights need it.
+            False: finest to coarsest, or the reverse, each with its own position embedding, starting from the
+            coarsest map.
+        with_cp: Activation checkpointing of the encoder; see :class:`~mmitpn.models.dino.DinoTransformerEncoder`.
         init_cfg: As in mmengine.
 
     Raises:
-        ValueError: If more levels are asked for than there are maps, or the strides do not fit.
+        ValueError: If there are fewer maps than levels require, or the strides are inconsistent.
     """
 
     def __init__(
@@ -68,20 +137,20 @@ class MaskDINOPixelDecoder(BaseModule):
         init_cfg: Mapping | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.levels = Levels(in_channels, strides, num_inputs, num_levels, order, released=released_order)
-        if feat_channels % _GROUPS or feat_channels % num_heads:
+        self.layout = LevelLayout(in_channels, strides, num_inputs, num_levels, order, released=released_order)
+        if feat_channels % _NUM_GROUPS or feat_channels % num_heads:
             raise ValueError(
-                f'feat_channels is {feat_channels}; give a multiple of {_GROUPS} (GroupNorm) and of num_heads'
+                f'feat_channels is {feat_channels}; give a multiple of {_NUM_GROUPS} (GroupNorm) and of num_heads'
                 f' ({num_heads})'
             )
         self.num_levels = num_levels
-        convs = [nn.Conv2d(in_channels[i], feat_channels, 1) for i in self.levels.inputs]
+        convs = [nn.Conv2d(in_channels[i], feat_channels, 1) for i in self.layout.inputs]
         for number in range(num_levels - num_inputs):
-            width = feat_channels if number else in_channels[self.levels.base]
+            width = feat_channels if number else in_channels[self.layout.base]
             convs.append(nn.Conv2d(width, feat_channels, 3, stride=2, padding=1))
-        self.input_proj = nn.ModuleList(nn.Sequential(conv, nn.GroupNorm(_GROUPS, feat_channels)) for conv in convs)
+        self.input_proj = nn.ModuleList(nn.Sequential(conv, nn.GroupNorm(_NUM_GROUPS, feat_channels)) for conv in convs)
         self.level_embed = nn.Parameter(torch.randn(num_levels, feat_channels))
-        self.positions = SinePositionalEncoding(feat_channels // 2, normalize=True)
+        self.positional_encoding = SinePositionalEncoding(feat_channels // 2, normalize=True)
         attention = {'num_heads': num_heads, 'num_levels': num_levels, 'num_points': num_points, 'dropout': 0.0}
         self.encoder = DinoTransformerEncoder(
             num_layers,
@@ -91,13 +160,13 @@ class MaskDINOPixelDecoder(BaseModule):
             },
             with_cp=with_cp,
         )
-        norm = {'type': 'GN', 'num_groups': _GROUPS}
+        norm = {'type': 'GN', 'num_groups': _NUM_GROUPS}
         self.lateral = ConvModule(in_channels[0], feat_channels, 1, bias=False, norm_cfg=norm, act_cfg=None)
         self.output = ConvModule(feat_channels, feat_channels, 3, padding=1, bias=False, norm_cfg=norm)
         self.mask_features = nn.Conv2d(feat_channels, out_channels, 1)
 
     def init_weights(self) -> None:
-        """Initialise as published: Xavier for the encoder and what leads to it, He's for what makes the masks."""
+        """Initialize as the released code: Xavier up to the encoder, Kaiming for the FPN level and mask features."""
         super().init_weights()
         for name, weight in self.encoder.named_parameters():
             if weight.dim() > 1 and 'sampling_offsets' not in name and 'attention_weights' not in name:
@@ -109,62 +178,83 @@ class MaskDINOPixelDecoder(BaseModule):
             nn.init.kaiming_uniform_(conv.weight, a=1)
         nn.init.zeros_(self.mask_features.bias)
 
-    def forward(self, maps: Sequence[Tensor], padding: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Mix the levels.
+    def forward(self, maps: Sequence[Tensor], padding_mask: Tensor | None = None) -> tuple[Tensor, list[Tensor]]:
+        """Encode the maps and compute the map for the masks.
 
         Args:
             maps: ``(B, C_i, H_i, W_i)``, finest first.
-            padding: ``(B, H, W)``, True where the picture is padding, at any resolution; None where nothing is.
+            padding_mask: ``(B, H, W)``, True where the image is padding, at any resolution; None without padding.
 
         Returns:
             The map for the masks ``(B, out_channels, H / 4, W / 4)``, and the encoder's levels in its order.
 
         Raises:
-            ValueError: If there are not as many maps as the decoder was built for.
+            ValueError: If the number of maps or the channels of the finest differ from what the decoder was built for.
         """
-        if len(maps) < len(self.levels.inputs) or maps[0].shape[1] != self.lateral.conv.in_channels:
+        if len(maps) < len(self.layout.inputs) or maps[0].shape[1] != self.lateral.conv.in_channels:
             raise ValueError(
                 f'the pixel decoder was given {len(maps)} maps, the finest of {maps[0].shape[1]} channels; it was built'
                 f' for {self.lateral.conv.in_channels} channels there: let in_channels be what the neck gives'
             )
-        with full_precision(maps[0]):
+        with autocast_disabled(maps[0]):
             maps = [level.float() for level in maps]
-            sources = self._project(maps)
-            shapes = [tuple(source.shape[-2:]) for source in sources]
+            levels = self._project(maps)
+            shapes = [tuple(level.shape[-2:]) for level in levels]
             spatial_shapes = torch.tensor(shapes, device=maps[0].device)
             memory = self.encoder(
-                query=torch.cat([source.flatten(2).transpose(1, 2) for source in sources], 1),
-                query_pos=self._position_codes(shapes, maps[0]),
-                key_padding_mask=flat_padding(padding, shapes),
+                query=torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1),
+                query_pos=self._position_embeddings(shapes, maps[0]),
+                key_padding_mask=flatten_padding_mask(padding_mask, shapes),
                 spatial_shapes=spatial_shapes,
-                level_start_index=level_starts(spatial_shapes),
+                level_start_index=level_start_index(spatial_shapes),
                 valid_ratios=maps[0].new_ones(len(maps[0]), len(shapes), 2),
             )
-            outputs = [
+            encoded = [
                 level.transpose(1, 2).unflatten(2, shape)
                 for level, shape in zip(memory.split([h * w for h, w in shapes], 1), shapes, strict=True)
             ]
             fine = self.lateral(maps[0])
-            finest = outputs[self.levels.finest]
+            finest = encoded[self.layout.finest]
             fine = fine + F.interpolate(finest, size=fine.shape[-2:], mode='bilinear', align_corners=False)
-            return self.mask_features(self.output(fine)), outputs
+            return self.mask_features(self.output(fine)), encoded
 
     def _project(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The encoder's levels ``(B, C, H_i, W_i)``, in its order."""
-        inputs = self.levels.inputs
+        inputs = self.layout.inputs
         projected = [project(maps[i]) for project, i in zip(self.input_proj, inputs, strict=False)]
-        last = maps[self.levels.base]
+        coarsest = maps[self.layout.base]
         for project in self.input_proj[len(inputs) :]:
-            last = project(last)
-            projected.append(last)
-        return [projected[i] for i in self.levels.order]
+            coarsest = project(coarsest)
+            projected.append(coarsest)
+        return [projected[i] for i in self.layout.order]
 
-    def _position_codes(self, shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
-        """Codes of place and level ``(B, N, C)`` in the encoder's order."""
-        shape_of = dict(zip(self.levels.order, shapes, strict=True))
-        codes = [
-            self.positions(torch.zeros(1, *shape_of[i], dtype=torch.bool, device=like.device)).flatten(2).mT
-            + self.level_embed[number]
-            for number, i in enumerate(self.levels.positions)
-        ]
-        return torch.cat(codes, 1).expand(len(like), -1, -1)
+    def _position_embeddings(self, shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
+        """Embeddings of position and level ``(B, N, C)`` in the encoder's order."""
+        shape_of = dict(zip(self.layout.order, shapes, strict=True))
+        embeddings = []
+        for level, projection in enumerate(self.layout.positions):
+            no_padding = torch.zeros(1, *shape_of[projection], dtype=torch.bool, device=like.device)
+            embeddings.append(self.positional_encoding(no_padding).flatten(2).mT + self.level_embed[level])
+        return torch.cat(embeddings, 1).expand(len(like), -1, -1)
+
+
+def level_start_index(spatial_shapes: Tensor) -> Tensor:
+    """First position of each level, ``(levels,)``, from heights and widths ``(levels, 2)``."""
+    sizes = spatial_shapes.prod(1)
+    return sizes.cumsum(0) - sizes
+
+
+def flatten_padding_mask(padding_mask: Tensor | None, shapes: Sequence[tuple[int, int]]) -> Tensor | None:
+    """Resize a padding mask to each level and flatten it.
+
+    Args:
+        padding_mask: ``(B, H, W)``, True on padding, at any resolution; None without padding.
+        shapes: Heights and widths of the levels.
+
+    Returns:
+        ``(B, N)``, True on padding, level by level; or None.
+    """
+    if padding_mask is None:
+        return None
+    values = padding_mask[:, None].float()
+    return torch.cat([F.interpolate(values, size=tuple(shape)).flatten(1) for shape in shapes], 1) > 0

@@ -1,10 +1,10 @@
-"""Small detectors and made batches for the tests of DINO, also imported by the processes they start."""
+"""Small detectors and synthetic batches for the tests of DINO, also imported by the processes they start."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import mmdet.models  # noqa: F401 (registers the hosts' parts)
+import mmdet.models  # noqa: F401 (registers mmdet's modules)
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
@@ -64,7 +64,7 @@ def resnet_config(model_type: str) -> ConfigDict:
 def build(cfg: ConfigDict) -> nn.Module:
     logger = MMLogger.get_current_instance()
     level = logger.level
-    # mmengine logs a paragraph for every parameter it initialises.
+    # mmengine logs several lines for every parameter that it initializes.
     logger.setLevel('ERROR')
     try:
         with DefaultScope.overwrite_default_scope('mmdet'):
@@ -78,7 +78,7 @@ def build(cfg: ConfigDict) -> nn.Module:
 def batch(
     counts: list[int], *, size: int = 64, shapes: list[tuple[int, int]] | None = None, classes: int = 3
 ) -> tuple[Tensor, list[DetDataSample]]:
-    """Pictures with ``counts`` objects. ``shapes`` are the sides without padding. Picture i is always the same."""
+    """Images with ``counts`` objects. ``shapes`` are the sizes without padding. Image i is always the same."""
     images, samples = [], []
     for index, count in enumerate(counts):
         generator = torch.Generator().manual_seed(index)

@@ -1,4 +1,4 @@
-"""What each of two processes does in the distributed tests of DINO."""
+"""The work of each process in the distributed tests of DINO."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 WORLD = 2
-# Objects in each picture; process r gets picture r of each.
+# Objects in each image; process r gets image r.
 EQUAL, UNEQUAL, EMPTY = [2, 2], [3, 1], [2, 0]
 
 
 def make_model() -> nn.Module:
     torch.manual_seed(0)
     cfg = tiny_config()
-    # With no noise to speak of, the denoising queries do not depend on which process draws them.
+    # With nearly no noise, the denoising queries do not depend on the process that draws them.
     cfg.dn_cfg.update(label_noise_scale=1e-9, box_noise_scale=1e-6)
     return build(cfg).train()
 
@@ -42,7 +42,7 @@ def work(rank: int, folder: str) -> None:
     model.load_state_dict(torch.load(Path(folder) / 'start.pth', weights_only=True))
     result = {'equal': values(model(*part(EQUAL, rank), mode='loss'))}
     result['unequal'] = values(model(*part(UNEQUAL, rank), mode='loss'))
-    # No find_unused_parameters: a parameter without a gradient on one process ends in an error in the second step.
+    # No find_unused_parameters: a parameter without a gradient on one process raises in the second step.
     parallel = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     for _ in range(2):

@@ -12,7 +12,7 @@ pytest.importorskip('mmdet')
 from dino_cases import base_config, batch, build, resnet_config, tiny_config, total
 
 import mmitpn
-from mmitpn.models.transformer import MultiScaleDeformableAttention
+from mmitpn.models.dino import MultiScaleDeformableAttention
 
 NAMES = Path(__file__).with_name('dino_state_dict.json')
 PREDICTION = Path(__file__).with_name('dino_prediction.json')
@@ -25,17 +25,17 @@ def model():
 
 @pytest.fixture
 def resnet_pair():
-    """Our DINO and mmdet's, with equal weights where the shapes allow it."""
-    ours, host = build(resnet_config('mmitpn.DINO')), build(resnet_config('DINO'))
-    return ours, host
+    """mmitpn.DINO and mmdet's DINO."""
+    ours, mmdet_model = build(resnet_config('mmitpn.DINO')), build(resnet_config('DINO'))
+    return ours, mmdet_model
 
 
 @pytest.fixture
 def same_decoder(resnet_pair):
-    ours, host = resnet_pair
-    if host.decoder.ref_point_head.layers[0].in_features != 512:
+    ours, mmdet_model = resnet_pair
+    if mmdet_model.decoder.ref_point_head.layers[0].in_features != 512:
         pytest.skip('the installed mmdet has a decoder of other shapes (onedl-mmdetection: 1024 inputs, not 512)')
-    return ours, host
+    return ours, mmdet_model
 
 
 def test_the_public_name_builds_from_a_config(model):
@@ -50,7 +50,7 @@ def test_one_config_builds_twice():
     build(cfg)
 
 
-# Names, shapes, initialisation
+# Names, shapes, initialization
 
 
 def test_parameter_names_and_shapes_are_fixed():
@@ -64,22 +64,22 @@ def test_parameter_names_and_shapes_are_fixed():
 
 
 def test_names_and_shapes_are_those_of_mmdet(same_decoder):
-    ours, host = ({name: value.shape for name, value in m.state_dict().items()} for m in same_decoder)
-    assert ours == host
+    ours, mmdet_model = ({name: value.shape for name, value in m.state_dict().items()} for m in same_decoder)
+    assert ours == mmdet_model
 
 
-def test_initialisation_is_that_of_mmdet(resnet_pair):
+def test_initialization_is_that_of_mmdet(resnet_pair):
     states = []
     for model in resnet_pair:
         torch.manual_seed(0)
         model.init_weights()
         states.append(model.state_dict())
-    ours, host = states
+    ours, mmdet_model = states
     drawn = [name for name in ours if name.startswith(('encoder.', 'decoder.')) and ours[name].dim() > 1]
     drawn += ['memory_trans_fc.weight', 'query_embedding.weight', 'level_embed']
     head = 'decoder.ref_point_head.layers.0.weight'
-    if ours[head].shape != host[head].shape:
-        # What onedl-mmdetection draws after its larger weight is drawn from another place of the random stream.
+    if ours[head].shape != mmdet_model[head].shape:
+        # onedl-mmdetection draws a larger weight first: later weights come from another position of the random stream.
         later = ('ref_point_head', 'value_proj', 'output_proj', 'memory_trans', 'query_embedding', 'level_embed')
         drawn = [name for name in drawn if not any(part in name for part in later)]
     fixed = [name for name in ours if name.startswith('bbox_head.') and name.endswith('.4.weight')]
@@ -87,7 +87,7 @@ def test_initialisation_is_that_of_mmdet(resnet_pair):
     assert len(drawn) > 16
     assert len(fixed) == 6
     for name in drawn + fixed:
-        torch.testing.assert_close(ours[name], host[name], rtol=0, atol=0, msg=name)
+        torch.testing.assert_close(ours[name], mmdet_model[name], rtol=0, atol=0, msg=name)
 
 
 def test_a_pretrained_detector_stays_loaded(model, tmp_path):
@@ -122,39 +122,39 @@ def test_predictions_do_not_depend_on_the_stack(fill):
 
 
 def test_losses_and_gradients_are_those_of_mmdet(same_decoder):
-    ours, host = same_decoder
+    ours, mmdet_model = same_decoder
     # Fresh sampling points lie on the centres of cells, where a bilinear sample has two derivatives.
-    for name, parameter in host.named_parameters():
+    for name, parameter in mmdet_model.named_parameters():
         if name.endswith('sampling_offsets.bias'):
             parameter.data += 0.2 + 0.1 * torch.rand_like(parameter)
-    ours.load_state_dict(host.state_dict())
+    ours.load_state_dict(mmdet_model.state_dict())
     images, samples = batch([2, 3], shapes=[(64, 64), (48, 60)])
     outcomes = []
-    for model in (ours, host):
+    for model in (ours, mmdet_model):
         model.train()
         torch.manual_seed(3)
         losses = model(images, samples, mode='loss')
         total(losses).backward()
         gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         outcomes.append((losses, gradients))
-    (our_losses, our_gradients), (host_losses, host_gradients) = outcomes
-    torch.testing.assert_close(our_losses, host_losses, rtol=1e-4, atol=1e-5)
-    assert our_gradients.keys() == host_gradients.keys()
+    (our_losses, our_gradients), (mmdet_losses, mmdet_gradients) = outcomes
+    torch.testing.assert_close(our_losses, mmdet_losses, rtol=1e-4, atol=1e-5)
+    assert our_gradients.keys() == mmdet_gradients.keys()
     for name, gradient in our_gradients.items():
-        scale = host_gradients[name].abs().max().item()
-        torch.testing.assert_close(gradient, host_gradients[name], rtol=0, atol=1e-3 * scale + 1e-6, msg=name)
+        scale = mmdet_gradients[name].abs().max().item()
+        torch.testing.assert_close(gradient, mmdet_gradients[name], rtol=0, atol=1e-3 * scale + 1e-6, msg=name)
 
 
 def test_predictions_are_those_of_mmdet(same_decoder):
-    ours, host = same_decoder
-    ours.load_state_dict(host.state_dict())
+    ours, mmdet_model = same_decoder
+    ours.load_state_dict(mmdet_model.state_dict())
     images, samples = batch([0, 0], shapes=[(64, 64), (48, 60)])
     with torch.no_grad():
-        found, expected = (m.eval()(images, deepcopy(samples), mode='predict') for m in (ours, host))
-    for ours_one, host_one in zip(found, expected, strict=True):
+        found, expected = (m.eval()(images, deepcopy(samples), mode='predict') for m in (ours, mmdet_model))
+    for ours_one, mmdet_one in zip(found, expected, strict=True):
         for name in ('scores', 'bboxes', 'labels'):
-            ours_value, host_value = ours_one.pred_instances[name], host_one.pred_instances[name]
-            torch.testing.assert_close(ours_value, host_value, rtol=1e-4, atol=1e-4)
+            ours_value, mmdet_value = ours_one.pred_instances[name], mmdet_one.pred_instances[name]
+            torch.testing.assert_close(ours_value, mmdet_value, rtol=1e-4, atol=1e-4)
 
 
 # Training
@@ -225,7 +225,7 @@ def test_checkpointing_changes_nothing_but_memory(with_cp):
     sparing = build(cfg).train()
     sparing.load_state_dict(plain.state_dict())
     images, samples = batch([2, 1], shapes=[(64, 64), (64, 50)])
-    held, outcomes = [], []
+    allocated, outcomes = [], []
     for model in (plain, sparing):
         saved = 0
 
@@ -238,10 +238,10 @@ def test_checkpointing_changes_nothing_but_memory(with_cp):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             loss = total(model(images, samples, mode='loss'))
         loss.backward()
-        held.append(saved)
+        allocated.append(saved)
         outcomes.append((loss.detach(), {name: p.grad for name, p in model.named_parameters()}))
     torch.testing.assert_close(outcomes[1], outcomes[0], rtol=1e-5, atol=1e-6)
-    assert held[1] < held[0] * (0.6 if with_cp is True else 0.8)
+    assert allocated[1] < allocated[0] * (0.6 if with_cp is True else 0.8)
 
 
 def test_autocast_keeps_sampling_boxes_and_losses_in_fp32(model, monkeypatch):
@@ -291,13 +291,13 @@ def test_the_base_config_trains_and_predicts_in_full_size():
         assert len(model.eval()(images, samples, mode='predict')[0].pred_instances) == 300
 
 
-# What does not fit is told before training
+# Inconsistent settings
 
 
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'num_queries': 0}, 'num_queries is 0; give a whole number'),
+        ({'num_queries': 0}, 'num_queries is 0; give an integer'),
         ({'num_queries': 2.5}, 'num_queries is 2.5'),
         ({'num_feature_levels': -1}, 'num_feature_levels is -1'),
         ({'with_box_refine': False}, 'with_box_refine is False'),
@@ -320,7 +320,7 @@ def test_the_base_config_trains_and_predicts_in_full_size():
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else '',
 )
-def test_settings_that_do_not_fit_are_refused(change, message):
+def test_inconsistent_settings_raise(change, message):
     cfg = tiny_config()
     for name, value in change.items():
         *parents, last = name.split('.')
@@ -332,7 +332,7 @@ def test_settings_that_do_not_fit_are_refused(change, message):
         build(cfg)
 
 
-def test_maps_of_a_neck_that_says_nothing_are_checked_at_the_first_picture():
+def test_maps_of_other_necks_are_checked_in_the_first_forward_pass():
     cfg = resnet_config('mmitpn.DINO')
     cfg.neck.num_outs = None
     model = build(cfg)
@@ -340,7 +340,7 @@ def test_maps_of_a_neck_that_says_nothing_are_checked_at_the_first_picture():
         model(*batch([1]), mode='loss')
 
 
-def test_nothing_of_ours_warns(model, recwarn):
+def test_package_raises_no_warnings(model, recwarn):
     total(model(*batch([1, 0]), mode='loss')).backward()
     ours = Path(mmitpn.__file__).parent
     assert not [w for w in recwarn if ours in Path(w.filename).parents]

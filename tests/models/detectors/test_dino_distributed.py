@@ -16,7 +16,7 @@ SECONDS = 180
 
 @pytest.fixture(scope='module')
 def results(tmp_path_factory):
-    """What two processes (gloo, CPU) found, in order of rank."""
+    """Results of two processes (gloo, CPU), in order of rank."""
     folder = tmp_path_factory.mktemp('ranks')
     torch.save(make_model().state_dict(), folder / 'start.pth')
     context = mp.spawn(work, args=(str(folder),), nprocs=WORLD, join=False)
@@ -30,7 +30,7 @@ def results(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_process_without_objects_trains_along(results):
+def test_a_process_without_objects_takes_part(results):
     first, second = (result['weights'] for result in results)
     start = make_model().state_dict()
     for name, value in first.items():
@@ -45,7 +45,7 @@ def test_a_process_without_objects_trains_along(results):
     ('case', 'counts'),
     [
         ('equal', EQUAL),
-        # The denoising part differs: how many groups and how much padding follows the fullest picture of a process.
+        # Denoising losses differ: groups and padding depend on the image with most objects of a process.
         ('unequal', UNEQUAL),
     ],
 )

@@ -1,4 +1,4 @@
-"""Images with fewer positions than a DINO has queries: they train, predict, and change nothing for the real queries."""
+"""Images with fewer positions than DINO has queries: training and prediction work, padding changes nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 pytest.importorskip('mmdet')
 
 from dino_cases import batch, build, tiny_config, total
-from mmdet.models.detectors import DINO as HostDINO  # noqa: N811 (the name is that of our own class)
+from mmdet.models.detectors import DINO as MMDetDINO  # noqa: N811 (mmitpn.DINO has the same name)
 
 POSITIONS = 85  # of an image of 32 x 32 pixels: 64 + 16 + 4 + 1
 QUERIES = 100
@@ -25,7 +25,7 @@ def config(queries, max_per_img=10):
 
 
 def pair(max_per_img=10):
-    """A model with more queries than positions, and one with as many as there are, with equal weights."""
+    """A model with more queries than positions, and one with one query per position, with equal weights."""
     more = build(config(QUERIES, max_per_img))
     exact = build(config(POSITIONS, min(max_per_img, POSITIONS * 3)))
     # Fresh box branches give every layer the same boxes; here no two queries and no two layers are alike.
@@ -39,7 +39,7 @@ def pair(max_per_img=10):
 
 
 @pytest.mark.parametrize('shapes', SHAPES.values(), ids=SHAPES)
-def test_losses_and_gradients_are_those_of_as_many_queries_as_positions(shapes):
+def test_losses_and_gradients_equal_those_of_one_query_per_position(shapes):
     images, samples = batch([2, 3][: len(shapes)], size=32, shapes=shapes)
     outcomes = []
     for model in pair():
@@ -58,7 +58,7 @@ def test_losses_and_gradients_are_those_of_as_many_queries_as_positions(shapes):
 
 
 @pytest.mark.parametrize('shapes', SHAPES.values(), ids=SHAPES)
-def test_predictions_are_those_of_as_many_queries_as_positions(shapes):
+def test_predictions_equal_those_of_one_query_per_position(shapes):
     images, samples = batch([0] * len(shapes), size=32, shapes=shapes)
     outcomes = []
     for model in pair(max_per_img=40):
@@ -83,7 +83,7 @@ def test_every_layer_gives_every_position_once():
 
 
 def test_padded_queries_are_never_returned():
-    """More candidates are asked for than the image has: all it has are returned, and none that is padded."""
+    """max_per_img exceeds the candidates of the image: all of them are returned, without padded ones."""
     model, exact = pair(max_per_img=300)
     images, samples = batch([0, 0], size=32, shapes=SHAPES['padded'])
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_recomputed_layers_and_autocast_are_padded_too():
 
 @pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('queries', [POSITIONS, 20])
-def test_queries_are_chosen_as_mmdet_chooses_them(training, queries):
+def test_queries_are_selected_as_in_mmdet(training, queries):
     model = pair()[1] if queries == POSITIONS else build(config(queries))
     model.train(training)
     images, samples = batch([2, 1], size=32, shapes=SHAPES['padded'])
@@ -142,7 +142,7 @@ def test_queries_are_chosen_as_mmdet_chooses_them(training, queries):
     torch.manual_seed(5)
     found = model.pre_decoder(**memory, batch_data_samples=samples)
     torch.manual_seed(5)
-    expected = HostDINO.pre_decoder(model, **memory, batch_data_samples=samples)
+    expected = MMDetDINO.pre_decoder(model, **memory, batch_data_samples=samples)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():

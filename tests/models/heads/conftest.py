@@ -1,4 +1,4 @@
-"""A small MaskDINO and made pictures of mmdet."""
+"""A small MaskDINO head and synthetic samples of mmdet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parent))  # the helpers here, also in the processes that tests start
+sys.path.append(str(Path(__file__).parent))  # helper modules, also for processes that tests start
 
 SMALL = {
     'in_channels': (32,) * 4,
@@ -24,7 +24,7 @@ SMALL = {
 
 @pytest.fixture
 def make_head():
-    """Make the same small head."""
+    """Build a small head, always with the same weights."""
     pytest.importorskip('mmdet')
     from mmitpn.models.heads import MaskDINOHead
 
@@ -40,7 +40,7 @@ def make_head():
 
 @pytest.fixture
 def make_maps():
-    """Maps of a batch."""
+    """Random maps of a batch."""
 
     def make(size=(96, 128), batch=2):
         torch.manual_seed(2)
@@ -51,7 +51,7 @@ def make_maps():
 
 @pytest.fixture
 def make_sample():
-    """A picture with so many things, and stuff of some labels in stripes."""
+    """An image with N things, and stuff of the given labels in stripes."""
     pytest.importorskip('mmdet')
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks

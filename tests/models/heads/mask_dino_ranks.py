@@ -1,4 +1,4 @@
-"""What each of two processes does in the distributed test of MaskDINO."""
+"""The work of each process in the distributed test of MaskDINO."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 WORLD = 2
 
 
-class Trained(nn.Module):
-    """A head whose forward pass is its loss, as DistributedDataParallel wants it."""
+class LossModule(nn.Module):
+    """A head whose forward pass is its loss, as DistributedDataParallel needs it."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -53,12 +53,12 @@ def work(rank: int, folder: str, heads: dict[str, nn.Module], cases: dict) -> No
 
 def _learn(head: nn.Module, cases: dict) -> dict[str, dict[str, Tensor]]:
     """The losses of each case, and the weights after a step on each."""
-    result = {name: {k: v.detach() for k, v in head.loss(*given).items()} for name, given in cases.items()}
-    # No find_unused_parameters: a parameter without a gradient on one process ends in an error in the next step.
-    parallel = DistributedDataParallel(Trained(head))
+    result = {name: {k: v.detach() for k, v in head.loss(*args).items()} for name, args in cases.items()}
+    # No find_unused_parameters: a parameter without a gradient on one process raises in the next step.
+    parallel = DistributedDataParallel(LossModule(head))
     optimizer = torch.optim.SGD(head.parameters(), lr=1e-4)
-    for given in cases.values():
+    for args in cases.values():
         optimizer.zero_grad()
-        sum(parallel(*given).values()).backward()
+        sum(parallel(*args).values()).backward()
         optimizer.step()
     return {**result, 'weights': head.state_dict()}

@@ -12,14 +12,14 @@ pytest.importorskip('mmdet')
 import torch.multiprocessing as mp
 from mask_dino_ranks import WORLD, fix_points, work
 
-from mmitpn.models.segmentors.mask_dino_decode_head import CROSS_ENTROPY
+from mmitpn.models.mask_dino.core import CROSS_ENTROPY
 
 SECONDS = 180
 EVENLY = {'train_cfg': {'num_points': 64, 'oversample_ratio': 1.0, 'importance_sample_ratio': 0.0}}
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_also_where_one_has_no_object(
+def test_two_processes_train_as_one_even_if_one_has_no_objects(
     make_head, make_maps, make_sample, tmp_path, monkeypatch
 ):
     kinds = {'focal': {}, 'softmax': {'loss_cls': CROSS_ENTROPY}}
@@ -31,10 +31,10 @@ def test_two_processes_train_as_one_also_where_one_has_no_object(
         'one empty': (make_maps(), [make_sample(3, ()), make_sample(0, ())]),
         'none': (make_maps(), [make_sample(0, ()), make_sample(0, ())]),
     }
-    monkeypatch.setattr(torch, 'rand', torch.rand)  # is put back afterwards
+    monkeypatch.setattr(torch, 'rand', torch.rand)  # restored after the test
     fix_points()
     expected = {
-        kind: {name: {k: v.detach() for k, v in head.loss(*given).items()} for name, given in cases.items()}
+        kind: {name: {k: v.detach() for k, v in head.loss(*args).items()} for name, args in cases.items()}
         for kind, head in heads.items()
     }
     context = mp.spawn(work, args=(str(tmp_path), heads, cases), nprocs=WORLD, join=False)
@@ -46,15 +46,17 @@ def test_two_processes_train_as_one_also_where_one_has_no_object(
             pytest.fail(f'two processes did not end within {SECONDS} s')
     first, second = (torch.load(tmp_path / f'{rank}.pth', weights_only=True) for rank in range(WORLD))
     for kind, of_cases in expected.items():
-        ours, theirs = first[kind], second[kind]
+        rank0, rank1 = first[kind], second[kind]
         for name, losses in of_cases.items():
-            if name == 'none':  # sums are divided by at least one object a process, as published
+            if name == 'none':  # sums are divided by at least one object per process, as in the released code
                 continue
             for loss, value in losses.items():
-                if name != 'equal' and 'dn_' in loss:  # groups follow the fullest picture of a process
+                if (
+                    name != 'equal' and 'dn_' in loss
+                ):  # the number of groups depends on the image with most objects of a process
                     continue
-                mean = (ours[name][loss] + theirs[name][loss]) / 2
+                mean = (rank0[name][loss] + rank1[name][loss]) / 2
                 where = (kind, name, loss)
                 torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-5, msg=lambda m, w=where: f'{w}: {m}')
-        for name, value in ours['weights'].items():
-            assert torch.equal(value, theirs['weights'][name]), name
+        for name, value in rank0['weights'].items():
+            assert torch.equal(value, rank1['weights'][name]), name

@@ -1,4 +1,4 @@
-"""Images with fewer positions than MaskDINO has queries: they train and predict, and padding changes nothing."""
+"""Images with fewer positions than MaskDINO has queries: training and prediction work, padding changes nothing."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import torch
 
 pytest.importorskip('mmdet')
 
-from mmitpn.models.heads import MaskDINOFusionHead
-from mmitpn.models.segmentors import MaskDINODecodeHead
-from mmitpn.models.segmentors.mask_dino_decode_head import CROSS_ENTROPY
+from mmitpn.models.heads import MaskDINODecodeHead, MaskDINOFusionHead
+from mmitpn.models.mask_dino.core import CROSS_ENTROPY
 
 PADDED = (32, 64)
 # Of the strides 8, 16, 32 and the extra level of 64.
 POSITIONS = 4 * 8 + 2 * 4 + 1 * 2 + 1
 QUERIES = 60
-SHAPES = {'whole': [PADDED, PADDED], 'one-small': [PADDED, (20, 24)], 'both-small': [(30, 20), (20, 24)]}
+SHAPES = {'no-padding': [PADDED, PADDED], 'one-small': [PADDED, (20, 24)], 'both-small': [(30, 20), (20, 24)]}
 
 
 def pair(make_head, **settings):
-    """A head with more queries than positions, and one with as many as there are, with equal weights."""
+    """A head with more queries than positions, and one with one query per position, with equal weights."""
     more, exact = (make_head(num_queries=number, **settings) for number in (QUERIES, POSITIONS))
     torch.manual_seed(4)
     for name, weight in more.named_parameters():
@@ -44,11 +43,11 @@ def samples_of(make_sample, shapes, numbers=(2, 3), stuff=None):
         ({}, 'one-small'),
         ({'box_start': 'bitmask', 'released': True}, 'both-small'),
         ({'box_start': 'no', 'learn_queries': True, 'loss_cls': CROSS_ENTROPY}, 'one-small'),
-        ({'denoising': {'kind': 'no'}}, 'whole'),
+        ({'denoising': {'kind': 'no'}}, 'no-padding'),
     ],
     ids=['default', 'released', 'learned-content', 'no-denoising'],
 )
-def test_losses_and_gradients_are_those_of_as_many_queries_as_positions(
+def test_losses_and_gradients_equal_those_of_one_query_per_position(
     make_head, make_maps, make_sample, settings, shapes
 ):
     outcomes = []
@@ -76,11 +75,11 @@ def test_every_layer_gives_every_position_once(make_head, make_maps, make_sample
         with torch.no_grad():
             outcomes.append(head.eval()(make_maps(PADDED), [sample.metainfo for sample in samples])[0])
     found, expected = outcomes
-    assert found.selection.places.sort().values.tolist() == [list(range(POSITIONS))] * 2
-    # Positions on padding have one score, content and box: which of them comes first does not matter.
-    best, expected_best = (one.selection.scores.gather(1, one.selection.places) for one in (found, expected))
+    assert found.selected.index.sort().values.tolist() == [list(range(POSITIONS))] * 2
+    # All positions on padding have the same score, content and box: their order is arbitrary.
+    best, expected_best = (one.selected.scores.gather(1, one.selected.index) for one in (found, expected))
     assert torch.equal(best, expected_best)
-    for one, other in zip([found.selected, *found.layers], [expected.selected, *expected.layers], strict=True):
+    for one, other in zip([found.encoder, *found.layers], [expected.encoder, *expected.layers], strict=True):
         assert one.logits.shape == (2, POSITIONS, 5)
         torch.testing.assert_close(one.logits, other.logits, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(one.boxes, other.boxes, rtol=1e-4, atol=1e-5)
@@ -88,9 +87,9 @@ def test_every_layer_gives_every_position_once(make_head, make_maps, make_sample
     torch.testing.assert_close(found.references, expected.references, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('shapes', [SHAPES['whole'], SHAPES['one-small']], ids=['whole', 'one-small'])
+@pytest.mark.parametrize('shapes', [SHAPES['no-padding'], SHAPES['one-small']], ids=['no-padding', 'one-small'])
 def test_instances_segments_and_label_maps_have_no_padded_query(make_head, make_maps, make_sample, shapes):
-    """With all candidates asked for, every position is returned once per class of things."""
+    """If max_per_image allows all candidates, every position is returned once per thing class."""
     fusion = MaskDINOFusionHead(
         5, 2, test_cfg={'panoptic_on': True, 'semantic_on': True, 'max_per_image': 10 * QUERIES, 'object_mask_thr': 0.0}
     )
@@ -100,12 +99,13 @@ def test_instances_segments_and_label_maps_have_no_padded_query(make_head, make_
         with torch.no_grad():
             outcomes.append(fusion.predict(head.eval().predict(make_maps(PADDED), samples), samples))
     for found, expected in zip(*outcomes, strict=True):
-        ours, theirs = found['ins_results'], expected['ins_results']
-        assert len(ours) == POSITIONS * 5
-        torch.testing.assert_close(ours.scores.sort().values, theirs.scores.sort().values, rtol=1e-4, atol=1e-5)
+        instances, expected_instances = found['ins_results'], expected['ins_results']
+        assert len(instances) == POSITIONS * 5
+        scores, expected_scores = (one.scores.sort().values for one in (instances, expected_instances))
+        torch.testing.assert_close(scores, expected_scores, rtol=1e-4, atol=1e-5)
         for name in ('pan_results', 'sem_results'):
             different = found[name].sem_seg != expected[name].sem_seg
-            assert different.float().mean() < 0.01  # pixels on a border between two masks, by rounding
+            assert different.float().mean() < 0.01  # rounding on the border between two masks
 
 
 @pytest.mark.parametrize('numbers', [(3, 0), (0, 0), (50, 1)], ids=lambda numbers: '-'.join(map(str, numbers)))
@@ -124,7 +124,7 @@ def test_any_number_of_objects_trains(make_head, make_maps, make_sample, numbers
 
 
 @pytest.mark.parametrize('loss', [{}, {'loss_cls': CROSS_ENTROPY}], ids=['focal', 'softmax'])
-def test_semantic_scores_are_those_of_as_many_queries_as_positions(make_head, make_maps, loss):
+def test_semantic_scores_equal_those_of_one_query_per_position(make_head, make_maps, loss):
     settings = {'cls': MaskDINODecodeHead, 'num_classes': 4, 'two_stage': True}
     focal = {} if loss else {'loss_cls': {'type': 'mmdet.FocalLoss', 'use_sigmoid': True, 'loss_weight': 4.0}}
     outcomes = []
@@ -138,8 +138,8 @@ def test_semantic_scores_are_those_of_as_many_queries_as_positions(make_head, ma
 @pytest.mark.parametrize('two_stage', [True, False])
 def test_a_decode_head_trains_on_a_window_with_fewer_positions_than_queries(make_head, make_maps, two_stage):
     head = make_head(MaskDINODecodeHead, num_classes=4, num_queries=QUERIES, two_stage=two_stage).train()
-    labels = torch.randint(0, 4, PADDED)
-    losses = head.loss_of(make_maps(PADDED), [], [head._objects(labels), head._objects(torch.full(PADDED, 255))])
+    targets = [head.targets_of(labels) for labels in (torch.randint(0, 4, PADDED), torch.full(PADDED, 255))]
+    losses = head.core.loss_by_targets(make_maps(PADDED), [], targets)
     assert all(value.isfinite() for value in losses.values())
     sum(losses.values()).backward()
     assert all(weight.grad.isfinite().all() for weight in head.parameters())

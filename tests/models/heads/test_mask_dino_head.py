@@ -1,4 +1,4 @@
-"""MaskDINO's head trains on whatever pictures show."""
+"""MaskDINO's head trains on images with any number of objects."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import torch
 
 pytest.importorskip('mmdet')
 
-from mmitpn.models.heads.mask_dino_head import padding_of
-from mmitpn.models.mask_dino.losses import _CHUNK
-from mmitpn.models.mask_dino.objects import objects_of_instances
-from mmitpn.models.segmentors.mask_dino_decode_head import CROSS_ENTROPY
+from mmitpn.models.mask_dino.core import CROSS_ENTROPY, padding_mask_of
+from mmitpn.models.mask_dino.criterion import _LOSS_CHUNK, targets_from_instances
 
 ONE_STAGE = {'two_stage': False, 'box_start': 'no'}
 
@@ -39,7 +37,7 @@ def test_things_and_stuff(make_head, make_maps, make_sample, stuff, things, loss
     head = make_head(num_stuff_classes=2, box_start='no', **loss)
     samples = [make_sample(number, labels) for number, labels in zip(things, stuff, strict=True)]
     losses = train(head, make_maps(), samples)
-    if not any(things):  # stuff has no box to learn
+    if not any(things):  # boxes of stuff are not learned
         assert losses['loss_bbox'] == losses['loss_iou'] == losses['dn_loss_bbox'] == 0
     assert (losses['loss_mask'] > 0) == any((*things, *map(len, stuff)))
 
@@ -56,14 +54,14 @@ def test_losses_have_names_of_the_detr_family(make_head, make_maps, make_sample)
 
 
 def test_many_masks_give_the_gradients_of_few(make_head, make_maps, make_sample, monkeypatch):
-    """Masks beyond a chunk are computed again in the backward pass, at the same points."""
-    samples = [make_sample(_CHUNK // 2), make_sample(2)]
+    """With more masks than a chunk, the backward pass computes them again, at the same points."""
+    samples = [make_sample(_LOSS_CHUNK // 2), make_sample(2)]
     gradients = []
     for chunk in (4, 1000):
-        monkeypatch.setattr('mmitpn.models.mask_dino.losses._CHUNK', chunk)
+        monkeypatch.setattr('mmitpn.models.mask_dino.criterion._LOSS_CHUNK', chunk)
         head = make_head(train_cfg={'num_points': 64, 'importance_sample_ratio': 0.0, 'oversample_ratio': 1.0})
         monkeypatch.setattr(
-            'mmitpn.models.mask_dino.losses.get_uncertain_point_coords_with_randomness',
+            'mmitpn.models.mask_dino.criterion.get_uncertain_point_coords_with_randomness',
             lambda masks, *_: torch.linspace(0.01, 0.99, 128).view(1, 64, 2).expand(len(masks), -1, -1),
         )
         torch.manual_seed(0)
@@ -74,14 +72,14 @@ def test_many_masks_give_the_gradients_of_few(make_head, make_maps, make_sample,
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-6 * largest)
 
 
-def test_boxes_and_masks_are_of_the_padded_picture(make_sample):
+def test_boxes_and_masks_are_relative_to_the_padded_image(make_sample):
     sample = make_sample(3, (5, 7))
-    objects = objects_of_instances(sample.gt_instances, sample.gt_sem_seg, num_things=5, num_stuff=2, size=(96, 128))
-    assert objects.labels.tolist()[3:] == [5]  # 7 is no class of ours
-    assert objects.boxed.tolist() == [True] * 3 + [False]
-    assert objects.masks.shape == (4, 96, 128)
-    assert not objects.masks[:, 90:].any()
-    for mask, (cx, cy, w, h) in zip(objects.masks, objects.boxes.tolist(), strict=True):
+    targets = targets_from_instances(sample.gt_instances, sample.gt_sem_seg, num_things=5, num_stuff=2, size=(96, 128))
+    assert targets.labels.tolist()[3:] == [5]  # 7 is not a class of the head
+    assert targets.has_box.tolist() == [True] * 3 + [False]
+    assert targets.masks.shape == (4, 96, 128)
+    assert not targets.masks[:, 90:].any()
+    for mask, (cx, cy, w, h) in zip(targets.masks, targets.boxes.tolist(), strict=True):
         y, x = mask.nonzero().T
         assert x.min() == round((cx - w / 2) * 128)
         assert x.max() + 1 == round((cx + w / 2) * 128)
@@ -89,24 +87,24 @@ def test_boxes_and_masks_are_of_the_padded_picture(make_sample):
         assert y.max() + 1 == round((cy + h / 2) * 96)
 
 
-def test_padding_is_known():
+def test_padding_mask():
     device = torch.device('cpu')
     whole = {'img_shape': (96, 128, 3), 'batch_input_shape': (96, 128)}
-    assert padding_of([whole, whole], device) is None
-    padding = padding_of([whole, {**whole, 'img_shape': (90, 100)}], device)
+    assert padding_mask_of([whole, whole], device) is None
+    padding = padding_mask_of([whole, {**whole, 'img_shape': (90, 100)}], device)
     assert padding.shape == (2, 24, 32)
     assert not padding[0].any()
     assert padding[1].sum() == 24 * 32 - 23 * 25
 
 
 @pytest.mark.parametrize('released', [False, True])
-def test_what_a_picture_is_padded_with_does_not_matter(make_head, make_maps, make_sample, released):
+def test_values_in_the_padding_do_not_matter(make_head, make_maps, make_sample, released):
     settings = {'num_layers': 1, 'num_heads': 4, 'feedforward_channels': 32, 'num_levels': 3}
     head = make_head(released=released, box_start='no', pixel_decoder=settings).eval()
     maps, changed = make_maps(), make_maps()
     for level, stride in zip(changed, (4, 8, 16, 32), strict=True):
         level[..., -(-110 // stride) :] += 1.0
-    # GroupNorm and the convolutions of extra levels see some of it: here are none.
+    # GroupNorm and the convolutions of extra levels read the padding: here without them.
     for model in head.modules():
         if isinstance(model, torch.nn.GroupNorm):
             model.forward = lambda x: x
@@ -124,17 +122,17 @@ def test_what_a_picture_is_padded_with_does_not_matter(make_head, make_maps, mak
         ({'denoising': {'kind': 'contrastive'}}, "give kind \\('seg', 'standard', 'no'\\)"),
         ({'denoising': {'groups': 3}}, 'give kind'),
         ({'num_things_classes': 0}, 'num_things_classes \\+ num_stuff_classes is 0'),
-        ({'num_queries': 0}, 'num_queries is 0; give a whole number of at least 1'),
+        ({'num_queries': 0}, 'num_queries is 0; give an integer of at least 1'),
         ({'train_cfg': {'assigner': {}}}, 'train_cfg has assigner; allowed: match_costs, num_points'),
-        ({'loss_cls': {**CROSS_ENTROPY, 'class_weight': [1.0, 0.1]}}, 'wants num_classes \\+ 1 = 6'),
+        ({'loss_cls': {**CROSS_ENTROPY, 'class_weight': [1.0, 0.1]}}, 'needs num_classes \\+ 1 = 6'),
     ],
 )
-def test_settings_that_do_not_fit_are_told(make_head, settings, message):
+def test_inconsistent_settings_raise(make_head, settings, message):
     with pytest.raises(ValueError, match=message):
         make_head(**settings)
 
 
-def test_data_that_do_not_fit_are_told(make_head, make_maps, make_sample):
+def test_unsuitable_data_raise(make_head, make_maps, make_sample):
     with pytest.raises(ValueError, match='2 classes of stuff, but the data have no gt_sem_seg'):
         make_head(num_stuff_classes=2).loss(make_maps(), [make_sample(1), make_sample(2)])
     sample = make_sample(2)

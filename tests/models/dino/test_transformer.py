@@ -8,9 +8,13 @@ pytest.importorskip('mmdet')
 from mmdet.models.layers import coordinate_to_encoding
 from mmdet.models.layers.transformer.deformable_detr_layers import DeformableDetrTransformerDecoderLayer
 
-from mmitpn.models.transformer import DinoTransformerDecoder
-from mmitpn.models.transformer.dino_decoder import DinoDecoderLayer, sine_embedding
-from mmitpn.models.transformer.running import count_recomputed
+from mmitpn.models.dino.transformer import (
+    DinoDecoderLayer,
+    DinoTransformerDecoder,
+    DinoTransformerEncoder,
+    resolve_num_recomputed,
+    sine_embedding,
+)
 
 LAYER = {
     'self_attn_cfg': {'embed_dims': 32, 'num_heads': 4},
@@ -38,13 +42,13 @@ def test_ref_point_head_takes_twice_the_width(width):
 
 
 def test_fused_self_attention_is_that_of_mmdet():
-    ours, host = DinoDecoderLayer(**LAYER).eval(), DeformableDetrTransformerDecoderLayer(**LAYER).eval()
-    ours.load_state_dict(host.state_dict())
+    layer, mmdet_layer = DinoDecoderLayer(**LAYER).eval(), DeformableDetrTransformerDecoderLayer(**LAYER).eval()
+    layer.load_state_dict(mmdet_layer.state_dict())
     query, pos = torch.randn(2, 2, 6, 32)
     mask = torch.zeros(6, 6, dtype=torch.bool)
     mask[3:, :3] = True
     inputs = {'query': query, 'query_pos': pos, 'key_pos': pos, 'attn_mask': mask}
-    torch.testing.assert_close(ours.self_attn(**inputs), host.self_attn(**inputs))
+    torch.testing.assert_close(layer.self_attn(**inputs), mmdet_layer.self_attn(**inputs))
 
 
 def test_self_attention_never_forms_the_averaged_weights():
@@ -53,7 +57,7 @@ def test_self_attention_never_forms_the_averaged_weights():
     assert attention(x, x, x)[1] is None
 
 
-def test_boxes_are_refined_in_order_and_looked_forward_twice():
+def test_boxes_are_refined_in_order_with_look_forward_twice():
     decoder = DinoTransformerDecoder(2, LAYER)
     branches = torch.nn.ModuleList(torch.nn.Linear(32, 4) for _ in range(2))
     for index, branch in enumerate(branches):
@@ -82,11 +86,17 @@ def test_boxes_are_refined_in_order_and_looked_forward_twice():
 
 
 @pytest.mark.parametrize(('with_cp', 'expected'), [(False, 0), (True, 6), (0, 0), (2, 2), (6, 6)])
-def test_with_cp_counts_layers(with_cp, expected):
-    assert count_recomputed(with_cp, 6) == expected
+def test_with_cp_is_the_number_of_checkpointed_layers(with_cp, expected):
+    assert resolve_num_recomputed(with_cp, 6) == expected
+
+
+def test_number_of_checkpointed_layers_is_an_attribute():
+    encoder = {'self_attn_cfg': LAYER['cross_attn_cfg'], 'ffn_cfg': LAYER['ffn_cfg']}
+    assert DinoTransformerEncoder(3, encoder, with_cp=2).num_recomputed == 2
+    assert DinoTransformerDecoder(3, LAYER, with_cp=True).num_recomputed == 3
 
 
 @pytest.mark.parametrize('with_cp', [7, -1, None, 0.5])
-def test_with_cp_of_another_kind_is_refused(with_cp):
+def test_invalid_with_cp_raises(with_cp):
     with pytest.raises(ValueError, match=r'with_cp is .*; give True'):
-        count_recomputed(with_cp, 6)
+        resolve_num_recomputed(with_cp, 6)

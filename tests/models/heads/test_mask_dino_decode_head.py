@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -12,6 +14,8 @@ from mmengine.config import ConfigDict
 from mmengine.structures import PixelData
 from mmseg.models import EncoderDecoder
 from mmseg.structures import SegDataSample
+
+from mmitpn.models.heads import MaskDINOHead
 
 SMALL = {
     'in_channels': (32,) * 4,
@@ -63,19 +67,43 @@ def test_trains_on_any_label_map(settings):
         assert [name for name, weight in model.decode_head.named_parameters() if weight.grad is None] == []
 
 
-def test_objects_of_a_label_map():
+def test_state_dict_is_that_of_the_mmdet_head():
+    model = segmentor({'mode': 'whole'}, two_stage=True)
+    loss = {'type': 'mmdet.CrossEntropyLoss', 'use_sigmoid': False}
+    head = MaskDINOHead(num_things_classes=4, box_start='no', loss_cls=loss, **SMALL)
+    shapes, expected = (
+        [(name, value.shape) for name, value in one.state_dict().items()] for one in (model.decode_head, head)
+    )
+    assert shapes == expected
+    assert [name for name, _ in model.decode_head.named_parameters()] == [name for name, _ in head.named_parameters()]
+    model.decode_head.load_state_dict(head.state_dict())
+
+
+def test_a_copy_runs_with_its_own_weights():
+    model = segmentor({'mode': 'whole'}).eval()
+    copy = deepcopy(model)
+    for weight in copy.decode_head.parameters():
+        weight.data.zero_()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        (outputs, _), (copied, _) = model(image, mode='tensor'), copy(image, mode='tensor')
+    assert (copied.layers[-1].logits == 0).all()
+    assert (outputs.layers[-1].logits != 0).any()
+
+
+def test_targets_of_a_label_map():
     head = segmentor({'mode': 'whole'}).decode_head
     labels = torch.full((8, 16), 255)
     labels[2:4, 4:8] = 3
     labels[:, 12:] = 0
-    objects = head._objects(labels)
-    assert objects.labels.tolist() == [0, 3]
-    assert torch.equal(objects.masks[1], labels == 3)
-    torch.testing.assert_close(objects.boxes, torch.tensor([[0.875, 0.5, 0.25, 1.0], [0.375, 0.375, 0.25, 0.25]]))
+    targets = head.targets_of(labels)
+    assert targets.labels.tolist() == [0, 3]
+    assert torch.equal(targets.masks[1], labels == 3)
+    torch.testing.assert_close(targets.boxes, torch.tensor([[0.875, 0.5, 0.25, 1.0], [0.375, 0.375, 0.25, 0.25]]))
 
 
 @pytest.mark.parametrize('size', [(64, 64), (61, 70)])
-def test_slide_equals_whole_on_a_picture_of_the_crop_size(size):
+def test_slide_equals_whole_for_an_image_of_the_crop_size(size):
     image = torch.randn(1, 3, *size)
     meta = [{'img_shape': size, 'ori_shape': size, 'pad_shape': size}]
     outs = []
@@ -86,7 +114,7 @@ def test_slide_equals_whole_on_a_picture_of_the_crop_size(size):
     torch.testing.assert_close(*outs)
 
 
-def test_slide_is_the_mean_of_the_windows_also_where_the_picture_is_padded():
+def test_slide_is_the_mean_of_the_windows_with_padding_too():
     size = (64, 96)
     image = torch.randn(1, 3, *size)
     model = segmentor({'mode': 'slide', 'crop_size': (64, 64), 'stride': (32, 32)}).eval()

@@ -62,17 +62,17 @@ def test_a_fine_tuned_file_with_the_norm_after_pooling(finetuned):
         torch.testing.assert_close(model(x, mode='tensor'), expected)
 
 
-def test_the_place_of_the_norm_is_named(authors_weights):
+def test_error_names_the_position_of_the_norm(authors_weights):
     with pytest.raises(ValueError, match='set final_norm=True on the backbone and with_norm=False on the head'):
         load_pretrained(classifier(), authors_weights(classes=10))
 
 
-def test_another_number_of_classes_starts_fresh_with_a_warning(finetuned):
+def test_another_number_of_classes_warns_and_keeps_the_initial_head(finetuned):
     report = load_pretrained(classifier(classes=7), finetuned)
     assert any('another num_classes explains' in text for text in report.warnings)
 
 
-def test_wrong_channels_are_named(finetuned):
+def test_error_names_wrong_channels(finetuned):
     model = classifier(channels=48)
     with pytest.raises(ValueError, match="set the head's in_channels=64"):
         model(torch.randn(1, 3, 32, 32), mode='tensor')

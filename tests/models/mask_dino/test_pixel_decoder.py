@@ -5,8 +5,7 @@ import torch
 
 pytest.importorskip('mmdet')
 
-from mmitpn.models.mask_dino.levels import Levels
-from mmitpn.models.mask_dino.pixel_decoder import MaskDINOPixelDecoder
+from mmitpn.models.mask_dino.pixel_decoder import LevelLayout, MaskDINOPixelDecoder
 
 R50 = (256, 512, 1024, 2048)
 STRIDES = (4, 8, 16, 32)
@@ -25,29 +24,29 @@ STRIDES = (4, 8, 16, 32)
     ],
 )
 def test_order_of_levels(order, num_inputs, num_levels, released, inputs, levels, positions, finest):
-    found = Levels(R50, STRIDES, num_inputs, num_levels, order, released=released)
-    assert (found.inputs, found.order, found.positions, found.finest) == (inputs, levels, positions, finest)
-    assert found.base == 3
+    layout = LevelLayout(R50, STRIDES, num_inputs, num_levels, order, released=released)
+    assert (layout.inputs, layout.order, layout.positions, layout.finest) == (inputs, levels, positions, finest)
+    assert layout.base == 3
 
 
 @pytest.mark.parametrize(('order', 'base'), [('high2low', 1), ('low2high', 3)])
 def test_where_extra_levels_start_with_equal_widths(order, base):
-    assert Levels((256,) * 4, STRIDES, 3, 4, order, released=True).base == base
-    assert Levels((256,) * 4, STRIDES, 3, 4, order, released=False).base == 3
+    assert LevelLayout((256,) * 4, STRIDES, 3, 4, order, released=True).base == base
+    assert LevelLayout((256,) * 4, STRIDES, 3, 4, order, released=False).base == 3
 
 
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
         ({'num_inputs': 5}, r'num_inputs is 5, but there are 4 maps .* allowed 1 to 4; let the neck give more'),
-        ({'num_levels': 2}, 'num_levels is 2; allowed: from num_inputs=3 on'),
+        ({'num_levels': 2}, 'num_levels is 2; allowed: num_inputs=3 or more'),
         ({'order': 'up'}, "order is 'up'; allowed: 'low2high', 'high2low'"),
         ({'strides': (8, 16, 32, 64)}, r'strides \(8, 16, 32, 64\) .* beginning with 4'),
-        ({'strides': (4, 8)}, 'give one stride a map'),
+        ({'strides': (4, 8)}, 'give one stride per map'),
         ({'feat_channels': 48}, 'feat_channels is 48; give a multiple of 32'),
     ],
 )
-def test_what_does_not_fit_is_told(change, message):
+def test_inconsistent_settings_raise(change, message):
     with pytest.raises(ValueError, match=message):
         MaskDINOPixelDecoder(R50, **{'strides': STRIDES, **change})
 
@@ -74,7 +73,7 @@ def maps(size, batch=2):
 
 @pytest.mark.parametrize('order', ['low2high', 'high2low'])
 @pytest.mark.parametrize('size', [(64, 96), (100, 61)])
-def test_shapes_of_odd_pictures(order, size):
+def test_shapes_for_odd_image_sizes(order, size):
     features, levels = small(order=order)(maps(size))
     assert features.shape == (2, 16, -(-size[0] // 4), -(-size[1] // 4))
     sizes = [tuple(level.shape[-2:]) for level in levels]

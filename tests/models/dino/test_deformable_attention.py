@@ -7,10 +7,10 @@ import torch
 
 pytest.importorskip('mmdet')
 
-from mmcv.ops import MultiScaleDeformableAttention as HostAttention
+from mmcv.ops import MultiScaleDeformableAttention as MMCVAttention
 from mmengine.registry import MODELS
 
-from mmitpn.models.transformer import MultiScaleDeformableAttention, deformable_attention
+from mmitpn.models.dino import MultiScaleDeformableAttention, deformable_attention
 
 SHAPES = [[6, 9], [3, 5]]
 
@@ -49,11 +49,13 @@ def test_found_by_its_name():
 @pytest.mark.parametrize('coordinates', [2, 4])
 @pytest.mark.parametrize('batch_first', [True, False])
 def test_equal_to_mmcv(attention, coordinates, batch_first):
-    host = HostAttention(embed_dims=32, num_heads=4, num_levels=2, dropout=0.0, batch_first=batch_first).eval()
-    host.load_state_dict(attention.state_dict())
+    mmcv_attention = MMCVAttention(
+        embed_dims=32, num_heads=4, num_levels=2, dropout=0.0, batch_first=batch_first
+    ).eval()
+    mmcv_attention.load_state_dict(attention.state_dict())
     attention.batch_first = batch_first
     inputs = make_inputs(coordinates, batch_first=batch_first)
-    torch.testing.assert_close(attention(**inputs), host(**inputs))
+    torch.testing.assert_close(attention(**inputs), mmcv_attention(**inputs))
 
 
 def test_level_shapes_as_a_list_are_the_same(attention):

@@ -1,4 +1,4 @@
-"""The classification head of the family."""
+"""Classification head for mmpretrain."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ..layers import layer_norm
 
 @MODELS.register_module()
 class MeanPoolClsHead(LinearClsHead):
-    """Mean over all places, LayerNorm, linear layer: the head of the authors' fine-tuned Fast-iTPN.
+    """Mean over all positions, LayerNorm, linear layer: the head of the authors' fine-tuned Fast-iTPN.
 
-    Their files with mean pooling have the norm after it (``fc_norm``) and none at the end of the backbone, which is
-    ``final_norm=False`` there. Files with a ``norm`` and no ``fc_norm`` want ``final_norm=True`` on the backbone and
-    ``with_norm=False`` here. ``mmitpn.checkpoint.load_pretrained`` loads head and norm too.
+    The authors' files with mean pooling have the norm after it (``fc_norm``) and none at the end of the backbone: set
+    ``final_norm=False`` on the backbone. Files with a ``norm`` and no ``fc_norm`` need ``final_norm=True`` on the
+    backbone and ``with_norm=False`` here. ``mmitpn.checkpoint.load_pretrained`` loads head and norm too.
 
     Args:
         num_classes: Number of classes.
         in_channels: Channels of the backbone's last map.
-        with_norm: Whether the LayerNorm is there.
-        kwargs: Arguments of mmpretrain's ``ClsHead``: ``loss``, ``topk``, ``cal_acc``, ``init_cfg``.
+        with_norm: Whether there is a LayerNorm.
+        **kwargs: Arguments of mmpretrain's ``ClsHead``: ``loss``, ``topk``, ``cal_acc``, ``init_cfg``.
     """
 
-    # Names of the weights in the authors' files.
+    # Names of the weights in the authors' files; read by mmitpn.checkpoint.
     authors_names: Mapping[str, str] = {
         'fc.weight': 'head.weight',
         'fc.bias': 'head.bias',
@@ -41,16 +41,16 @@ class MeanPoolClsHead(LinearClsHead):
         self.fc_norm = layer_norm(in_channels) if with_norm else nn.Identity()
 
     def pre_logits(self, feats: Sequence[Tensor]) -> Tensor:
-        """Pool and norm.
+        """Pool and normalize.
 
         Args:
-            feats: Maps of the backbone; the last one, ``(B, C, H, W)``, counts.
+            feats: Maps of the backbone; the last one, ``(B, C, H, W)``, is used.
 
         Returns:
             ``(B, C)``.
 
         Raises:
-            ValueError: If the map has another number of channels than the head.
+            ValueError: If the map and the head differ in channels.
         """
         x = feats[-1]
         if x.shape[1] != self.in_channels:

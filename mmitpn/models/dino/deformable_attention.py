@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
-from mmcv.ops import MultiScaleDeformableAttention as HostAttention
+import torch
+from mmcv.ops import MultiScaleDeformableAttention as MMCVAttention
 from mmcv.ops import get_compiling_cuda_version
 from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction, multi_scale_deformable_attn_pytorch
 from mmengine.logging import print_log
@@ -15,12 +17,15 @@ from torch import Tensor
 from mmitpn.ops.deformable_attention import sample_on_cpu
 from mmitpn.registry import MODELS
 
-from .running import full_precision
+
+def autocast_disabled(x: Tensor) -> AbstractContextManager:
+    """Switch autocast off on the device of ``x``. Nothing is cast: half-precision inputs need ``.float()``."""
+    return torch.autocast(device_type=x.device.type, enabled=False)
 
 
 @cache
 def compiled_for_cuda() -> bool:
-    """Whether mmcv was built with its CUDA operators. Says so once, at the first use on a GPU, where it was not."""
+    """Whether mmcv was built with its CUDA operators. If not, a warning is logged once, at the first use on a GPU."""
     found = get_compiling_cuda_version()[:1].isdigit()  # else 'not available', or the operators of mmitpn.ops
     if not found:
         print_log(
@@ -33,7 +38,7 @@ def compiled_for_cuda() -> bool:
 
 
 def sampling_points(reference_points: Tensor, offsets: Tensor, spatial_shapes: Tensor) -> Tensor:
-    """Where each query looks, in fractions of each level's map.
+    """Sampling locations of each query, in fractions of each level's map.
 
     Args:
         reference_points: ``(B, Q, levels, 2)`` points (x, y), or ``(B, Q, levels, 4)`` boxes (cx, cy, w, h).
@@ -58,11 +63,11 @@ def sampling_points(reference_points: Tensor, offsets: Tensor, spatial_shapes: T
 
 
 @MODELS.register_module()
-class MultiScaleDeformableAttention(HostAttention):
+class MultiScaleDeformableAttention(MMCVAttention):
     """Deformable attention of Deformable DETR (arXiv 2010.04159), with mmcv's arguments and parameter names.
 
-    Unlike mmcv's it works out the sampling points and samples in fp32 under autocast, does not wait for the GPU,
-    samples with PyTorch on a GPU where mmcv has no CUDA operators, and on a CPU in less time and memory.
+    Differences from mmcv's: sampling points and samples are fp32 under autocast; no synchronization with the GPU;
+    without mmcv's CUDA operators, a GPU samples with PyTorch; a CPU needs less time and memory.
     """
 
     def forward(
@@ -80,26 +85,26 @@ class MultiScaleDeformableAttention(HostAttention):
         level_shapes: list[list[int]] | None = None,
         **_: Any,
     ) -> Tensor:
-        """Sample ``value`` where ``query`` looks, and add the result to ``identity``.
+        """Sample ``value`` at the points that ``query`` predicts, and add the result to ``identity``.
 
         Args:
-            query: ``(B, Q, C)``, or ``(Q, B, C)`` unless ``batch_first``; so are the others.
+            query: ``(B, Q, C)``, or ``(Q, B, C)`` unless ``batch_first``; the same holds for the other tensors.
             key: Not used.
-            value: ``(B, N, C)``, the flattened maps, level by level; None takes ``query``.
-            identity: What the result is added to; None takes ``query``.
+            value: ``(B, N, C)``, the flattened maps, level by level; default: ``query``.
+            identity: What the result is added to; default: ``query``.
             query_pos: Added to ``query`` first.
             key_padding_mask: ``(B, N)``, True where ``value`` is padding.
-            reference_points: ``(B, Q, levels, 2)`` or ``(B, Q, levels, 4)``, in fractions of the padded picture.
+            reference_points: ``(B, Q, levels, 2)`` or ``(B, Q, levels, 4)``, in fractions of the padded image.
             spatial_shapes: ``(levels, 2)`` height and width of the maps.
             level_start_index: ``(levels,)`` first position of each level in ``value``.
-            level_shapes: ``spatial_shapes`` as a list, which spares a GPU the wait.
-            **_: What mmdet's layers pass to all their attentions alike.
+            level_shapes: ``spatial_shapes`` as a list, which avoids a synchronization with the GPU.
+            **_: Further arguments that mmdet's layers pass to all their attention modules.
 
         Returns:
             The shape of ``query``.
 
         Raises:
-            ValueError: If ``value`` does not have as many positions as the maps.
+            ValueError: If ``value`` and the maps differ in their number of positions.
         """
         value = query if value is None else value
         identity = query if identity is None else identity
@@ -119,7 +124,7 @@ class MultiScaleDeformableAttention(HostAttention):
         grid = (self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(query).unflatten(-1, (*grid, 2))
         weights = self.attention_weights(query).unflatten(-1, (self.num_heads, -1))
-        with full_precision(query):
+        with autocast_disabled(query):
             output = self._sample(
                 value.float().unflatten(-1, (self.num_heads, -1)),
                 sampling_points(reference_points.float(), offsets.float(), spatial_shapes),

@@ -1,0 +1,13 @@
+"""Transformer of DINO and MaskDINO. It is built on mmdet: without mmdet, nothing is defined here."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+__all__: list[str] = []
+
+if find_spec('mmdet') is not None:
+    from .deformable_attention import MultiScaleDeformableAttention, autocast_disabled
+    from .transformer import DinoTransformerDecoder, DinoTransformerEncoder
+
+    __all__ = ['DinoTransformerDecoder', 'DinoTransformerEncoder', 'MultiScaleDeformableAttention', 'autocast_disabled']

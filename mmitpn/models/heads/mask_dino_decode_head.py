@@ -1,0 +1,108 @@
+"""MaskDINO as a decode head of mmseg."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from mmitpn.models.mask_dino.core import CROSS_ENTROPY, MaskDINOCore
+from mmitpn.models.mask_dino.criterion import MaskDINOTargets, targets_from_label_map
+from mmitpn.models.mask_dino.transformer_decoder import DecoderOutputs, segmentation_scores
+from mmitpn.registry import MODELS
+
+
+@MODELS.register_module()
+class MaskDINODecodeHead(BaseModule):
+    """MaskDINO (arXiv 2206.02777) for semantic segmentation in mmseg, on whole images or sliding windows.
+
+    Every class in a label map is one object: its region, and the box around it.
+
+    The head runs a :class:`~mmitpn.models.mask_dino.MaskDINOCore`, whose parts are registered as the head's own: its
+    state dict has ``pixel_decoder.*`` and ``predictor.*``, as that of :class:`MaskDINOHead` and the released files.
+
+    Args:
+        in_channels: Channels of the maps.
+        strides: Their strides, finest first, beginning with 4.
+        num_classes: Number of classes.
+        align_corners: As in mmseg, for the final upsampling.
+        ignore_index: Label of pixels without a class.
+        temperature: See :class:`MaskDINOFusionHead`; for the sigmoid loss only.
+        init_cfg: As in mmengine.
+        **settings: See :class:`~mmitpn.models.mask_dino.MaskDINOCore`. Defaults are those published for ADE20K: 100
+            learned queries, ``box_start='no'``, a softmax loss with a background class.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        strides: Sequence[int] = (4, 8, 16, 32),
+        *,
+        num_classes: int,
+        align_corners: bool = False,
+        ignore_index: int = 255,
+        temperature: float | None = 0.06,
+        init_cfg: Mapping | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        published = {'num_queries': 100, 'two_stage': False, 'box_start': 'no', 'loss_cls': CROSS_ENTROPY}
+        core = MaskDINOCore(in_channels, strides, num_classes=num_classes, **{**published, **settings})
+        self.pixel_decoder, self.predictor, self.criterion = core.pixel_decoder, core.predictor, core.criterion
+        # Not registered as a submodule: a state dict would have every weight twice.
+        self.__dict__['core'] = core
+        self.num_classes = num_classes
+        self.align_corners = align_corners
+        self.ignore_index = ignore_index
+        self.temperature = temperature
+        self.out_channels = num_classes
+
+    def forward(self, x: Sequence[Tensor]) -> tuple[DecoderOutputs, None]:
+        """Predictions of the last layer, for mmseg's ``mode='tensor'``; see :meth:`MaskDINOCore.forward`."""
+        return self.core(x)
+
+    def loss(self, x: Sequence[Tensor], batch_data_samples: Sequence[Any], train_cfg: Mapping) -> dict[str, Tensor]:  # noqa: ARG002
+        """Losses of a batch of mmseg.
+
+        Args:
+            x: Maps ``(B, C_i, H_i, W_i)``, finest first.
+            batch_data_samples: One sample per image, with ``gt_sem_seg``.
+            train_cfg: Not used.
+        """
+        targets = [self.targets_of(sample.gt_sem_seg.data[0]) for sample in batch_data_samples]
+        return self.core.loss_by_targets(x, [], targets)
+
+    def targets_of(self, label_map: Tensor) -> MaskDINOTargets:
+        """Targets of a label map ``(h, w)``."""
+        label_map = label_map.masked_fill(label_map == self.ignore_index, -1)
+        return targets_from_label_map(label_map, range(self.num_classes), tuple(label_map.shape))
+
+    def predict(self, x: Sequence[Tensor], batch_img_metas: Sequence[Mapping], test_cfg: Mapping) -> Tensor:  # noqa: ARG002
+        """Scores of every class.
+
+        Args:
+            x: Maps ``(B, C_i, H_i, W_i)``, finest first.
+            batch_img_metas: Of the images; for sliding windows mmseg writes the window's size into ``img_shape``.
+            test_cfg: Not used.
+
+        Returns:
+            ``(B, num_classes, h, w)`` at the size of the image or window from which the maps were computed.
+        """
+        outputs, _ = self.core(x)
+        last = outputs.layers[-1]
+        scores = segmentation_scores(last.logits, self.num_classes, self.temperature)
+        size = input_size(batch_img_metas)
+        masks = F.interpolate(last.masks(), size=size, mode='bilinear', align_corners=self.align_corners)
+        return torch.einsum('bqk,bqhw->bkhw', scores, masks.sigmoid())
+
+
+def input_size(metas: Sequence[Mapping]) -> tuple[int, int]:
+    """Height and width of the image or window that a head receives, by the rule of mmseg's own heads."""
+    shape = metas[0]['img_shape']
+    if not isinstance(shape, torch.Size) and 'pad_shape' in metas[0]:
+        shape = metas[0]['pad_shape']
+    return int(shape[0]), int(shape[1])

@@ -1,0 +1,268 @@
+"""Initial queries of MaskDINO's decoder: query selection, boxes from masks, and denoising queries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from mmdet.models.layers import inverse_sigmoid
+from torch import Tensor
+
+BOX_STARTS = ('mask2box', 'bitmask', 'no')
+DENOISING = ('seg', 'standard', 'no')
+EPS = 1e-5
+
+# Width and height of a proposal on the first level in the decoder's order, in fractions of the image; they double with
+# each next level. Proposals closer to a border than the margin are invalid.
+_PROPOSAL_SIZE, _PROPOSAL_MARGIN = 0.05, 0.01
+
+
+def box_logits(boxes: Tensor) -> Tensor:
+    """Inverse sigmoid, with values kept ``1e-5`` from 0 and 1, as in MaskDINO (DINO: 1e-3)."""
+    return inverse_sigmoid(boxes, eps=EPS)
+
+
+# Query selection
+
+
+class SelectedQueries(NamedTuple):
+    """Queries that were selected from the encoder's positions.
+
+    Attributes:
+        content: Memory of the selected positions, ``(B, Q, C)``.
+        boxes: Logits of their boxes, ``(B, Q, 4)``.
+        index: Their indices among all positions, ``(B, Q)``, highest score first.
+        scores: The highest class logit of every position, ``(B, N)``.
+    """
+
+    content: Tensor
+    boxes: Tensor
+    index: Tensor
+    scores: Tensor
+
+    def first(self, number: int) -> SelectedQueries:
+        """The ``number`` queries with the highest scores."""
+        return SelectedQueries(self.content[:, :number], self.boxes[:, :number], self.index[:, :number], self.scores)
+
+
+def gen_encoder_output_proposals(
+    shapes: Sequence[tuple[int, int]], padding_mask: Tensor | None, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One proposal box per position of the levels.
+
+    Args:
+        shapes: Heights and widths of the levels, in the decoder's order.
+        padding_mask: ``(B, N)``, True on padding, or None.
+        like: Any tensor on the device of the result.
+
+    Returns:
+        Box logits ``(B or 1, N, 4)``, ``inf`` where invalid, and the valid positions, ``(B or 1, N, 1)``.
+    """
+    boxes = []
+    for level, (height, width) in enumerate(shapes):
+        y = (torch.arange(height, device=like.device, dtype=torch.float32) + 0.5) / height
+        x = (torch.arange(width, device=like.device, dtype=torch.float32) + 0.5) / width
+        size = torch.full((height, width), _PROPOSAL_SIZE * 2**level, device=like.device)
+        centers = [x.expand(height, width), y[:, None].expand(height, width)]
+        boxes.append(torch.stack([*centers, size, size], -1).flatten(0, 1))
+    proposals = torch.cat(boxes)[None]
+    valid = ((proposals > _PROPOSAL_MARGIN) & (proposals < 1 - _PROPOSAL_MARGIN)).all(-1, keepdim=True)
+    if padding_mask is not None:
+        valid = valid & ~padding_mask.unsqueeze(-1)
+    logits = torch.log(proposals / (1 - proposals)).masked_fill(~valid, float('inf'))
+    return logits, valid
+
+
+def select_queries(
+    memory: Tensor,
+    shapes: Sequence[tuple[int, int]],
+    padding_mask: Tensor | None,
+    *,
+    number: int,
+    transform: Callable[[Tensor], Tensor],
+    classify: Callable[[Tensor], Tensor],
+    refine: Callable[[Tensor], Tensor],
+) -> SelectedQueries:
+    """Select the positions with the highest class logits.
+
+    If there are fewer positions than ``number``, they are padded with scores of minus infinity: the padded ones are the
+    last of the selected. Their content is 0, their box logits are infinite.
+
+    Args:
+        memory: The encoder's levels in the decoder's order, flattened, ``(B, N, C)``.
+        shapes: Heights and widths of the levels.
+        padding_mask: ``(B, N)``, True on padding, or None.
+        number: Number of queries to select.
+        transform: Projection and norm of the memory.
+        classify: Class logits of transformed memory.
+        refine: Offsets of the box logits of transformed memory.
+
+    Returns:
+        The ``number`` selected queries.
+    """
+    missing = max(number - memory.shape[1], 0)
+    boxes, valid = gen_encoder_output_proposals(shapes, padding_mask, memory)
+    memory = transform(memory.masked_fill(~valid, 0.0))
+    scores = classify(memory).amax(-1)
+    index = F.pad(scores, (0, missing), value=float('-inf')).topk(number, dim=1).indices
+    memory = F.pad(memory, (0, 0, 0, missing))
+    content = memory.gather(1, index.unsqueeze(-1).expand(-1, -1, memory.shape[-1]))
+    boxes = F.pad(boxes, (0, 0, 0, missing), value=float('inf')).expand(len(memory), -1, -1)
+    selected = boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
+    return SelectedQueries(content, selected + refine(content), index, scores)
+
+
+# Boxes from masks
+
+
+def masks_to_boxes(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes from the first to the last cell of masks, as torchvision's function of this name.
+
+    Unlike torchvision's (0.20), it takes empty masks and any leading dimensions, and does not loop over masks with one
+    synchronization with the GPU each.
+
+    Args:
+        masks: ``(..., H, W)`` bool.
+
+    Returns:
+        Boxes ``(..., 4)`` (x1, y1, x2, y2): indices of cells, the last one included, int64; 0 for an empty mask. And
+        whether each mask has any cell, ``(...)``.
+    """
+    first, last = [], []
+    for occupied in (masks.any(-2), masks.any(-1)):
+        size = occupied.shape[-1]
+        cells = torch.arange(size, device=masks.device)
+        first.append(torch.where(occupied, cells, size).amin(-1))
+        last.append(torch.where(occupied, cells, -1).amax(-1))
+    boxes = torch.stack((*first, *last), -1)
+    filled = masks.flatten(-2).any(-1)
+    return boxes * filled.unsqueeze(-1), filled
+
+
+def normalized_boxes_of_masks(masks: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Boxes around masks in fractions of the map.
+
+    Args:
+        masks: ``(..., H, W)`` bool.
+        kind: ``'bitmask'`` includes the last cell: a mask of one cell has a box of one cell. ``'mask2box'`` measures
+            from the first to the last cell: the same box has size 0. (Both are in the released code, and weights exist
+            for either.)
+
+    Returns:
+        Boxes ``(..., 4)`` (cx, cy, w, h), 0 for an empty mask; and whether each mask has any cell, ``(...)``.
+    """
+    boxes, filled = masks_to_boxes(masks)
+    height, width = masks.shape[-2:]
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    cell = int(kind == 'bitmask')
+    x1, x2 = x1 / width, (x2 + cell) / width
+    y1, y2 = y1 / height, (y2 + cell) / height
+    normalized = torch.stack(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), -1)
+    return torch.where(filled.unsqueeze(-1), normalized, torch.zeros_like(normalized)), filled
+
+
+def init_reference_boxes(masks: Tensor, proposals: Tensor, kind: str, *, released: bool) -> Tensor:
+    """Boxes that the decoder starts from.
+
+    Args:
+        masks: Mask logits of the selected queries, ``(B, Q, H, W)``; ignored for ``'no'``.
+        proposals: Box logits of their proposals, ``(B, Q, 4)``.
+        kind: ``'mask2box'`` or ``'bitmask'`` (see :func:`normalized_boxes_of_masks`), or ``'no'`` (the proposals).
+        released: As the released code: an empty mask starts from a box of size 0 in a corner (``bitmask``: upper left,
+            ``mask2box``: lower right). False: from its proposal.
+
+    Returns:
+        Box logits ``(B, Q, 4)``, without gradients.
+    """
+    proposals = proposals.detach()
+    if kind == 'no':
+        return proposals
+    boxes, filled = normalized_boxes_of_masks(masks.detach() > 0, kind)
+    logits = box_logits(boxes)
+    if not released:
+        return torch.where(filled.unsqueeze(-1), logits, proposals)
+    corner = torch.tensor([0.0] * 4 if kind == 'bitmask' else [1.0, 1.0, 0.0, 0.0], device=boxes.device)
+    return torch.where(filled.unsqueeze(-1), logits, box_logits(corner))
+
+
+# Denoising
+
+
+@dataclass(frozen=True)
+class DenoisingQueries:
+    """Noised copies of a batch's ground truth: ``groups`` groups of ``size`` queries per image.
+
+    Attributes:
+        groups: Number of copies of every object.
+        size: Queries of one group: the largest number of objects in an image.
+        labels: Labels after the noise, of all objects in all groups, ``(n,)``.
+        boxes: Box logits after the noise, ``(n, 4)``.
+        batch_index: Image of each copy, ``(n,)``.
+        query_index: Query of each copy in its image, ``(n,)``.
+    """
+
+    groups: int
+    size: int
+    labels: Tensor
+    boxes: Tensor
+    batch_index: Tensor
+    query_index: Tensor
+
+    @property
+    def number(self) -> int:
+        """Denoising queries per image."""
+        return self.groups * self.size
+
+    def scatter(self, values: Tensor, batch_size: int) -> Tensor:
+        """Write values ``(n, C)`` to their queries, ``(batch_size, number, C)``; other queries are 0."""
+        out = values.new_zeros(batch_size, self.number, values.shape[-1])
+        return out.index_put((self.batch_index, self.query_index), values)
+
+    def attention_mask(self, num_queries: int) -> Tensor:
+        """Mask of the self-attention, ``(number + num_queries,) * 2``, True where a query must not attend.
+
+        Denoising queries come first. A group attends to itself and to the ``num_queries`` matching queries; matching
+        queries attend to no denoising query (DN-DETR, arXiv 2203.01305).
+        """
+        count = self.number
+        group = torch.arange(count + num_queries, device=self.labels.device) // self.size
+        group[count:] = -1
+        return (group[None] != group[:, None]) & (group[None] >= 0)
+
+
+def make_denoising_queries(
+    labels: Sequence[Tensor], boxes: Sequence[Tensor], *, num_queries: int, num_classes: int, noise_scale: float
+) -> DenoisingQueries | None:
+    """Add noise to the ground truth of a batch, as the released code: without contrastive negatives.
+
+    Args:
+        labels: Labels of each image's objects, ``(k_i,)``.
+        boxes: Their boxes, ``(k_i, 4)`` (cx, cy, w, h) in fractions of the padded image.
+        num_queries: Upper bound on denoising queries per image; determines the number of groups.
+        num_classes: Number of classes, from which changed labels are drawn.
+        noise_scale: A label changes with probability ``noise_scale / 2``; centers move by at most
+            ``noise_scale * (w, h) / 2``, sizes change by at most ``noise_scale * (w, h)``.
+
+    Returns:
+        The denoising queries; None without objects, or with more than ``num_queries`` in one image.
+    """
+    counts = [len(one) for one in labels]
+    size = max(counts, default=0)
+    groups = num_queries // size if size else 0
+    if not groups:
+        return None
+    device = boxes[0].device
+    gt_labels = torch.cat(list(labels)).repeat(groups)
+    gt_boxes = torch.cat(list(boxes)).repeat(groups, 1)
+    # Random numbers are drawn in the order of the released code, so a seed gives the same noise.
+    changed = (torch.rand(len(gt_labels), device=device) < noise_scale * 0.5).nonzero().flatten()
+    noised = gt_labels.scatter(0, changed, torch.randint_like(gt_labels[changed], num_classes))
+    reach = torch.cat((gt_boxes[:, 2:] / 2, gt_boxes[:, 2:]), 1) * noise_scale
+    moved = gt_boxes + (torch.rand_like(gt_boxes) * 2 - 1) * reach
+    batch_index = torch.cat([torch.full((count,), i, device=device) for i, count in enumerate(counts)]).repeat(groups)
+    in_group = torch.cat([torch.arange(count, device=device) for count in counts])
+    query_index = (in_group + size * torch.arange(groups, device=device)[:, None]).flatten()
+    return DenoisingQueries(groups, size, noised, box_logits(moved.clamp(0, 1)), batch_index, query_index)
