@@ -17,7 +17,7 @@ from PIL import Image
 
 from mmitpn.datasets import check_config
 from mmitpn.datasets.check.semantic_config import check_semantic_config
-from mmitpn.engine.dict_action import DictAction
+from mmitpn.engine.cli import DictAction
 
 pytest.importorskip('mmseg')
 

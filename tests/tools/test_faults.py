@@ -42,7 +42,7 @@ def train(folder) -> Iterator[Callable[..., SimpleNamespace]]:
     from fault_start import start_training
 
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['mmitpn.datasets.check', 'mmitpn.engine', 'mmitpn.engine.command_line'])
+    context.set_forkserver_preload(['mmitpn.datasets.check', 'mmitpn.engine', 'mmitpn.engine.cli'])
 
     def run(work_dir: Path | str, *options: str, fault: str = '', config: Path = TOY / 'toy.py') -> SimpleNamespace:
         work_dir = folder / work_dir
@@ -86,7 +86,7 @@ def assert_the_same_end(work_dir: Path, other: Path) -> None:
         ('kill:8', -9, '', 6),
         ('kill:3', -9, '', 0),
         ('stop:8', 143, 'stopped by a signal: saved', 9),
-        ('stop:11', 143, 'after iteration 12; go on with --resume', 12),
+        ('stop:11', 143, 'after iteration 12; resume with --resume', 12),
         ('worker:8', 1, '', 6),
         ('write:11', -9, '', 6),
         ('nan:8', 3, 'error: iteration 9: loss_toy is nan; the images were', 6),
@@ -128,7 +128,7 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(train, two_epo
     (work_dir / 'last_checkpoint').write_text(str(newest))
     done = train(work_dir, '--resume')
     assert done.status == 0, done.said[-2000:]
-    assert f'not whole: {newest}; going on from {work_dir / "epoch_1.pth"} instead' in ' '.join(done.said.split())
+    assert f'incomplete or damaged: {newest}; resuming from {work_dir / "epoch_1.pth"} instead' in ' '.join(done.said.split())
     assert_the_same_end(done.work_dir, undisturbed)
 
 

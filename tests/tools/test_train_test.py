@@ -20,7 +20,7 @@ import pytest
 import torch
 from mmengine import load
 
-from mmitpn.engine.command_line import FirstStepHook, run_command
+from mmitpn.engine.cli import FirstStepHook, run_command
 
 ROOT = Path(__file__).parents[2]
 IMAGES = 4

@@ -16,8 +16,8 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import set_random_seed
 
 from mmitpn.datasets.sheet import Labelled, coco_pictures, colour_of, draw_sheet
-from mmitpn.engine.dict_action import DictAction
-from mmitpn.engine.host_configs import register_host_configs, resolve_config
+from mmitpn.engine.cli import DictAction
+from mmitpn.engine.config_utils import register_host_configs, resolve_config
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
