@@ -27,6 +27,7 @@ from mmitpn.engine.resume import (
     check_training_state,
     enable_exact_resume,
     find_latest_checkpoint,
+    log_changes,
     read_checkpoint_seed,
     wants_exact_resume,
 )
@@ -126,9 +127,9 @@ def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
             print_log(f'{summary.path}: {text}', 'current', logging.WARNING)
     warn_if_random(cfg)
     use_checkpoint_grid(cfg, cfg.get('load_from'))
-    if wants_exact_resume(cfg, args.exact_resume):
-        enable_exact_resume(cfg)
+    changes = enable_exact_resume(cfg) if wants_exact_resume(cfg, args.exact_resume) else []
     runner, first_step = build_runner(cfg)
+    log_changes(changes)  # into the log file of the run, which the runner opens
     steps.append(first_step)
     runner.train()
 

@@ -395,7 +395,7 @@ def enable_exact_resume(cfg: Config) -> list[str]:
             hooks that are not mmengine's default ones stay.
 
     Returns:
-        The changes, one line each: ``'KEY: OLD -> NEW'``. They are logged too.
+        The changes, one line each: ``'KEY: OLD -> NEW'``, for :func:`log_changes`.
     """
     changes = use_atomic_checkpoints(cfg)
     hooks = list(cfg.get('custom_hooks') or [])
@@ -408,11 +408,19 @@ def enable_exact_resume(cfg: Config) -> list[str]:
         changes += _seed_samples(cfg, loader)
         changes += _resume_within_epochs(cfg, loader)
     cfg.exact_resume = True
+    return changes
+
+
+def log_changes(changes: Sequence[str]) -> None:
+    """Log what :func:`enable_exact_resume` changed in a config, one line each.
+
+    Args:
+        changes: Its result; nothing is logged if it is empty.
+    """
     if changes:
-        print_log('exact_resume=True changes the config (--no-exact-resume leaves it as it is):', 'current')
+        print_log('exact_resume=True changed the config (--no-exact-resume leaves it as it is):', 'current')
     for change in changes:
         print_log(f'  {change}', 'current')
-    return changes
 
 
 def _seed_samples(cfg: Config, loader: Any) -> list[str]:

@@ -223,7 +223,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def whole(run, authors_weights):
-    """The end of an undisturbed run from a file of 16x16 positions; another one, ``parts``, stopped half way."""
+    """The end of an uninterrupted run from a file of 16x16 positions; another one, ``parts``, stopped half way."""
     torch.save(authors_weights((1, 1, 1), grid=16), run.folder / 'f.pth')
     torch.save(authors_weights((1, 1, 1), grid=7), run.folder / 'other.pth')
     backbone = {'init_cfg': {'type': 'Pretrained', 'checkpoint': str(run.folder / 'f.pth')}}

@@ -285,6 +285,7 @@ def test_every_change_is_logged_with_the_old_and_the_new_value(logged):
         'train_cfg.type: EpochBasedTrainLoop -> mmitpn.ResumableEpochLoop',
         'train_dataloader.batch_sampler: none -> mmitpn.SkippingBatchSampler(drop_last=True)',
     ]
+    resume_module.log_changes(changes)
     assert 'exact_resume=True' in logged[0]
     assert '--no-exact-resume' in logged[0]
     assert [line.strip() for line in logged[1:]] == changes
@@ -304,8 +305,8 @@ def test_a_dumped_config_is_marked_and_not_changed_again(tmp_path, logged):
     assert 'exact_resume = True' in (tmp_path / 'dumped.py').read_text()
     again = Config.fromfile(tmp_path / 'dumped.py')
     assert wants_exact_resume(again)
-    logged.clear()
     assert enable_exact_resume(again) == []
+    resume_module.log_changes([])
     assert logged == []
     assert again.to_dict() == cfg.to_dict()
 
