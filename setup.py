@@ -12,8 +12,8 @@ from setuptools.command.develop import develop
 from setuptools.command.editable_wheel import editable_wheel
 
 ROOT = Path(__file__).resolve().parent
-# What `mim` looks for inside an installed package, under <package>/.mim.
-MIM_CONTENT = ('configs', 'tools', 'model-index.yml')
+# What `mim` looks for inside an installed package, under <package>/.mim, and the pins that the doctor names.
+MIM_CONTENT = ('configs', 'tools', 'requirements', 'model-index.yml')
 # What every framework of the maintained fork, and of the official packages, is built on.
 FORK = ('onedl-mmcv>=2.3.6', 'onedl-mmengine>=0.10.12')
 OFFICIAL = ('mmcv-lite>=2.1.0,<2.2.0', 'mmengine>=0.10.7')
@@ -117,6 +117,7 @@ if __name__ == '__main__':
             'numpy',
             'pillow',
             'prettytable',
+            'psutil',
             'pycocotools',
             'rich',
             'safetensors',

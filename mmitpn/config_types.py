@@ -1,7 +1,7 @@
-"""What the ``type`` of a config names, written in any of mmengine's ways.
+"""The class that the ``type`` of a config names, in any of mmengine's notations.
 
-A string (with or without a scope), a class or a function (pure Python configs), or what mmengine keeps of an import
-until it is used (``LazyObject``, ``LazyAttr``). Nothing is imported or built for an answer.
+A string (with or without a scope), a class or a function (pure Python configs), or mmengine's stand-in for an import
+until it is used (``LazyObject``, ``LazyAttr``). Nothing is imported or built to find out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def type_name(cfg_or_type: Any) -> str:
 
 
 def type_scope(cfg_or_type: Any) -> str:
-    """The package a type comes from, as far as it is written: ``mmdet`` for ``'mmdet.CocoDataset'`` and for the class.
+    """The package of a type, if it is written: ``mmdet`` for ``'mmdet.CocoDataset'`` and for the class.
 
     Args:
         cfg_or_type: As for :func:`type_name`.
@@ -41,11 +41,11 @@ def is_type(cfg_or_type: Any, *names: str) -> bool:
 
     Args:
         cfg_or_type: As for :func:`type_name`.
-        names: Names. ``CocoDataset`` fits that name in any scope and in none; ``mmdet.CocoDataset`` only where mmdet
+        names: Names. ``CocoDataset`` matches that name in any scope and in none; ``mmdet.CocoDataset`` only where mmdet
             is written as the scope, or is the package of the class.
 
     Returns:
-        True if one fits.
+        True if one matches.
     """
     scope, name = _parts(cfg_or_type)
     wanted = (one.rpartition('.') for one in names)

@@ -1,4 +1,4 @@
-"""mmengine where it is installed, and the little that backbones, pyramid and checkpoints need of it where it is not.
+"""mmengine where it is installed, and replacements for what backbones, pyramid and checkpoints need where it is not.
 
 ``FastITPN``, ``ITPN``, ``ITPNPyramid`` and the loading of weights work with torch and torchvision alone, as in a
 tracker or another framework. Configs, runners and everything that is named by a ``type`` need mmengine.
@@ -31,7 +31,7 @@ except ModuleNotFoundError as _error:
         logging.getLogger('mmitpn').log(level, text)
 
     def is_model_wrapper(model: nn.Module) -> bool:
-        """Whether a model is in one of torch's wrappers for several processes."""
+        """Whether a model is in one of torch's wrappers for distributed training."""
         return isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
 
     class BaseModule(nn.Module):
@@ -58,7 +58,7 @@ except ModuleNotFoundError as _error:
 
 
 class NoRegistry:
-    """Stands for a registry where mmengine is not installed: classes stay as they are, and nothing is built by name.
+    """Placeholder for a registry where mmengine is not installed: classes are unchanged, and nothing is built by name.
 
     Args:
         name: What it registers, for messages.
@@ -68,7 +68,7 @@ class NoRegistry:
         self.name = name
 
     def register_module(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
-        """Leave a class as it is."""
+        """Return a decorator that does nothing."""
         del args, kwargs
         return lambda module: module
 

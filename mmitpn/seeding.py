@@ -9,8 +9,8 @@ import torch
 
 
 def seed_generators(*numbers: int) -> None:
-    """Seed Python's, numpy's and torch's global generators from some numbers of at least 0."""
+    """Seed the global generators of Python, numpy and torch from non-negative integers."""
     state = np.random.SeedSequence(numbers).generate_state(2)
     random.seed(int(state[0]))
-    np.random.seed(int(state[0]))  # noqa: NPY002 - the hosts' transforms draw from the global state
+    np.random.seed(int(state[0]))  # noqa: NPY002 - the frameworks' transforms draw from the global state
     torch.manual_seed(int(state[1]))

@@ -201,7 +201,7 @@ def backbone():
 PROMISES = {
     '': """
 import mmitpn
-from mmitpn.doctor import environment
+from mmitpn import doctor, installation
 print(mmitpn.__version__)
 """,
     'light': """

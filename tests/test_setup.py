@@ -112,6 +112,7 @@ def test_a_built_wheel_has_configs_and_types(tmp_path: Path) -> None:
         'model-index.yml',
         'mmitpn',
         'configs',
+        'requirements',
         'tools',
     ):
         source = ROOT / name
@@ -130,4 +131,5 @@ def test_a_built_wheel_has_configs_and_types(tmp_path: Path) -> None:
     assert 'mmitpn/.mim/model-index.yml' in names
     assert any(name.startswith('mmitpn/.mim/configs/') and name.endswith('.py') for name in names)
     assert 'mmitpn/.mim/tools/train.py' in names
+    assert 'mmitpn/.mim/requirements/onedl.txt' in names  # the pins that the doctor names
     assert not any(name.startswith(('tests/', 'tools/', 'configs/')) for name in names)

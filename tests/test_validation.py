@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmitpn.validation import check_int
+from mmitpn.utils import check_int
 
 
 @pytest.mark.parametrize('value', [0, -1, 1.0, True, '2', None])

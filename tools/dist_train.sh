@@ -8,7 +8,7 @@
 # MASTER_ADDR  address of the first
 # PORT         where they meet: a free port on one machine, 29500 of the first one on several
 # MAX_RESTARTS how often all processes are started again after one has failed (0). With 1 or more train.py gets --resume:
-#              it goes on from the newest checkpoint of the work dir, which several machines must share; the ranks of
+#              it resumes from the newest checkpoint of the work dir, which several machines must share; the ranks of
 #              the machines then follow their addresses.
 # LOG_DIR      folder for the output of each rank (ranks/ in the work dir); rank 0 is shown too
 # PYTHON       the interpreter

@@ -10,10 +10,10 @@ fail() {
   exit 2
 }
 
-# want_number NAME VALUE [LEAST]: ends the script unless VALUE is a whole number, LEAST or more.
+# want_number NAME VALUE [LEAST]: ends the script unless VALUE is an integer of at least LEAST.
 want_number() {
   if ! [[ $2 =~ ^[0-9]+$ ]] || [ "$2" -lt "${3:-0}" ]; then
-    fail "$1=$2: give a whole number, ${3:-0} or more"
+    fail "$1=$2: give an integer, ${3:-0} or more"
   fi
 }
 
@@ -51,11 +51,11 @@ find_resume() {
   while [ $# -gt 0 ]; do
     case $1 in
       --resume=auto) resume=() ;;
-      --resume=*) fail "MAX_RESTARTS=$MAX_RESTARTS with $1: a restart goes on from the newest checkpoint; give --resume alone" ;;
+      --resume=*) fail "MAX_RESTARTS=$MAX_RESTARTS with $1: a restart resumes from the newest checkpoint; give --resume alone" ;;
       --resume)
         case ${2:-} in
           '' | auto | -*) resume=() ;;
-          *) fail "MAX_RESTARTS=$MAX_RESTARTS with --resume $2: a restart goes on from the newest checkpoint; give --resume alone" ;;
+          *) fail "MAX_RESTARTS=$MAX_RESTARTS with --resume $2: a restart resumes from the newest checkpoint; give --resume alone" ;;
         esac
         ;;
     esac

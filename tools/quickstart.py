@@ -33,9 +33,8 @@ from rich.console import Console
 import mmitpn
 from mmitpn.config_check import check_config
 from mmitpn.datasets import generate_shapes
-from mmitpn.engine import find_resumable, use_atomic_checkpoints
-from mmitpn.engine.command_line import FirstStepHook, build_runner, read_config, run_command
-from mmitpn.engine.dict_action import DictAction
+from mmitpn.engine import find_latest_checkpoint, use_atomic_checkpoints
+from mmitpn.engine.cli import DictAction, FirstStepHook, build_runner, read_config, run_command
 from mmitpn.visualization import (
     draw_curve,
     draw_label_maps,
@@ -146,7 +145,7 @@ def prepare_run(cfg: Config, args: argparse.Namespace) -> None:
     cfg.randomness = {**cfg.get('randomness', {}), 'seed': args.seed}
     cfg.test_evaluator[TASKS[args.task].output] = str(Path(cfg.work_dir) / 'predictions')
     use_atomic_checkpoints(cfg)
-    found = find_resumable(cfg.work_dir)
+    found = find_latest_checkpoint(cfg.work_dir)
     if args.resume and found is not None:
         cfg.resume, cfg.load_from = True, str(found)
         return
@@ -158,7 +157,7 @@ def prepare_run(cfg: Config, args: argparse.Namespace) -> None:
 
 def save_checkpoint(work_dir: Path, name: str) -> Path:
     """Copy the last checkpoint to a name that does not change with the number of iterations."""
-    last = find_resumable(work_dir)
+    last = find_latest_checkpoint(work_dir)
     if last is None:
         raise FileNotFoundError(
             f'the training left no checkpoint in {work_dir}; is default_hooks.checkpoint switched off?'

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets the environment up, then trains, evaluates and pictures a small detector on generated images.
+# Sets the environment up, then trains and evaluates a small detector and draws its predictions on generated images.
 #   bash tools/quickstart.sh [arguments of tools/quickstart.py]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

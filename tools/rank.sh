@@ -40,7 +40,7 @@ how="ended with status $status"
 case $status in
   137) how='was killed (signal 9; often because memory ran out)' ;;
   139) how='crashed (signal 11)' ;;
-  143) how='was told to stop (signal 15)' ;;
+  143) how='was stopped (signal 15)' ;;
 esac
 report=$log_dir/failed_${launch}_$attempt.txt
 if (set -o noclobber; : >"$report") 2>/dev/null; then # one process of an attempt makes this file

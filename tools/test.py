@@ -1,6 +1,6 @@
 """Evaluate a checkpoint with the metrics of its config; the figures also go into WORK_DIR/test_metrics.json.
 
-CONFIG is a file, or HOST::NAME for a config of an installed host; CHECKPOINT a file, an address, or a folder of shards.
+CONFIG is a file, or HOST::NAME for a config of an installed host; CHECKPOINT a file, an address, or a folder (sharded).
 """
 
 from __future__ import annotations
@@ -24,14 +24,20 @@ from mmengine.evaluator import DumpResults
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import load_state_dict
 
+from mmitpn.atomic import write_atomic
 from mmitpn.checkpoint.sharded import read_sharded
 from mmitpn.config_types import type_name
-from mmitpn.engine.atomic import write_atomic
-from mmitpn.engine.command_line import FirstStepHook, add_common_arguments, read_config, run_command
-from mmitpn.engine.evaluation import add_evaluation_arguments, build_test_runner, check_evaluation, read_classes
-from mmitpn.engine.position_grid import use_checkpoint_grid
-from mmitpn.engine.pretrained import load_whole_model, read_authors_file
-from mmitpn.engine.weights_hook import WholeWeightsHook
+from mmitpn.engine.checkpointing import WholeWeightsHook
+from mmitpn.engine.cli import FirstStepHook, add_common_arguments, read_config, run_command
+from mmitpn.engine.evaluation import (
+    add_evaluation_arguments,
+    build_test_runner,
+    check_evaluation,
+    load_complete_model,
+    read_authors_file,
+    read_classes,
+)
+from mmitpn.engine.pretrained import use_checkpoint_grid
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -106,7 +112,7 @@ def apply_tta(cfg: Config) -> None:
     while 'dataset' in dataset:
         dataset = dataset['dataset']
     if not cfg.get('tta_model'):
-        print_log('--tta: the config has no tta_model; merging by NMS at IoU 0.5, 100 boxes an image', 'current')
+        print_log('--tta: the config has no tta_model; merging by NMS at IoU 0.5, 100 boxes per image', 'current')
         nms = {'type': 'nms', 'iou_threshold': 0.5}
         cfg.tta_model = {'type': 'DetTTAModel', 'tta_cfg': {'nms': nms, 'max_per_img': 100}}
     if not cfg.get('tta_pipeline'):
@@ -152,7 +158,7 @@ def test(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     check_evaluation(cfg, *trained, allow_other_classes=args.allow_other_classes)
     cfg.load_from, cfg.resume = args.checkpoint if authors is None and not sharded else None, False
     use_checkpoint_grid(cfg, args.checkpoint)
-    for name in ('runner_type', 'strategy'):  # of the training: a model that is evaluated is not in shards
+    for name in ('runner_type', 'strategy'):  # of training: a model that is evaluated is not sharded
         cfg.pop(name, None)
     if args.tta:
         apply_tta(cfg)
@@ -164,7 +170,7 @@ def test(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
             WholeWeightsHook().after_load_checkpoint(runner, weights)
         load_state_dict(runner.model, weights)
     elif authors is not None:
-        load_whole_model(runner.model, authors, args.checkpoint, allow_partial=args.allow_partial)
+        load_complete_model(runner.model, authors, args.checkpoint, allow_partial=args.allow_partial)
     elif not args.allow_partial:
         runner.register_hook(WholeWeightsHook(), priority='LOWEST')
     with tempfile.TemporaryDirectory() as folder:

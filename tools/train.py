@@ -15,17 +15,22 @@ import sys
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.logging import print_log
 
-from mmitpn.config_types import is_type, type_name
-from mmitpn.engine.checkpoint_hook import find_resumable
-from mmitpn.engine.checkpoint_loader import check_training_state, read_state
-from mmitpn.engine.command_line import FirstStepHook, add_common_arguments, build_runner, read_config, run_command
-from mmitpn.engine.fault_tolerance import seed_of, use_fault_tolerance
-from mmitpn.engine.position_grid import use_checkpoint_grid
-from mmitpn.engine.pretrained import use_pretrained, warn_if_random
-from mmitpn.engine.signal_hook import stop_with_launcher
+from mmitpn.config_types import is_type
+from mmitpn.engine.amp import apply_amp
+from mmitpn.engine.checkpointing import read_without_tensors
+from mmitpn.engine.cli import FirstStepHook, add_common_arguments, build_runner, read_config, run_command
+from mmitpn.engine.hooks import terminate_with_launcher
+from mmitpn.engine.pretrained import use_checkpoint_grid, use_pretrained, warn_if_random
+from mmitpn.engine.resume import (
+    check_training_state,
+    enable_exact_resume,
+    find_latest_checkpoint,
+    log_changes,
+    read_checkpoint_seed,
+    wants_exact_resume,
+)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,29 +56,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         ' if there is one',
     )
     parser.add_argument(
+        '--exact-resume',
+        action=argparse.BooleanOptionalAction,
+        help='change sampler, dataset, loop and hooks of the config so that a run can be killed at any moment, and'
+        ' resumed with the result of an uninterrupted one; the changes are logged'
+        ' (default: exact_resume of the config, or yes)',
+    )
+    parser.add_argument(
         '--check-images', action='store_true', help='open every image of the COCO datasets before the training run'
     )
     add_common_arguments(parser)
     return parser.parse_args(argv)
-
-
-def apply_amp(cfg: Config) -> None:
-    """Switch mixed precision on in a config."""
-    wrapper = cfg.get('optim_wrapper')
-    if not wrapper:
-        raise ValueError(f'--amp needs optim_wrapper in the config, which has {wrapper!r}')
-    kind = type_name(wrapper) or 'OptimWrapper'
-    if is_type(wrapper, 'AmpOptimWrapper', 'BFloat16OptimWrapper'):
-        print_log(f'--amp: the config has it already ({kind})', 'current')
-    elif kind != 'OptimWrapper':
-        raise ValueError(
-            f'--amp cannot change optim_wrapper.type={kind!r}; allowed: OptimWrapper; set the precision there'
-        )
-    elif get_device() == 'cpu':
-        wrapper.type = 'mmitpn.BFloat16OptimWrapper'
-    else:
-        wrapper.type = 'AmpOptimWrapper'
-        wrapper.setdefault('loss_scale', 'dynamic')
 
 
 def apply_auto_scale_lr(cfg: Config) -> None:
@@ -82,7 +75,7 @@ def apply_auto_scale_lr(cfg: Config) -> None:
     if not setting or 'base_batch_size' not in setting:
         raise ValueError(
             f'--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config, which has {setting};'
-            ' add the batch size that its learning rate was made for'
+            ' add the batch size that its learning rate is for'
         )
     setting.enable = True
 
@@ -90,7 +83,7 @@ def apply_auto_scale_lr(cfg: Config) -> None:
 def apply_resume(cfg: Config, resume: str) -> None:
     """Set the checkpoint to resume from; with 'auto' and none there, the training run starts as the config says."""
     if resume == 'auto':
-        found = find_resumable(cfg.work_dir)
+        found = find_latest_checkpoint(cfg.work_dir)
         if found is None:
             print_log(
                 f'--resume: no checkpoint in {cfg.work_dir}, so the training run starts from the beginning', 'current'
@@ -103,15 +96,15 @@ def apply_resume(cfg: Config, resume: str) -> None:
             f"--resume: no file {resume!r}; give a checkpoint, or 'auto' for the newest in {cfg.work_dir}"
         )
     if '://' not in resume:
-        check_training_state(resume, in_shards=is_type(cfg.get('strategy') or {}, 'FSDPStrategy'))
+        check_training_state(resume, sharded_run=is_type(cfg.get('strategy') or {}, 'FSDPStrategy'))
     cfg.resume, cfg.load_from = True, resume
-    seed = seed_of(resume)
+    seed = read_checkpoint_seed(resume)
     if seed is not None:
         cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
 
 
 def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
-    stop_with_launcher(args.launcher)
+    terminate_with_launcher(args.launcher)
     cfg = read_config(args)
     if args.amp:
         apply_amp(cfg)
@@ -124,18 +117,19 @@ def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     elif cfg.get('resume'):
         apply_resume(cfg, cfg.resume if isinstance(cfg.resume, str) else cfg.get('load_from') or 'auto')
     if cfg.get('load_from') and '://' not in str(cfg.load_from):
-        read_state(cfg.load_from)  # a file that is no checkpoint is reported before the data are read
+        read_without_tensors(cfg.load_from)  # a file that is not a checkpoint is reported before the data are read
 
     from mmitpn.config_check import check_config
 
-    everything = {'sample_images': None, 'open_images': True} if args.check_images else {}
-    for summary in check_config(cfg, **everything):
+    images = {'sample_images': None, 'open_images': True} if args.check_images else {}
+    for summary in check_config(cfg, **images):
         for text in summary.warnings:
             print_log(f'{summary.path}: {text}', 'current', logging.WARNING)
     warn_if_random(cfg)
     use_checkpoint_grid(cfg, cfg.get('load_from'))
-    use_fault_tolerance(cfg)
+    changes = enable_exact_resume(cfg) if wants_exact_resume(cfg, args.exact_resume) else []
     runner, first_step = build_runner(cfg)
+    log_changes(changes)  # into the log file of the run, which the runner opens
     steps.append(first_step)
     runner.train()
 

@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from mmitpn.datasets import generate_shapes
-from mmitpn.engine import find_resumable
+from mmitpn.engine import find_latest_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 TEST_IMAGES, TEST_SEED = 400, 2000
@@ -49,7 +49,7 @@ def evaluate(config: str, folder: Path, metric: str, options: Sequence[str]) -> 
         options: ``--cfg-options``.
     """
     test = folder / 'test'
-    run_tool('tools/test.py', config, find_resumable(folder), '--work-dir', test, '--cfg-options', *options)
+    run_tool('tools/test.py', config, find_latest_checkpoint(folder), '--work-dir', test, '--cfg-options', *options)
     metrics = json.loads((test / 'test_metrics.json').read_text(encoding='utf-8'))['metrics']
     return next(value for key, value in metrics.items() if key.rsplit('/', 1)[-1] == metric)
 

@@ -45,7 +45,7 @@ def fix_coco_json(
         FileNotFoundError: If ``path`` does not.
         ValueError: If it is no annotation file.
     """
-    from mmitpn.engine.atomic import write_atomic
+    from mmitpn.atomic import write_atomic
 
     path, out = Path(path), Path(out)
     if out.exists():

@@ -1,18 +1,24 @@
-"""Training: the optimizer's layer decay, runs that nothing is lost of, and the set-up of a process."""
+"""Training: layer-wise learning-rate decay, sharded training, safe and exactly resumable runs, command lines."""
 
-from mmitpn.engine.autocast import BFloat16OptimWrapper
-from mmitpn.engine.checkpoint_hook import AtomicCheckpointHook, find_resumable
-from mmitpn.engine.environment import setup_distributed, setup_environment, use_atomic_checkpoints
-from mmitpn.engine.epoch_loop import ResumableEpochLoop
-from mmitpn.engine.export_hook import ExportPretrainedHook
-from mmitpn.engine.fault_tolerance import use_fault_tolerance
+from mmitpn.engine.amp import BFloat16OptimWrapper
+from mmitpn.engine.checkpointing import (
+    AtomicCheckpointHook,
+    ExportPretrainedHook,
+    WholeWeightsHook,
+    use_atomic_checkpoints,
+)
+from mmitpn.engine.config_utils import resolve_config
 from mmitpn.engine.fsdp import FSDPStrategy
-from mmitpn.engine.host_configs import resolve_config
-from mmitpn.engine.invalid_loss_hook import StopOnInvalidLossHook
+from mmitpn.engine.hooks import StopOnInvalidLossHook, StopOnSignalHook, TrainingStopped, outlast_stop_signal
 from mmitpn.engine.layer_decay import LayerDecayOptimWrapperConstructor
-from mmitpn.engine.resume_hook import CheckResumeHook
-from mmitpn.engine.seed_hook import SeedStepHook
-from mmitpn.engine.signal_hook import StopOnSignalHook, TrainingStopped, outlast_stop_signal
+from mmitpn.engine.resume import (
+    CheckResumeHook,
+    ResumableEpochLoop,
+    SeedStepHook,
+    enable_exact_resume,
+    find_latest_checkpoint,
+)
+from mmitpn.engine.runtime import setup_distributed, setup_environment
 
 __all__ = [
     'AtomicCheckpointHook',
@@ -26,11 +32,12 @@ __all__ = [
     'StopOnInvalidLossHook',
     'StopOnSignalHook',
     'TrainingStopped',
-    'find_resumable',
+    'WholeWeightsHook',
+    'enable_exact_resume',
+    'find_latest_checkpoint',
     'outlast_stop_signal',
     'resolve_config',
     'setup_distributed',
     'setup_environment',
     'use_atomic_checkpoints',
-    'use_fault_tolerance',
 ]

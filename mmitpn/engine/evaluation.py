@@ -1,27 +1,31 @@
-"""What every evaluation of a checkpoint needs: checks of the test data only, and a runner that needs no other."""
+"""Evaluation of a checkpoint: the checks before it, a runner that needs test data only, and the weights."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, Runner
+from torch import nn
 
-from mmitpn.checkpoint import read_checkpoint
-from mmitpn.engine.checkpoint_loader import read_state
-from mmitpn.engine.command_line import FirstStepHook, build_runner
+from mmitpn.checkpoint import identify, load_pretrained, read_checkpoint
+from mmitpn.checkpoint.formats import AUTHORS
+from mmitpn.checkpoint.mask_dino_keys import is_mask_dino, load_mask_dino_checkpoint
+from mmitpn.engine.checkpointing import read_without_tensors
+from mmitpn.engine.cli import FirstStepHook, build_runner
 
 ALLOW_OTHER_CLASSES = '--allow-other-classes'
-READABLE = ('http', 'https', 'file')  # of the others mmengine knows how to load
+READABLE = ('http', 'https', 'file')  # schemes; mmengine knows more
 # mmengine's runner wants all or none of each.
 GROUPS = (('train_dataloader', 'train_cfg', 'optim_wrapper'), ('val_dataloader', 'val_cfg', 'val_evaluator'))
 
 
 class NoTraining(BaseLoop):
-    """Stands for the training loop of a runner that only evaluates.
+    """Placeholder for the training loop of a runner that only evaluates.
 
     mmengine builds the training loop, and so reads the training dataset, when anything asks for it or for the number of
     steps: hooks of the config do, such as ``EarlyStoppingHook``, and ``runner.iter``.
@@ -56,29 +60,32 @@ def read_classes(checkpoint: str) -> tuple[str, ...] | None:
     """The names of the classes that the model of a checkpoint was trained on.
 
     Args:
-        checkpoint: File, address, or folder of shards.
+        checkpoint: File, address, or sharded checkpoint (a folder).
 
     Returns:
-        The names by index; None where the checkpoint does not tell, and for addresses that only mmengine reads
+        The names by index; None where the checkpoint has none, and for addresses that only mmengine reads
         (``s3://`` ...).
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read; the message says what it is.
+        ValueError: If it cannot be read; the message names what the file is.
     """
     from mmitpn.config_check.model import classes_of_meta
 
     scheme, separator, _ = checkpoint.partition('://')
     if separator and scheme not in READABLE:
         return None
-    content = read_checkpoint(checkpoint, allow_objects=True, mmap=True) if separator else read_state(checkpoint)
+    if separator:
+        content = read_checkpoint(checkpoint, allow_objects=True, mmap=True)
+    else:
+        content = read_without_tensors(checkpoint)
     return classes_of_meta(content.get('meta'))
 
 
 def check_evaluation(
     cfg: Config, checkpoint: str, classes: Sequence[str] | None, *, allow_other_classes: bool = False
 ) -> None:
-    """Check the test data of a config, and that a model knows its classes.
+    """Check the test data of a config, and that the model has its classes.
 
     Args:
         cfg: Config of the model.
@@ -115,14 +122,14 @@ def build_test_runner(
     """Build a runner that evaluates, and needs neither training nor validation data.
 
     Args:
-        cfg: Config that :func:`check_evaluation` has seen; parts for training that are incomplete are left out of it.
+        cfg: Config that :func:`check_evaluation` accepted; incomplete parts for training are removed from it.
         checkpoint: File of the model, for messages.
-        classes: Names of the classes it was trained on. They are compared here where the config did not tell those of
-            the dataset, as of a folder of folders.
+        classes: Names of the classes it was trained on. They are compared here where the config does not have those
+            of the dataset, as of a folder of folders.
         allow_other_classes: Only warn where the classes differ.
 
     Returns:
-        The runner, and a hook whose ``done`` says that the first step is over.
+        The runner, and a hook whose ``done`` is true after the first step.
 
     Raises:
         ValueError: If the classes differ.
@@ -163,3 +170,40 @@ def _compare(
             f'{problem}; or {ALLOW_OTHER_CLASSES} to compare class i of the model with class i of the dataset'
         )
     print_log(f'{ALLOW_OTHER_CLASSES}: {problem}', 'current', level=logging.WARNING)
+
+
+def read_authors_file(checkpoint: str) -> Mapping[str, Any] | None:
+    """Read a file of the iTPN authors, or a released one of MaskDINO; None for any other, which mmengine loads.
+
+    Args:
+        checkpoint: Path or URL.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    try:
+        content = read_checkpoint(checkpoint)
+        return content if is_mask_dino(content) or identify(content).layout in AUTHORS else None
+    except ValueError:
+        return None
+
+
+def load_complete_model(model: nn.Module, content: Mapping[str, Any], checkpoint: str, *, allow_partial: bool) -> None:
+    """Load a file of the authors into a model that is to be evaluated.
+
+    Args:
+        model: The model, with this project's backbone.
+        content: As returned by :func:`read_authors_file`.
+        checkpoint: Name of the file, for the message.
+        allow_partial: Accept parameters that the file does not have.
+
+    Raises:
+        ValueError: If the backbone does not fit, or a parameter of the model is not in the file.
+    """
+    report = (load_mask_dino_checkpoint if is_mask_dino(content) else load_pretrained)(model, content)
+    loaded, total = report.count('matched') + report.count('resized'), len(list(model.parameters()))
+    if loaded < total and not allow_partial:
+        raise ValueError(
+            f'{checkpoint} has {loaded} of the {total} parameters of the model ({report.title}); the others would be '
+            'random: give a checkpoint of the whole model, such as a fine-tuned classifier, or --allow-partial'
+        )

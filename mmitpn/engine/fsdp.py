@@ -1,4 +1,4 @@
-"""Training with weights, gradients and optimizer states shared out among the processes (FSDP2)."""
+"""Training with weights, gradients and optimizer states sharded among the processes (FSDP2)."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from torch.distributed.fsdp import fully_shard
 
 from mmitpn.checkpoint.diagnostics import some
 from mmitpn.checkpoint.sharded import META, load_sharded, read_index
-from mmitpn.engine.checkpoint_loader import load_from_local, require_state
-from mmitpn.engine.fit import Misfit, refuse_to_resume
+from mmitpn.engine.checkpointing import ShapeMismatch, load_from_local
+from mmitpn.engine.resume import refuse_to_resume, require_state
 from mmitpn.registry import STRATEGIES
 
-# Ends of the names of classes whose weights are brought together, used and let go as one: blocks of the backbone and of
-# the pyramid, layers of encoders and decoders, of this project and of the hosts. What is in none belongs to the unit of
-# the whole model.
+# Suffixes of the names of classes whose weights are gathered, used and freed as one unit: blocks of the backbone and of
+# the pyramid, layers of encoders and decoders, of this project and of the frameworks. All other weights belong to the
+# unit of the model itself.
 UNITS = ('TransformerBlock', 'PointwiseBlock', 'EncoderLayer', 'DecoderLayer')
 CHECKPOINTS = ('full', 'sharded')
 
 
 def is_unit(module: nn.Module) -> bool:
-    """Whether a module is one whose weights are kept in shards of their own."""
+    """Whether the weights of a module are sharded as one unit of their own."""
     return type(module).__name__.endswith(UNITS)
 
 
@@ -47,15 +47,15 @@ def is_unit(module: nn.Module) -> bool:
 class FSDPStrategy(DDPStrategy):
     """Strategy of mmengine's ``FlexibleRunner`` on torch's ``fully_shard``.
 
-    Every process holds one part of each weight, of its gradient and of the optimizer's states; the weights of a unit
-    (:func:`is_unit`) come together while it is used. Losses are those of DistributedDataParallel. mmengine's own
+    Every process stores one shard of each weight, of its gradient and of the optimizer's states; the weights of a unit
+    (:func:`is_unit`) are gathered while it is used. Losses are those of DistributedDataParallel. mmengine's own
     ``FSDPStrategy`` is built on torch's older class, needs a GPU, and pickles its shards.
 
     Args:
-        checkpoints: ``'full'``: the main process writes one file, like that of any other training, for which it holds
-            the whole model. ``'sharded'``: every process writes its part into one folder. Weights of both are read by
-            ``tools/test.py``; a training goes on from both with any number of processes.
-        reshard_after_forward: False keeps the weights of a unit together until the backward pass has used them:
+        checkpoints: ``'full'``: the main process writes one file, like that of any other training run, for which it
+            gathers the complete model. ``'sharded'``: every process writes its shard into one folder. Weights of both
+            are read by ``tools/test.py``; a training run resumes from both with any number of processes.
+        reshard_after_forward: False keeps the weights of a unit gathered until the backward pass has used them:
             faster, and more memory.
         kwargs: As of mmengine's ``DDPStrategy``.
     """
@@ -70,13 +70,13 @@ class FSDPStrategy(DDPStrategy):
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         if not is_initialized():
             raise ValueError(
-                'FSDPStrategy shares a model out among processes, and there is one here without a launcher:'
+                'FSDPStrategy shards a model among processes, and there is one here without a launcher:'
                 ' bash tools/dist_train.sh CONFIG GPUS'
             )
         device = get_device()
         model = self.convert_model(model).to(device)
         for value in (*model.parameters(), *model.buffers()):
-            broadcast(value.data, 0)  # what was drawn at random may differ
+            broadcast(value.data, 0)  # random initialization may differ
         mesh = init_device_mesh(device, (get_world_size(),))
         units = [module for module in model.modules() if is_unit(module)]
         for module in reversed(units):  # inner ones first
@@ -87,7 +87,7 @@ class FSDPStrategy(DDPStrategy):
         return StateDictOptions(full_state_dict=not self._sharded, cpu_offload=True)
 
     def model_state_dict(self) -> dict[str, Tensor]:
-        """Weights by name: whole on the main process, or this process's parts."""
+        """Weights by name: complete on the main process, or the shards of this process."""
         return get_model_state_dict(self.model, options=self._options())
 
     def optim_state_dict(self) -> dict[str, Any]:
@@ -95,30 +95,30 @@ class FSDPStrategy(DDPStrategy):
         return get_optimizer_state_dict(self.model, self.optim_wrapper.optimizer, options=self._options())
 
     def load_model_state_dict(self, state_dict: dict[str, Tensor], *, strict: bool = False, **_: Any) -> None:
-        """Take weights: whole ones that each process has read, or parts.
+        """Load weights: complete ones that each process has read, or shards.
 
         Args:
             state_dict: Weights by name.
             strict: As in torch.
         """
-        options = StateDictOptions(full_state_dict=not _has_parts(state_dict), strict=strict)
+        options = StateDictOptions(full_state_dict=not _is_sharded(state_dict), strict=strict)
         set_model_state_dict(self.model, state_dict, options=options)
 
     def load_optim_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the optimizer's state.
+        """Load the optimizer's state.
 
         Args:
             state_dict: As of :meth:`optim_state_dict`.
 
         Raises:
-            ValueError: If it is of a training without shards, whose weights have numbers in the place of names.
+            ValueError: If it is of a training run without FSDP, which numbers its weights.
         """
         if any(isinstance(name, int) for name in state_dict.get('state', {})):
             raise ValueError(
-                'the optimizer state is that of a training without FSDP, which names no weights; start from its'
+                'the optimizer state is that of a training run without FSDP, which names no weights; start from its'
                 ' weights: load_from in place of --resume'
             )
-        options = StateDictOptions(full_state_dict=not _has_parts(state_dict.get('state', {})))
+        options = StateDictOptions(full_state_dict=not _is_sharded(state_dict.get('state', {})))
         set_optimizer_state_dict(self.model, self.optim_wrapper.optimizer, state_dict, options=options)
 
     def save_checkpoint(
@@ -134,10 +134,10 @@ class FSDPStrategy(DDPStrategy):
 
         Args:
             filename: The file, or with ``checkpoints='sharded'`` the folder.
-            save_optimizer: With the optimizer's state.
-            save_param_scheduler: With the schedulers'.
-            extra_ckpt: What else is saved.
-            callback: Changes what is saved.
+            save_optimizer: Include the optimizer's state.
+            save_param_scheduler: Include the schedulers' state.
+            extra_ckpt: Further content.
+            callback: Changes the content before it is saved.
         """
         checkpoint: dict[str, Any] = {**(extra_ckpt or {}), 'state_dict': self.model_state_dict()}
         checkpoint['meta'] = {**checkpoint.get('meta', {}), 'seed': self.seed}
@@ -164,11 +164,11 @@ class FSDPStrategy(DDPStrategy):
         """Load weights and the state of the training run.
 
         Args:
-            filename: A file, or a folder of shards.
+            filename: A file, or a sharded checkpoint (a folder).
             options: As in mmengine.
 
         Returns:
-            What else is in it.
+            Its further content.
 
         Raises:
             ValueError: If the weights or the optimizer's state are of another model.
@@ -182,38 +182,38 @@ class FSDPStrategy(DDPStrategy):
     def load_checkpoint(
         self, filename: str, *, map_location: Any = 'cpu', callback: Callable[[dict], None] | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Load the weights of a file or a folder of shards.
+        """Load the weights of a file or of a sharded checkpoint.
 
         Args:
-            filename: Either. Of a folder only the weights that fit are taken, unless the run is resumed.
+            filename: Either. Of a folder only the weights that fit are loaded, unless the run is resumed.
             map_location: Not used for folders.
             callback: Changes what was read.
             kwargs: As in mmengine, for files.
 
         Returns:
-            What else is in it.
+            Its further content.
         """
         if not Path(filename).is_dir():
             return super().load_checkpoint(filename, map_location='cpu', callback=callback, **kwargs)
         del map_location
-        sizes = {name: tuple(what.size) for name, what in read_index(filename).state_dict_metadata.items()}
+        sizes = {name: tuple(entry.size) for name, entry in read_index(filename).state_dict_metadata.items()}
         checkpoint = load_from_local(str(Path(filename, META)))
-        parts = StateDictOptions()
-        tensors = {'model': get_model_state_dict(self.model, options=parts)}
+        options = StateDictOptions()
+        tensors = {'model': get_model_state_dict(self.model, options=options)}
         if self._resumes:
             require_state(checkpoint, filename)
             if 'optimizer' in checkpoint and hasattr(self, 'optim_wrapper'):
-                own = get_optimizer_state_dict(self.model, self.optim_wrapper.optimizer, options=parts)
+                own = get_optimizer_state_dict(self.model, self.optim_wrapper.optimizer, options=options)
                 tensors['optimizer'] = own['state']
-            refuse_to_resume(filename, _misfits(tensors['model'], sizes, 'model'), len(tensors['model']))
-            states = _misfits(tensors.get('optimizer', {}), sizes, 'optimizer')
+            refuse_to_resume(filename, _mismatches(tensors['model'], sizes, 'model'), len(tensors['model']))
+            states = _mismatches(tensors.get('optimizer', {}), sizes, 'optimizer')
             refuse_to_resume(filename, states, len(sizes), optimizer=True)
         else:
-            left = _misfits(tensors['model'], sizes, 'model')
-            for misfit in left:
-                del tensors['model'][misfit.name]
+            left = _mismatches(tensors['model'], sizes, 'model')
+            for mismatch in left:
+                del tensors['model'][mismatch.name]
             if left:
-                names = some([str(misfit) for misfit in left])
+                names = some([str(mismatch) for mismatch in left])
                 print_log(f'{filename}: {len(left)} weights are not loaded: {names}', 'current', logging.WARNING)
         load_sharded(tensors, filename)
         if callback is not None:
@@ -224,21 +224,22 @@ class FSDPStrategy(DDPStrategy):
         return checkpoint
 
 
-def _misfits(tensors: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]], where: str) -> list[Misfit]:
-    """The tensors in dicts that are not in a folder of shards, or have another shape there."""
+def _mismatches(tensors: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]], where: str) -> list[ShapeMismatch]:
+    """The tensors in nested dicts that a sharded checkpoint lacks, or has in another shape."""
     found = []
     for name, value in tensors.items():
         if isinstance(value, Mapping):
             found += [
-                Misfit(f'{name}.{one.name}', one.stored, one.own) for one in _misfits(value, sizes, f'{where}.{name}')
+                ShapeMismatch(f'{name}.{one.name}', one.stored, one.own)
+                for one in _mismatches(value, sizes, f'{where}.{name}')
             ]
         elif isinstance(value, Tensor) and sizes.get(f'{where}.{name}') != tuple(value.shape):
-            found.append(Misfit(name, sizes.get(f'{where}.{name}'), tuple(value.shape)))
+            found.append(ShapeMismatch(name, sizes.get(f'{where}.{name}'), tuple(value.shape)))
     return found
 
 
-def _has_parts(state: Any) -> bool:
-    """Whether tensors in dicts are parts."""
+def _is_sharded(state: Any) -> bool:
+    """Whether the tensors in nested dicts are shards."""
     if isinstance(state, dict):
-        return any(_has_parts(value) for value in state.values())
+        return any(_is_sharded(value) for value in state.values())
     return type(state).__name__ == 'DTensor'

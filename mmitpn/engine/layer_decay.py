@@ -1,10 +1,10 @@
-"""Layer-wise learning-rate decay that asks the backbone how deep each of its parameters lies."""
+"""Layer-wise learning-rate decay; the backbone's ``get_layer_depth`` (mmpretrain's convention) gives the layers."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,6 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
 from torch import nn
 
-from mmitpn.engine.depth import check_depths, find_backbones, layer_depth, named_parameters
 from mmitpn.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -30,17 +29,19 @@ DEFAULTS: dict[str, Any] = {
     'embedding_decay_mult': 1.0,
     'custom_keys': {},
 }
-# Keys of the hosts' constructors that users bring along, and what they are to do about them.
+# Keys of the frameworks' constructors that users bring along, and what to do about them.
 HINTS = {
     'layer_decay_rate': "call it 'decay_rate'",
     'num_layers': 'leave it out: the number of layers is asked from the backbone',
     'decay_type': 'leave it out: the kind of decay is always by layer',
 }
+# What torch.compile, activation checkpointing and FSDP put into parameter names.
+WRAPPED = re.compile(r'(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.')
 
 
 @dataclass
 class _Group:
-    """Parameters that share a scale and a weight decay."""
+    """Parameters with the same scale and weight decay."""
 
     part: str
     layer_id: int
@@ -64,14 +65,14 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             - ``decay_rate`` (required): the step between two layers, in (0, 1]; 1 is no decay.
             - ``neck_lr_mult``: scale of the neck; ``None`` is the backbone's top rate, which is 1.
             - ``norm_decay_mult``, ``bias_decay_mult``, ``flat_decay_mult``: factors of the weight decay for
-              normalisation layers, for biases (``q_bias`` and ``v_bias`` included) and for the other one-dimensional
+              normalization layers, for biases (``q_bias`` and ``v_bias`` included) and for the other one-dimensional
               parameters (layer scale). Default 0, as in every ViT recipe.
             - ``pos_decay_mult``: the same for position embeddings and class and mask tokens. Default 0.
             - ``embedding_decay_mult``: the same for ``nn.Embedding`` weights (queries, level embeddings). Default 1,
               as in DINO; Mask2Former uses 0.
             - ``custom_keys``: a dict from a part of a parameter's name to ``dict(lr_mult=..., decay_mult=...)``; the
-              longest key that fits a name counts. ``lr_mult`` multiplies the layer's scale; ``decay_mult`` replaces
-              the rules above, which stay in force where it is not given.
+              longest key in a name applies. ``lr_mult`` multiplies the layer's scale; ``decay_mult`` replaces
+              the rules above, which apply where it is not given.
 
     Raises:
         ValueError: On an unknown setting, a ``decay_rate`` outside (0, 1], a model without a backbone that has
@@ -122,10 +123,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 )
 
     def add_params(self, params: list[dict], module: nn.Module, prefix: str = '') -> None:
-        """Append the parameter groups of a whole model to ``params``, and print them once.
+        """Append the parameter groups of a complete model to ``params``, and log them once.
 
         Args:
-            params: The list to extend, as mmengine's constructor hands it in.
+            params: The list to extend, as mmengine's constructor passes it.
             module: The model, unwrapped.
             prefix: Part of mmengine's signature; the names given to ``custom_keys`` start with it.
         """
@@ -139,21 +140,21 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def _group(self, model: nn.Module, prefix: str) -> list[_Group]:
         """Put every trainable parameter of ``model`` into exactly one group, the deepest layers first."""
-        backbones = find_backbones(model)
+        backbones = _find_backbones(model)
         necks = tuple(f'{name.rpartition("backbone")[0]}neck.' for name in backbones)
         groups: dict[tuple, _Group] = {}
         owner: dict[nn.Parameter, tuple[tuple, str]] = {}
         top = 0
         used: set[str] = set()
         depths = {name: set() for name in backbones}
-        for name, module, param in named_parameters(model):
+        for name, module, param in _named_parameters(model):
             if not param.requires_grad:
                 continue
             custom = self._custom_key(f'{prefix}{name}')
             used.add(custom)
             backbone = next((b for b in backbones if name.startswith(f'{b}.')), None)
             if backbone is not None:
-                layer_id, num_layers = layer_depth(backbones[backbone], name[len(backbone) + 1 :])
+                layer_id, num_layers = _layer_depth(backbones[backbone], name[len(backbone) + 1 :])
                 depths[backbone].add(layer_id)
                 top = max(top, num_layers - 1)
                 part, scale = 'backbone', self.paramwise_cfg['decay_rate'] ** (num_layers - 1 - layer_id)
@@ -167,7 +168,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             if param in owner:  # a shared parameter has several names, which must agree
                 if owner[param][0] != key:
                     raise ValueError(
-                        f'one parameter is known as {owner[param][1]!r} and {name!r}, which belong into two groups:'
+                        f'one parameter is known as {owner[param][1]!r} and {name!r}, which belong to two groups:'
                         f' {owner[param][0]} and {key} (part, layer, scale, weight decay); make the two agree'
                         ' by custom_keys, or do not share it'
                     )
@@ -177,7 +178,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             group.names.append(name)
             group.params.append(param)
         for backbone, seen in depths.items():
-            check_depths(backbones[backbone], backbone, seen)
+            _check_depths(backbones[backbone], backbone, seen)
         _check_partition(model, groups.values())
         for unused in set(self.paramwise_cfg['custom_keys']) - used:
             print_log(
@@ -228,11 +229,98 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         return '\n'.join(lines)
 
 
+def _find_backbones(model: nn.Module) -> dict[str, nn.Module]:
+    """Find the backbones, by name: the model's own, or those of models inside of it (semi-supervised, distillation).
+
+    Args:
+        model: Detector, segmentor or classifier, unwrapped.
+
+    Returns:
+        Modules called ``backbone`` that have ``get_layer_depth``, by their full name.
+
+    Raises:
+        ValueError: If there is none, or one that trains lacks ``get_layer_depth``.
+    """
+    found: dict[str, nn.Module] = {}
+    without: list[tuple[str, str]] = []
+    for name, module in model.named_modules():
+        if name.rpartition('.')[2] == 'backbone' and not any(name.startswith(f'{outer}.') for outer in found):
+            if callable(getattr(module, 'get_layer_depth', None)):
+                found[WRAPPED.sub('', name)] = module
+            elif any(param.requires_grad for param in module.parameters()):
+                without.append((name, type(module).__name__))
+    # A backbone may wrap another one that knows the depths of its own parameters.
+    without = [f'{name} ({kind})' for name, kind in without if not any(inner.startswith(f'{name}.') for inner in found)]
+    if without:
+        raise ValueError(
+            f'layer decay asks the backbone how deep its parameters lie, but {", ".join(without)} has no'
+            " get_layer_depth; use a backbone that has it (mmitpn's, or mmpretrain's transformers), or mmengine's"
+            ' default constructor'
+        )
+    if not found:
+        children = ', '.join(name for name, _ in model.named_children()) or 'nothing'
+        raise ValueError(
+            f"layer decay found no part called 'backbone' in {type(model).__name__} (it has {children});"
+            ' use it on a detector, segmentor or classifier, or remove constructor from optim_wrapper'
+        )
+    return found
+
+
+def _named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
+    """Yield the name, module and parameter of all parameters, a shared one under each of its names."""
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for leaf, param in module.named_parameters(prefix, recurse=False, remove_duplicate=False):
+            yield WRAPPED.sub('', leaf), module, param
+
+
+def _layer_depth(backbone: nn.Module, name: str) -> tuple[int, int]:
+    """Ask a backbone for the layer of a parameter, and check the answer.
+
+    Args:
+        backbone: Module with ``get_layer_depth``.
+        name: Name of the parameter within the backbone.
+
+    Returns:
+        Layer of the parameter, 0 being the stem, and the number of layers.
+
+    Raises:
+        ValueError: If the layer lies outside the number of layers.
+    """
+    layer_id, num_layers = backbone.get_layer_depth(name)
+    if not 0 <= layer_id < num_layers:
+        raise ValueError(
+            f'{type(backbone).__name__}.get_layer_depth({name!r}) returned layer {layer_id} of {num_layers},'
+            f' so the parameter is in no group; allowed: 0 to {num_layers - 1}'
+        )
+    return layer_id, num_layers
+
+
+def _check_depths(backbone: nn.Module, name: str, seen: set[int]) -> None:
+    """Refuse a ``get_layer_depth`` that does not know the names of its own blocks (mmpretrain's HiViT).
+
+    Args:
+        backbone: Module with ``get_layer_depth``.
+        name: Name of the backbone, for the message.
+        seen: Layers of its trainable parameters; an entirely frozen backbone is not checked.
+
+    Raises:
+        ValueError: If no parameter lies between the first and the last layer although there are more than two.
+    """
+    probe = {_layer_depth(backbone, WRAPPED.sub('', key)) for key, _ in backbone.named_parameters()}
+    inner = {layer for layer, num_layers in probe if 0 < layer < num_layers - 1}
+    if seen and not inner and any(num_layers > 2 for _, num_layers in probe):
+        raise ValueError(
+            f'{type(backbone).__name__}.get_layer_depth puts no parameter of {name} between the first and last'
+            ' layer: it does not know the names of its blocks, and layer decay would do nothing; correct it or use'
+            ' another backbone'
+        )
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _check_partition(model: nn.Module, groups: Any) -> None:
+def _check_partition(model: nn.Module, groups: Iterable[_Group]) -> None:
     """Refuse to train with a parameter that the optimizer does not have, or has twice."""
     placed = [param for group in groups for param in group.params]
     trainable = {param: name for name, param in model.named_parameters() if param.requires_grad}

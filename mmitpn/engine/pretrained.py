@@ -1,35 +1,27 @@
-"""Where a config's pre-trained weights come from."""
+"""Weights that the model of a config starts from: ``--pretrained``, and the image size of a checkpoint."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
-from torch import nn
 
-from mmitpn.checkpoint import PretrainedModule, identify, load_pretrained, read_checkpoint
-from mmitpn.checkpoint.formats import AUTHORS
-from mmitpn.checkpoint.mask_dino_keys import is_mask_dino, load_mask_dino_checkpoint
-from mmitpn.config_types import type_name, type_scope
+from mmitpn.checkpoint import FileInfo, PretrainedModule, identify, read_checkpoint
+from mmitpn.checkpoint.sharded import read_index
+from mmitpn.config_types import is_type, type_name, type_scope
 
 PARTS = ('backbone', 'neck')
+PATCH = 16  # pixels along the side of a token of the main stage
+SCHEMES = ('', 'file', 'http', 'https')  # of addresses that are read here; mmengine knows more
 
 
-def _ours(cfg: Config) -> dict[str, ConfigDict]:
-    """The backbone and neck of a config that are this project's."""
-    parts = {name: cfg.model.get(name) for name in PARTS}
-    return {name: part for name, part in parts.items() if isinstance(part, dict) and _is_ours(part, cfg)}
-
-
-def _is_ours(part: ConfigDict, cfg: Config) -> bool:
-    """Whether a part of a model is of this project, or of a class that a config derives from one of it."""
-    kind = part.get('type')
-    if isinstance(kind, type):
-        return issubclass(kind, PretrainedModule)
-    return (type_scope(kind) or cfg.get('default_scope')) == 'mmitpn'
+# --- --pretrained ----------------------------------------------------------------------------------------------------
 
 
 def use_pretrained(cfg: Config, checkpoint: str) -> None:
@@ -42,7 +34,7 @@ def use_pretrained(cfg: Config, checkpoint: str) -> None:
     Raises:
         ValueError: If neither the backbone nor the neck is one of this project's.
     """
-    parts = _ours(cfg)
+    parts = _own_parts(cfg)
     if not parts:
         types = [type_name(cfg.model[name]) if cfg.model.get(name) else None for name in PARTS]
         raise ValueError(
@@ -54,14 +46,14 @@ def use_pretrained(cfg: Config, checkpoint: str) -> None:
 
 
 def warn_if_random(cfg: Config) -> None:
-    """Say so when a backbone of this project would be trained from random weights.
+    """Warn if a backbone of this project would be trained from random weights.
 
     Args:
-        cfg: Config of a training.
+        cfg: Config of a training run.
     """
     if cfg.get('load_from') or cfg.get('resume'):
         return
-    random = [name for name, part in _ours(cfg).items() if not part.get('init_cfg')]
+    random = [name for name, part in _own_parts(cfg).items() if not part.get('init_cfg')]
     if random:
         print_log(
             f'{" and ".join(random)} start from random weights: give --pretrained FILE, or init_cfg=dict(type='
@@ -71,38 +63,107 @@ def warn_if_random(cfg: Config) -> None:
         )
 
 
-def read_authors_file(checkpoint: str) -> Mapping[str, Any] | None:
-    """What a file of the authors, or a released one of MaskDINO, holds; None for any other, which mmengine loads.
+def _own_parts(cfg: Config) -> dict[str, ConfigDict]:
+    """The backbone and neck of a config that are this project's."""
+    parts = {name: cfg.model.get(name) for name in PARTS}
+    return {name: part for name, part in parts.items() if isinstance(part, dict) and _is_own(part, cfg)}
+
+
+def _is_own(part: ConfigDict, cfg: Config) -> bool:
+    """Whether a part of a model is of this project, or of a class that a config derives from one of it."""
+    kind = part.get('type')
+    if isinstance(kind, type):
+        return issubclass(kind, PretrainedModule)
+    return (type_scope(kind) or cfg.get('default_scope')) == 'mmitpn'
+
+
+# --- image size of a checkpoint --------------------------------------------------------------------------------------
+
+
+def use_checkpoint_grid(cfg: Config, checkpoint: str | os.PathLike | None) -> None:
+    """Set ``img_size`` of the backbone to that of a checkpoint, where the config leaves it open (None).
+
+    Such a backbone takes the grid of any checkpoint when it is loaded. But optimizers, averaged models and distributed
+    wrappers are built before that, and inside DistributedDataParallel or FSDP shapes are fixed: so the model is built
+    with the right ones. Only shapes are read. What is set is logged; an ``img_size`` that the config sets stays.
+
+    A run that resumes (``cfg.resume``) takes all weights from the checkpoint: ``init_cfg`` of a backbone or neck whose
+    file does not exist any more is removed, with a warning.
 
     Args:
-        checkpoint: Path or URL.
+        cfg: Config of a detector, segmentor, classifier or of pre-training; changed in place.
+        checkpoint: What is loaded or resumed from: a file, an address, or a sharded checkpoint; None if nothing is.
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read; the message names what the file is.
     """
+    if checkpoint is None:
+        return
+    if cfg.get('resume'):
+        _remove_lost_init_cfg(cfg)
+    backbones = [(path, part) for path, part in _find_parts(cfg.model) if is_type(part, 'FastITPN', 'ITPN')]
+    backbones = [(path, part) for path, part in backbones if part.get('img_size') is None]
+    address, separator, _ = os.fspath(checkpoint).partition('://')
+    if not backbones or (address if separator else '') not in SCHEMES:
+        return
+    info = _read_info(checkpoint)
+    if info.grid is None:
+        return
+    for path, part in backbones:
+        settings = {'img_size': PATCH * info.grid[0]}
+        kind = part.get('relative_position')
+        if kind and kind == info.relative_position and part.get('relative_window') is None:
+            settings['relative_window'] = info.relative_window
+        part.update(settings)
+        text = ', '.join(f'{name}={value}' for name, value in settings.items())
+        print_log(f'{path}: {text}, as in {checkpoint} ({info.grid[0]}x{info.grid[1]} positions)', 'current')
+
+
+def _find_parts(node: Any, path: str = 'model') -> Iterator[tuple[str, Any]]:
+    """Every backbone and neck of a model's config, also of a model inside of another, with its path."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if key in PARTS and isinstance(value, Mapping):
+                yield f'{path}.{key}', value
+            yield from _find_parts(value, f'{path}.{key}')
+
+
+def _remove_lost_init_cfg(cfg: Config) -> None:
+    for path, part in _find_parts(cfg.model):
+        init_cfg = part.get('init_cfg')
+        if not is_type(part, 'FastITPN', 'ITPN', 'ITPNPyramid'):
+            continue
+        if not is_type(init_cfg, 'Pretrained', 'PretrainedInit'):
+            continue
+        file = os.fspath(init_cfg['checkpoint'])
+        if '://' not in file and not Path(file).expanduser().exists():
+            part['init_cfg'] = None
+            print_log(
+                f'{path}: the file of its init_cfg, {file}, is not there and is left out: all weights come from the'
+                ' checkpoint that the run resumes from',
+                'current',
+                level=logging.WARNING,
+            )
+
+
+def _read_info(checkpoint: str | os.PathLike) -> FileInfo:
+    """Identify a checkpoint by names and shapes."""
+    if Path(checkpoint).is_dir():
+        index = read_index(checkpoint).state_dict_metadata
+        content: Mapping[str, Any] = {
+            name.removeprefix('model.'): torch.empty(entry.size, device='meta')
+            for name, entry in index.items()
+            if name.startswith('model.')
+        }
+    else:
+        content = read_checkpoint(checkpoint, allow_objects=True, mmap=True)  # other objects than weights stay inert
     try:
-        content = read_checkpoint(checkpoint)
-        return content if is_mask_dino(content) or identify(content).layout in AUTHORS else None
-    except ValueError:
-        return None
-
-
-def load_whole_model(model: nn.Module, content: Mapping[str, Any], checkpoint: str, *, allow_partial: bool) -> None:
-    """Load a file of the authors into a model that is to be evaluated.
-
-    Args:
-        model: The model, with this project's backbone.
-        content: What :func:`read_authors_file` gave.
-        checkpoint: Name of the file, for the message.
-        allow_partial: Accept parameters that the file does not have.
-
-    Raises:
-        ValueError: If the backbone does not fit, or a parameter of the model is not in the file.
-    """
-    report = (load_mask_dino_checkpoint if is_mask_dino(content) else load_pretrained)(model, content)
-    loaded, total = report.count('matched') + report.count('resized'), len(list(model.parameters()))
-    if loaded < total and not allow_partial:
-        raise ValueError(
-            f'{checkpoint} has {loaded} of the {total} parameters of the model ({report.title}); the others would be '
-            'random: give a checkpoint of the whole model, such as a fine-tuned classifier, or --allow-partial'
-        )
+        info = identify(content)
+        state = {**info.body, **info.rest}
+        inner = next((name for name in state if name.endswith('.backbone.pos_embed')), None)
+        if info.grid is None and inner is not None:  # of a model inside of another, such as a student
+            info = identify(state, prefix=inner.removesuffix('pos_embed'))
+    except ValueError as error:
+        raise ValueError(f'{os.fspath(checkpoint)}: {error}') from None
+    return info

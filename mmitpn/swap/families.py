@@ -15,7 +15,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from mmitpn.engine.host_configs import host_config_folder, register_host_configs, resolve_config
+from mmitpn.engine.config_utils import host_config_folder, register_host_configs, resolve_config
 
 from .plan import plan_swap
 from .trial import try_model

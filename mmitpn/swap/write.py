@@ -10,7 +10,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from mmitpn.engine.host_configs import resolve_config
+from mmitpn.engine.config_utils import resolve_config
 
 
 def write_config(original: str, options: Mapping[str, Any], out: Path, *, comment: str) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mmitpn.config_check import check_config
 from mmitpn.config_check.semantic_config import check_semantic_config
-from mmitpn.engine.dict_action import DictAction
+from mmitpn.engine.cli import DictAction
 
 pytest.importorskip('mmseg')
 

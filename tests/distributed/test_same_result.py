@@ -77,7 +77,7 @@ def run(folder) -> Iterator[Callable[..., Path]]:
     from same_result_worker import run_tool
 
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['mmitpn.engine.command_line', 'mmdet.models', 'mmseg.models', 'mmitpn.models'])
+    context.set_forkserver_preload(['mmitpn.engine.cli', 'mmdet.models', 'mmseg.models', 'mmitpn.models'])
 
     def start(work_dir: str, processes: int, tool: str, *arguments: str) -> Path:
         with socket.socket() as probe:

@@ -17,7 +17,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmitpn.checkpoint import read_checkpoint
 from mmitpn.checkpoint.sharded import read_sharded
 from mmitpn.datasets import generate_shapes
-from mmitpn.engine.checkpoint_loader import load_from_local
+from mmitpn.engine.checkpointing import load_from_local
 
 pytest.importorskip('mmdet')
 ROOT = Path(__file__).parents[2]
@@ -56,7 +56,7 @@ def train(tmp_path_factory) -> Iterator[Callable[..., list[dict]]]:
     from fault_start import start_training
 
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['mmitpn.config_check', 'mmitpn.engine.command_line'])
+    context.set_forkserver_preload(['mmitpn.config_check', 'mmitpn.engine.cli'])
 
     def run(
         name: str,

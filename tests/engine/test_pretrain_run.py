@@ -1,4 +1,4 @@
-"""Whole runs of pre-training through mmengine's runner: exact resumes, the exported file, a loss that is no number."""
+"""Complete pre-training runs through mmengine's runner: exact resumes, the exported file, a NaN loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from mmitpn.checkpoint import load_pretrained
-from mmitpn.engine import setup_environment, use_fault_tolerance
+from mmitpn.engine import enable_exact_resume, setup_environment
 from mmitpn.models.backbones import FastITPN
 from mmitpn.models.necks import ITPNPyramid
 
@@ -22,7 +22,7 @@ NANO = {'depths': (1, 1, 2), 'embed_dim': 64, 'num_heads': 2}
 
 
 class Stop(Hook):
-    """Breaks a run off, as a user does."""
+    """Interrupts a run, as a user does."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
@@ -33,8 +33,8 @@ class Stop(Hook):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / 'pictures'
+def images(tmp_path):
+    folder = tmp_path / 'images'
     folder.mkdir()
     generator = np.random.default_rng(0)
     for i in range(6):
@@ -43,7 +43,7 @@ def pictures(tmp_path):
 
 
 @pytest.fixture
-def run(pictures, tmp_path):
+def run(images, tmp_path):
     """Train; returns the runner."""
     setup_environment()  # as the tools do: training checkpoints are read weights-only
 
@@ -81,7 +81,7 @@ def run(pictures, tmp_path):
                     'collate_fn': {'type': 'default_collate'},
                     'dataset': {
                         'type': 'CustomDataset',
-                        'data_root': str(pictures),
+                        'data_root': str(images),
                         'with_label': False,
                         'pipeline': pipeline,
                     },
@@ -106,7 +106,7 @@ def run(pictures, tmp_path):
                 'experiment_name': f'{tmp_path.name}_{name}_{epochs}_{resume}',
             }
         )
-        use_fault_tolerance(cfg)
+        enable_exact_resume(cfg)
         runner = Runner.from_cfg(cfg)
         if stop_after is not None:
             runner.register_hook(Stop(stop_after), priority='LOWEST')
@@ -118,10 +118,10 @@ def run(pictures, tmp_path):
 
 
 @pytest.mark.parametrize('workers', [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_resumed_run_equals_an_undisturbed_one_bit_for_bit(run, workers):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(run, workers):
     whole = run('whole', epochs=4, workers=workers).model.state_dict()
     run('parts', epochs=4, stop_after=2, workers=workers)
-    torch.rand(17)  # what a process did before matters to nothing
+    torch.rand(17)  # the earlier state of the generators has no effect
     resumed = run('parts', epochs=4, resume=True, workers=workers).model.state_dict()
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -140,7 +140,7 @@ def test_the_run_leaves_one_file_for_backbone_and_pyramid(run, tmp_path):
     assert {name.partition('.')[0] for name in names} == {'backbone', 'neck'}
 
 
-def test_a_teacher_that_is_told_its_channels_is_loaded_when_the_run_begins(run, tmp_path):
+def test_a_teacher_with_given_channels_is_loaded_when_the_run_begins(run, tmp_path):
     torch.save(FastITPN(NANO, img_size=64).state_dict(), tmp_path / 'teacher.pth')
     network = {'type': 'mmitpn.FastITPN', 'arch': NANO, 'img_size': 64}
     teacher = {
@@ -154,7 +154,7 @@ def test_a_teacher_that_is_told_its_channels_is_loaded_when_the_run_begins(run, 
     assert not any('teacher' in name for name in runner.model.state_dict())
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(run, tmp_path, monkeypatch):
+def test_a_nan_loss_stops_the_run_and_keeps_the_checkpoint(run, tmp_path, monkeypatch):
     from mmitpn.models.pretrain import ITPNPretrain
 
     run('broken', epochs=1)

@@ -15,9 +15,10 @@ from mmengine.registry import DATASETS, HOOKS, MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from mmitpn.engine import resume_hook, setup_environment
-from mmitpn.engine.checkpoint_loader import check_training_state, load_from_local
-from mmitpn.engine.fit import compare_optimizer, compare_weights
+from mmitpn.engine import enable_exact_resume, setup_environment
+from mmitpn.engine import resume as resume_module
+from mmitpn.engine.checkpointing import compare_weights, load_from_local
+from mmitpn.engine.resume import check_training_state, compare_optimizer, wants_exact_resume
 
 setup_environment()
 
@@ -114,11 +115,11 @@ def test_another_number_of_classes_is_refused(saved, tmp_path, ema):
     checkpoint = saved['ema' if ema else 'plain']
     with pytest.raises(ValueError, match='is of another model') as raised:
         run(tmp_path, model={'classes': 5}, ema=ema, epochs=2, load_from=checkpoint, resume=True)
-    said = str(raised.value)
-    assert '2 of the 4 weights do not fit' in said
-    assert 'head.weight is (4, 3) in the file and (5, 3) in the model' in said
-    assert 'head.bias is (4,) in the file and (5,) in the model' in said
-    assert f'--cfg-options load_from={checkpoint} in place of --resume' in said
+    message = str(raised.value)
+    assert '2 of the 4 weights do not fit' in message
+    assert 'head.weight is (4, 3) in the file and (5, 3) in the model' in message
+    assert 'head.bias is (4,) in the file and (5,) in the model' in message
+    assert f'--cfg-options load_from={checkpoint} in place of --resume' in message
     assert CountSteps.taken == 0
 
 
@@ -161,7 +162,7 @@ def test_load_from_takes_the_weights_that_fit(saved, tmp_path):
     assert torch.equal(runner.model.body[0].weight, stored['body.0.weight'])
 
 
-def test_what_is_no_training_state_is_not_resumed(saved, tmp_path):
+def test_weights_without_a_training_state_are_not_resumed(saved, tmp_path):
     state = torch.load(saved['plain'], weights_only=True)['state_dict']
     safetensors.torch.save_file(state, tmp_path / 'weights.safetensors')
     torch.save({'state_dict': state, 'meta': {'epoch': 1}}, tmp_path / 'published.pth')
@@ -236,9 +237,94 @@ def test_objects_of_a_file_stay_inert(tmp_path):
 
 
 def test_a_start_from_no_weight_at_all_is_reported(tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr(resume_hook, 'print_log', lambda text, *_: said.append(text))
+    message = []
+    monkeypatch.setattr(resume_module, 'print_log', lambda text, *_: message.append(text))
     torch.save({'model': {'body.0.weight': torch.zeros(3, 3)}}, tmp_path / 'wrapped.pth')
     run(tmp_path / 'run', load_from=str(tmp_path / 'wrapped.pth'))
-    assert len(said) == 1
-    assert said[0].startswith(f'load_from: none of the 4 weights of the model are in {tmp_path / "wrapped.pth"}')
+    assert len(message) == 1
+    assert message[0].startswith(f'load_from: none of the 4 weights of the model are in {tmp_path / "wrapped.pth"}')
+
+
+# --- the config of an exactly resumable run ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def logged(monkeypatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(resume_module, 'print_log', lambda text, *_: lines.append(text))
+    return lines
+
+
+def training_config() -> Config:
+    return Config(
+        {
+            'train_dataloader': {
+                'batch_size': 2,
+                'num_workers': 1,
+                'drop_last': True,
+                'sampler': {'type': 'DefaultSampler', 'shuffle': True},
+                'dataset': {'type': 'ResumeSamples'},
+            },
+            'train_cfg': {'by_epoch': True, 'max_epochs': 1},
+            'default_hooks': {'checkpoint': {'type': 'CheckpointHook', 'interval': 1}},
+            'custom_hooks': [{'type': 'mmitpn.SeedStepHook'}],
+        }
+    )
+
+
+def test_every_change_is_logged_with_the_old_and_the_new_value(logged):
+    cfg = training_config()
+    changes = enable_exact_resume(cfg)
+    assert changes == [
+        'default_hooks.checkpoint.type: CheckpointHook -> mmitpn.AtomicCheckpointHook',
+        'custom_hooks: none -> mmitpn.StopOnInvalidLossHook',
+        'custom_hooks: none -> mmitpn.StopOnSignalHook',
+        'train_dataloader.sampler.type: DefaultSampler -> mmitpn.SeededSampler',
+        'train_dataloader.dataset: ResumeSamples -> mmitpn.SeededDataset of ResumeSamples',
+        'train_dataloader.worker_init_fn: none -> mmitpn.outlast_stop_signal',
+        'train_cfg.type: EpochBasedTrainLoop -> mmitpn.ResumableEpochLoop',
+        'train_dataloader.batch_sampler: none -> mmitpn.SkippingBatchSampler(drop_last=True)',
+    ]
+    resume_module.log_changes(changes)
+    assert 'exact_resume=True' in logged[0]
+    assert '--no-exact-resume' in logged[0]
+    assert [line.strip() for line in logged[1:]] == changes
+    # Nothing differs but what was logged.
+    before, after = training_config().to_dict(), cfg.to_dict()
+    assert {key for key in {*before, *after} if before.get(key) != after.get(key)} == {
+        *('train_dataloader', 'train_cfg', 'default_hooks', 'custom_hooks', 'exact_resume')
+    }
+    assert after['train_dataloader'].pop('dataset')['dataset'] == before['train_dataloader'].pop('dataset')
+    assert after['train_dataloader']['batch_size'] == 2
+
+
+def test_a_dumped_config_is_marked_and_not_changed_again(tmp_path, logged):
+    cfg = training_config()
+    enable_exact_resume(cfg)
+    cfg.dump(tmp_path / 'dumped.py')
+    assert 'exact_resume = True' in (tmp_path / 'dumped.py').read_text()
+    again = Config.fromfile(tmp_path / 'dumped.py')
+    assert wants_exact_resume(again)
+    assert enable_exact_resume(again) == []
+    resume_module.log_changes([])
+    assert logged == []
+    assert again.to_dict() == cfg.to_dict()
+
+
+@pytest.mark.parametrize(
+    ('setting', 'option', 'wanted'),
+    [
+        ({}, None, True),
+        ({}, False, False),
+        ({'exact_resume': False}, None, False),
+        ({'exact_resume': False}, True, True),
+        ({'exact_resume': True}, False, False),
+    ],
+)
+def test_the_command_line_and_the_config_decide(setting, option, wanted):
+    assert wants_exact_resume(Config(setting), option) is wanted
+
+
+def test_a_wrong_setting_of_exact_resume_is_refused():
+    with pytest.raises(TypeError, match="exact_resume is 'no'; allowed: True, False"):
+        wants_exact_resume(Config({'exact_resume': 'no'}))

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import mmitpn
-from mmitpn.engine.command_line import run_command
+from mmitpn.engine.cli import run_command
 from mmitpn.ops import install as module
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from mmitpn.engine.host_configs import register_host_configs, resolve_config
+from mmitpn.engine.config_utils import register_host_configs, resolve_config
 from mmitpn.swap import plan_swap
 from mmitpn.swap.write import _text
 

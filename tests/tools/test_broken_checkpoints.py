@@ -16,8 +16,8 @@ import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 from PIL import Image
 
-from mmitpn.engine import find_resumable, setup_environment
-from mmitpn.engine.checkpoint_hook import is_whole
+from mmitpn.engine import find_latest_checkpoint, setup_environment
+from mmitpn.engine.resume import is_complete
 
 TOOLS = Path(__file__).parents[2] / 'tools'
 QUICKSTART = TOOLS.parent / 'configs' / 'quickstart'
@@ -180,8 +180,8 @@ def test_automatic_resuming_skips_what_is_no_checkpoint(broken, tmp_path):
     for number, name in enumerate(('program.pth', 'source.zip', 'page.pth', 'cut.pth'), start=2):
         (tmp_path / f'epoch_{number}.pth').write_bytes((broken / name).read_bytes())
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_3.pth'))
-    assert [is_whole(path) for path in sorted(tmp_path.glob('epoch_*'))] == [True, False, False, False, False]
-    assert find_resumable(tmp_path) == tmp_path / 'epoch_1.pth'
+    assert [is_complete(path) for path in sorted(tmp_path.glob('epoch_*'))] == [True, False, False, False, False]
+    assert find_latest_checkpoint(tmp_path) == tmp_path / 'epoch_1.pth'
 
 
 def test_the_shared_cases(capsys, tmp_path, monkeypatch, broken):

@@ -30,7 +30,7 @@ def tool(monkeypatch):
         (folder / 'test_metrics.json').write_text(json.dumps({'metrics': {'coco/bbox_mAP': score}}))
 
     monkeypatch.setattr(subprocess, 'run', run)
-    monkeypatch.setattr(trainings, 'find_resumable', lambda folder: folder / 'iter_5.pth')
+    monkeypatch.setattr(trainings, 'find_latest_checkpoint', lambda folder: folder / 'iter_5.pth')
     monkeypatch.setattr(trainings, 'TEST_IMAGES', 1)
     monkeypatch.setattr(module, 'UNLABELLED', 1)
     return module, commands

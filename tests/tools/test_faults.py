@@ -1,4 +1,4 @@
-"""Trainings that are killed, starved and fed with broken files; each goes on and ends as an undisturbed one does."""
+"""Training runs that are killed, starved and fed with broken files; each resumes and ends as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('faults')
-    (folder / 'pictures').mkdir()
+    (folder / 'images').mkdir()
     generator = np.random.default_rng(0)
     for i in range(12):
-        Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f'pictures/{i}.png')
+        Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f'images/{i}.png')
     return folder
 
 
@@ -42,7 +42,7 @@ def train(folder) -> Iterator[Callable[..., SimpleNamespace]]:
     from fault_start import start_training
 
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['mmitpn.config_check', 'mmitpn.engine', 'mmitpn.engine.command_line'])
+    context.set_forkserver_preload(['mmitpn.config_check', 'mmitpn.engine', 'mmitpn.engine.cli'])
 
     def run(work_dir: Path | str, *options: str, fault: str = '', config: Path = TOY / 'toy.py') -> SimpleNamespace:
         work_dir = folder / work_dir
@@ -60,8 +60,8 @@ def train(folder) -> Iterator[Callable[..., SimpleNamespace]]:
 
 
 @pytest.fixture(scope='module')
-def undisturbed(train) -> Path:
-    done = train('undisturbed', '--cfg-options', 'randomness.seed=5')
+def uninterrupted(train) -> Path:
+    done = train('uninterrupted', '--cfg-options', 'randomness.seed=5')
     assert done.status == 0, done.said[-2000:]
     return done.work_dir
 
@@ -81,38 +81,38 @@ def assert_the_same_end(work_dir: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ('fault', 'status', 'says', 'goes_on_from'),
+    ('fault', 'status', 'says', 'resumes_from'),
     [
         ('kill:8', -9, '', 6),
         ('kill:3', -9, '', 0),
         ('stop:8', 143, 'stopped by a signal: saved', 9),
-        ('stop:11', 143, 'after iteration 12; go on with --resume', 12),
+        ('stop:11', 143, 'after iteration 12; resume with --resume', 12),
         ('worker:8', 1, '', 6),
         ('write:11', -9, '', 6),
         ('nan:8', 3, 'error: iteration 9: loss_toy is nan; the images were', 6),
     ],
 )
-def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(train, undisturbed, fault, status, says, goes_on_from):
-    seed = () if goes_on_from else ('--cfg-options', 'randomness.seed=5')
+def test_a_run_that_was_stopped_resumes_as_if_it_was_not(train, uninterrupted, fault, status, says, resumes_from):
+    seed = () if resumes_from else ('--cfg-options', 'randomness.seed=5')
     name = fault.replace(':', '_')
     stopped = train(name, '--cfg-options', 'randomness.seed=5', fault=fault)
     assert (stopped.status, says in stopped.said) == (status, True), stopped.said[-2000:]
     before = len(steps(stopped.work_dir))
     done = train(name, '--resume', *seed)  # the seed is the checkpoint's
     assert done.status == 0, done.said[-2000:]
-    assert steps(done.work_dir)[before:] == steps(undisturbed)[goes_on_from:]  # steps, batches and their pictures
-    assert_the_same_end(done.work_dir, undisturbed)
+    assert steps(done.work_dir)[before:] == steps(uninterrupted)[resumes_from:]  # steps, batches and their images
+    assert_the_same_end(done.work_dir, uninterrupted)
 
 
 @pytest.fixture(scope='module')
-def two_epochs(train, undisturbed) -> Path:
+def two_epochs(train, uninterrupted) -> Path:
     stopped = train('two_epochs', '--cfg-options', 'randomness.seed=5', fault='kill:14')
     assert {path.name for path in stopped.work_dir.glob('*.pth')} == {'epoch_1.pth', 'epoch_2.pth'}
     return stopped.work_dir
 
 
 @pytest.mark.parametrize('damage', ['cut off', 'empty', 'other bytes in the middle'])
-def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(train, two_epochs, undisturbed, tmp_path, damage):
+def test_a_broken_checkpoint_is_named_and_the_previous_one_is_taken(train, two_epochs, uninterrupted, tmp_path, damage):
     work_dir = tmp_path / damage.replace(' ', '_')
     shutil.copytree(two_epochs, work_dir)
     newest = work_dir / 'epoch_2.pth'
@@ -128,14 +128,15 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_is_taken(train, two_epo
     (work_dir / 'last_checkpoint').write_text(str(newest))
     done = train(work_dir, '--resume')
     assert done.status == 0, done.said[-2000:]
-    assert f'not whole: {newest}; going on from {work_dir / "epoch_1.pth"} instead' in ' '.join(done.said.split())
-    assert_the_same_end(done.work_dir, undisturbed)
+    message = f'incomplete or damaged: {newest}; resuming from {work_dir / "epoch_1.pth"} instead'
+    assert message in ' '.join(done.said.split())
+    assert_the_same_end(done.work_dir, uninterrupted)
 
 
-def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(train, undisturbed, tmp_path):
+def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(train, uninterrupted, tmp_path):
     work_dir = tmp_path / 'small'
     work_dir.mkdir()
-    size = (undisturbed / 'epoch_3.pth').stat().st_size
+    size = (uninterrupted / 'epoch_3.pth').stat().st_size
     mount = ['mount', '-t', 'tmpfs', '-o', f'size={int(1.6 * size)}', 'tmpfs', str(work_dir)]
     if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip('a small file system cannot be mounted here')
@@ -146,15 +147,15 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(train, undistur
         subprocess.run(['mount', '-o', f'remount,size={20 * size}', str(work_dir)], check=True)  # somebody made room
         done = train(work_dir, '--resume')
         assert done.status == 0, done.said[-2000:]
-        assert_the_same_end(work_dir, undisturbed)
+        assert_the_same_end(work_dir, uninterrupted)
     finally:
         subprocess.run(['umount', str(work_dir)], check=True)
 
 
-def test_a_broken_picture_is_named_and_skipped_only_within_the_limit(train, folder):
-    pictures = folder / 'some_broken'
-    shutil.copytree(folder / 'pictures', pictures)
-    (pictures / '3.png').write_bytes((pictures / '3.png').read_bytes()[:40])
+def test_a_broken_image_is_named_and_skipped_only_within_the_limit(train, folder):
+    images = folder / 'some_broken'
+    shutil.copytree(folder / 'images', images)
+    (images / '3.png').write_bytes((images / '3.png').read_bytes()[:40])
     options = ('--cfg-options', 'train_dataloader.dataset.data_root=some_broken')
     stopped = train('broken_stops', *options)
     assert stopped.status != 0
@@ -165,20 +166,20 @@ def test_a_broken_picture_is_named_and_skipped_only_within_the_limit(train, fold
     assert not any(step.split()[2:].count('3') for step in steps(done.work_dir))
 
 
-def test_an_iteration_based_run_that_was_stopped_goes_on_as_if_it_was_not(train, folder):
+def test_an_iteration_based_run_that_was_stopped_resumes_as_if_it_was_not(train, folder):
     config = folder / 'iterations.py'
     config.write_text(
         f'_base_ = {str(TOY / "toy.py")!r}\ntrain_cfg = dict(_delete_=True, by_epoch=False, max_iters=12)\n'
         "train_dataloader = dict(sampler=dict(type='InfiniteSampler'))\nrandomness = dict(seed=5)\n"
         'default_hooks = dict(checkpoint=dict(by_epoch=False, interval=5))\n'
     )
-    whole = train('iters', config=config)
-    assert whole.status == 0, whole.said[-2000:]
+    complete = train('iters', config=config)
+    assert complete.status == 0, complete.said[-2000:]
     stopped = train('iters_stopped', config=config, fault='stop:7')
     assert stopped.status == 143, stopped.said[-2000:]
     assert train('iters_stopped', '--resume', config=config).status == 0
-    assert steps(stopped.work_dir) == steps(whole.work_dir)
-    ends = [torch.load(one.work_dir / 'iter_12.pth', weights_only=False)['state_dict'] for one in (whole, stopped)]
+    assert steps(stopped.work_dir) == steps(complete.work_dir)
+    ends = [torch.load(one.work_dir / 'iter_12.pth', weights_only=False)['state_dict'] for one in (complete, stopped)]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
@@ -222,28 +223,28 @@ def running() -> str:
 
 
 @pytest.fixture(scope='module')
-def two_undisturbed(launch) -> Path:
-    done = launch('two_undisturbed', '--cfg-options', 'randomness.seed=5')
+def two_uninterrupted(launch) -> Path:
+    done = launch('two_uninterrupted', '--cfg-options', 'randomness.seed=5')
     assert done.status == 0, done.said[-2000:]
     return done.work_dir
 
 
 @pytest.mark.parametrize(
-    ('fault', 'rank', 'goes_on_from'),
+    ('fault', 'rank', 'resumes_from'),
     [
         ('kill:8', 1, 6),  # one process
         ('all:7', 0, 6),
         ('launcher:7', 0, 10),  # its processes save, at the step at which they ask each other, and end
     ],
 )
-def test_two_processes_go_on_after_a_kill(launch, two_undisturbed, fault, rank, goes_on_from):
+def test_two_processes_resume_after_a_kill(launch, two_uninterrupted, fault, rank, resumes_from):
     name = f'two_{fault.replace(":", "_")}'
     stopped = launch(name, '--cfg-options', 'randomness.seed=5', fault=fault, rank=rank)
     assert stopped.status != 0
     before = len(steps(stopped.work_dir))
     done = launch(name, '--resume')
     assert done.status == 0, done.said[-2000:]
-    assert steps(done.work_dir)[before:] == steps(two_undisturbed)[goes_on_from:]
-    ours, theirs = (torch.load(one / 'epoch_3.pth', weights_only=False) for one in (done.work_dir, two_undisturbed))
+    assert steps(done.work_dir)[before:] == steps(two_uninterrupted)[resumes_from:]
+    ours, theirs = (torch.load(one / 'epoch_3.pth', weights_only=False) for one in (done.work_dir, two_uninterrupted))
     for label, value in theirs['state_dict'].items():
         torch.testing.assert_close(ours['state_dict'][label], value)

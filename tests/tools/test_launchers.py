@@ -139,7 +139,7 @@ def test_a_signal_reaches_the_process_which_may_still_save(launch_toy, tmp_path)
 
 @pytest.fixture(scope='module')
 def restarted(launch_toy) -> tuple[Path, str]:
-    """Work dir and output of a training of two processes, of which one is killed at step 3 of the first attempt."""
+    """Work dir and output of a training run of two processes, of which one is killed at step 3 of the first attempt."""
     work_dir = launch_toy.folder / 'restarted'
     status, printed = launch_toy.run(
         'bash', launch_toy.script('dist_train.sh'), launch_toy.config, 2, '--work-dir', work_dir,
@@ -150,7 +150,7 @@ def restarted(launch_toy) -> tuple[Path, str]:
 
 
 @pytest.mark.slow
-def test_a_restart_goes_on_from_the_last_checkpoint(restarted, steps):
+def test_a_restart_resumes_from_the_last_checkpoint(restarted, steps):
     work_dir, printed = restarted
     assert (work_dir / 'last_checkpoint').read_text().endswith('iter_6.pth')
     assert (work_dir / 'iter_6.pth').is_file()

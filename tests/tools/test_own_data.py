@@ -366,8 +366,7 @@ def readme_options() -> dict[str, list[str]]:
 def test_the_readme_names_all_that_own_data_need():
     from mmitpn.config_check.dataset_entries import find_datasets
     from mmitpn.config_check.model import check_num_classes
-    from mmitpn.engine.cfg_options import merge_options
-    from mmitpn.engine.command_line import add_common_arguments
+    from mmitpn.engine.cli import add_common_arguments, merge_options
 
     found = readme_options()
     assert len(found) == 3

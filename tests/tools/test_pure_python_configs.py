@@ -19,8 +19,8 @@ from PIL import Image
 
 from mmitpn import FastITPN, ITPNPyramid
 from mmitpn.datasets import generate_shapes
-from mmitpn.engine.environment import keep_readable, use_atomic_checkpoints
-from mmitpn.engine.fault_tolerance import use_fault_tolerance
+from mmitpn.engine import amp, enable_exact_resume, use_atomic_checkpoints
+from mmitpn.engine.config_utils import keep_readable
 from mmitpn.engine.pretrained import use_pretrained
 
 for host in ('mmdet', 'mmseg', 'mmpretrain'):
@@ -289,7 +289,7 @@ def test_mixed_precision_of_a_class(kind, monkeypatch):
     train = tool('train')
     cls = getattr(mmitpn.engine, kind, None) or getattr(mmengine.optim, kind)
     for device, expected in (('cpu', 'mmitpn.BFloat16OptimWrapper'), ('cuda', 'AmpOptimWrapper')):
-        monkeypatch.setattr(train, 'get_device', lambda device=device: device)
+        monkeypatch.setattr(amp, 'get_device', lambda device=device: device)
         cfg = Config({'optim_wrapper': {'type': cls}})
         if kind == 'ApexOptimWrapper':
             with pytest.raises(ValueError, match=r"optim_wrapper.type='ApexOptimWrapper'; allowed: OptimWrapper"):
@@ -301,13 +301,13 @@ def test_mixed_precision_of_a_class(kind, monkeypatch):
 
 def test_samplers_loops_and_hooks_are_made_exact(folder):
     cfg = Config.fromfile(folder / 'detection.py')
-    use_fault_tolerance(cfg)
+    enable_exact_resume(cfg)
     loader = cfg.train_dataloader
     assert (loader.sampler.type, loader.batch_sampler.type) == ('mmitpn.SeededSampler', 'mmitpn.SkippingBatchSampler')
     assert (cfg.train_cfg.type, loader.dataset.type) == ('mmitpn.ResumableEpochLoop', 'mmitpn.SeededDataset')
     assert cfg.default_hooks.checkpoint.type == 'mmitpn.AtomicCheckpointHook'
     before = cfg.pretty_text
-    use_fault_tolerance(cfg)
+    enable_exact_resume(cfg)
     assert cfg.pretty_text == before
 
 
@@ -315,7 +315,7 @@ def test_hooks_that_the_config_has_are_not_added_again():
     from mmitpn.engine import SeedStepHook
 
     cfg = Config({'custom_hooks': [{'type': SeedStepHook}]})
-    use_fault_tolerance(cfg)
+    enable_exact_resume(cfg)
     names = [getattr(hook.type, '__name__', hook.type) for hook in cfg.custom_hooks]
     assert names.count('SeedStepHook') == 1
     assert 'mmitpn.SeedStepHook' not in names
@@ -346,7 +346,7 @@ def test_a_dumped_config_builds_the_same_runner(folder, task, tmp_path):
     cfg = Config.fromfile(folder / f'{task}.py')
     cfg.work_dir, cfg.log_level = str(tmp_path), 'ERROR'
     use_atomic_checkpoints(cfg)
-    use_fault_tolerance(cfg)
+    enable_exact_resume(cfg)
     keep_readable(cfg)
     cfg.experiment_name = f'{task}_lazy'
     runner = Runner.from_cfg(cfg)
@@ -462,6 +462,6 @@ def test_the_shared_case(folder, tmp_path):
     cfg = Config.fromfile(tmp_path / 'lazy_det.py')
     use_pretrained(cfg, str(folder / 'weights.pth'))
     tool('train').apply_amp(cfg)
-    use_fault_tolerance(cfg)
+    enable_exact_resume(cfg)
     cfg.dump(tmp_path / 'dumped.py')
     assert structure(build(Config.fromfile(tmp_path / 'dumped.py'))) == structure(build(cfg))

@@ -136,7 +136,7 @@ def wait_for(ready, folder: Path, running: list[subprocess.Popen]) -> None:
 
 @pytest.fixture(scope='module')
 def trained(launch_toy, slurm) -> tuple[Path, str]:
-    """Work dir and output of a training that srun started from outside of a job."""
+    """Work dir and output of a training run that srun started from outside of a job."""
     work_dir = launch_toy.folder / 'trained'
     status, printed = launch_toy.run(
         'bash', launch_toy.script('slurm_train.sh'), 'toy', 'training', launch_toy.config, work_dir,
@@ -199,7 +199,7 @@ def test_gpus_are_asked_for_only_when_wanted(program, variables, gpus):
     assert f'tasks {variables.get("NTASKS", gpus)} gpus {gpus}' in printed
 
 
-def test_a_batch_job_goes_on_from_the_last_checkpoint(launch_toy, slurm, trained, steps):
+def test_a_batch_job_resumes_from_the_last_checkpoint(launch_toy, slurm, trained, steps):
     work_dir = launch_toy.folder / 'batch'
     shutil.copytree(trained[0], work_dir)
     output = launch_toy.folder / 'job.out'

@@ -37,7 +37,7 @@ def compare_tokens(monkeypatch):
 
     tool = load('compare_tokens')
     monkeypatch.setattr(subprocess, 'run', run)
-    monkeypatch.setattr(trainings, 'find_resumable', lambda folder: folder / 'iter_5.pth')
+    monkeypatch.setattr(trainings, 'find_latest_checkpoint', lambda folder: folder / 'iter_5.pth')
     monkeypatch.setattr(trainings, 'TEST_IMAGES', 1)
     return tool, commands
 

@@ -1,4 +1,4 @@
-"""The command lines for training and testing, on a toy detector and a handful of made images."""
+"""The command lines for training and testing, on a toy detector and a handful of synthetic images."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from mmengine import load
+from mmengine.config import Config
 
-from mmitpn.engine.command_line import FirstStepHook, run_command
+from mmitpn.engine.cli import FirstStepHook, run_command
 
 ROOT = Path(__file__).parents[2]
 IMAGES = 4
@@ -131,15 +132,15 @@ def toy(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp('toy')
     images, boxes = [], []
     for index in range(IMAGES):
-        picture = np.full((64, 64, 3), 60, np.uint8)
+        image = np.full((64, 64, 3), 60, np.uint8)
         for kind, (width, height) in enumerate([(16, 16), (32, 8)]):
             x, y = 4 + 6 * index, 6 + 28 * kind
-            picture[y : y + height, x : x + width] = 120 + 100 * kind
+            image[y : y + height, x : x + width] = 120 + 100 * kind
             box = [x, y, width, height]
             boxes.append({'id': len(boxes) + 1, 'image_id': index, 'category_id': kind + 1, 'bbox': box})
             boxes[-1] |= {'area': width * height, 'iscrowd': 0}
-        imwrite(picture, str(folder / 'images' / f'{index}.png'))
-        imwrite((picture[..., 0] > 100).astype(np.uint8), str(folder / 'maps' / f'{index}.png'))
+        imwrite(image, str(folder / 'images' / f'{index}.png'))
+        imwrite((image[..., 0] > 100).astype(np.uint8), str(folder / 'maps' / f'{index}.png'))
         images.append({'id': index, 'file_name': f'{index}.png', 'width': 64, 'height': 64})
     categories = [{'id': 1, 'name': 'square'}, {'id': 2, 'name': 'bar'}]
     (folder / 'train.json').write_text(json.dumps({'images': images, 'annotations': boxes, 'categories': categories}))
@@ -206,23 +207,63 @@ def losses(work_dir: Path, rank: int = 0) -> dict[int, float]:
 
 @pytest.fixture(scope='module')
 def trained(toy, tmp_path_factory) -> Path:
-    """The work dir of a whole training."""
+    """The work dir of a complete training run."""
     work_dir = tmp_path_factory.mktemp('trained')
     train(toy, 'toy.py', '--work-dir', work_dir)
     return work_dir
 
 
-def test_training_leaves_whole_checkpoints_only(trained):
+def test_training_leaves_complete_checkpoints_only(trained):
     assert sorted(losses(trained)) == [0, 1, 2, 3]
     assert [p.name for p in trained.glob('*.pth')] == ['epoch_2.pth']
     assert (trained / 'last_checkpoint').read_text().endswith('epoch_2.pth')
     assert not list(trained.glob('.*'))
 
 
+def test_what_exact_resume_changes_is_logged_and_marked_in_the_dumped_config(trained):
+    (log,) = trained.glob('*/*.log')
+    text = log.read_text()
+    assert 'exact_resume=True changed the config (--no-exact-resume leaves it as it is):' in text
+    for change in (
+        'default_hooks.checkpoint.type: CheckpointHook -> mmitpn.AtomicCheckpointHook',
+        'custom_hooks: none -> mmitpn.SeedStepHook',
+        'train_dataloader.sampler.type: DefaultSampler -> mmitpn.SeededSampler',
+        'train_dataloader.dataset: CocoDataset -> mmitpn.SeededDataset of CocoDataset',
+        'train_cfg.type: EpochBasedTrainLoop -> mmitpn.ResumableEpochLoop',
+    ):
+        assert change in text
+    assert Config.fromfile(trained / 'toy.py', import_custom_modules=False).exact_resume is True
+
+
+@pytest.mark.parametrize('option', ['--no-exact-resume', 'exact_resume=False'])
+def test_without_exact_resume_the_config_is_left_as_it_is(toy, tmp_path, monkeypatch, option):
+    """The runner gets the config as it was given, with the work dir and the launcher."""
+    monkeypatch.chdir(toy)
+    monkeypatch.syspath_prepend(str(toy))
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    tool, built = load_tool('train'), []
+
+    def build(cfg):
+        built.append(cfg.to_dict())
+        return SimpleNamespace(train=lambda: None), FirstStepHook()
+
+    monkeypatch.setattr(tool, 'build_runner', build)
+    given = Config.fromfile('toy.py').to_dict()
+    setting = [] if option.startswith('--') else ['--cfg-options', option]
+    for arguments in (setting or [option], ['--exact-resume', *setting], []):
+        assert tool.main(['toy.py', '--work-dir', str(tmp_path), *arguments]) == 0
+    added = {'work_dir': str(tmp_path), 'launcher': 'none'}
+    if setting:
+        added['exact_resume'] = False
+    assert built[0] == {**given, **added}
+    assert all(cfg['exact_resume'] is True for cfg in built[1:])
+    assert built[2]['train_dataloader']['sampler']['type'] == 'mmitpn.SeededSampler'
+
+
 def test_evaluation_prints_and_writes_the_metrics(toy, trained, tmp_path):
     printed = evaluate(
         toy, 'toy.py', trained / 'epoch_2.pth', '--work-dir', tmp_path,
-        '--out', tmp_path / 'out.json', '--show-dir', tmp_path / 'pictures',
+        '--out', tmp_path / 'out.json', '--show-dir', tmp_path / 'drawings',
     )  # fmt: skip
     assert 'Average Precision' in printed
     report = json.loads((tmp_path / 'test_metrics.json').read_text())
@@ -231,7 +272,7 @@ def test_evaluation_prints_and_writes_the_metrics(toy, trained, tmp_path):
     assert [entry['img_id'] for entry in predictions] == list(range(IMAGES))
     assert len(predictions[0]['bboxes'][0]) == 4
     assert len(predictions[0]['scores']) == len(predictions[0]['labels']) > 0
-    assert len(list((tmp_path / 'pictures').rglob('*.png'))) == IMAGES
+    assert len(list((tmp_path / 'drawings').rglob('*.png'))) == IMAGES
 
 
 @pytest.mark.slow
@@ -274,7 +315,7 @@ def test_a_checkpoint_of_another_model_is_taken_on_request(toy, trained, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_where_it_stopped(toy, trained, tmp_path):
+def test_a_killed_run_resumes_where_it_stopped(toy, trained, tmp_path):
     command = [sys.executable, str(ROOT / 'tools' / 'train.py'), 'toy.py', '--work-dir', str(tmp_path)]
     process = subprocess.Popen(
         command, cwd=toy, env=environment(toy, TOY_SLEEP='0.5'), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -323,12 +364,12 @@ def test_mixed_precision_and_the_scaled_learning_rate(toy, tmp_path):
 @pytest.mark.slow
 def test_a_segmentor_trains_and_is_evaluated(toy, tmp_path):
     train(toy, 'segmentation.py', '--work-dir', tmp_path)
-    checkpoint, pictures = tmp_path / 'iter_2.pth', tmp_path / 'pictures'
-    out = ['--out', tmp_path / 'out.pkl', '--show-dir', pictures]
+    checkpoint, drawings = tmp_path / 'iter_2.pth', tmp_path / 'drawings'
+    out = ['--out', tmp_path / 'out.pkl', '--show-dir', drawings]
     printed = evaluate(toy, 'segmentation.py', checkpoint, '--work-dir', tmp_path, *out)
     score = json.loads((tmp_path / 'test_metrics.json').read_text())['metrics']['mIoU']
     assert f'mIoU: {score:.4f}' in printed
-    assert len(load(tmp_path / 'out.pkl')) == len(list(pictures.rglob('*.png'))) == IMAGES
+    assert len(load(tmp_path / 'out.pkl')) == len(list(drawings.rglob('*.png'))) == IMAGES
 
 
 @pytest.mark.slow
@@ -406,8 +447,8 @@ def test_what_fails_after_the_first_step_is_no_mistake_of_the_user(capsys):
     def command(_: object, steps: list) -> None:
         steps.append(FirstStepHook())
         steps[0].after_train_iter(None, 0)
-        raise ValueError('from the midst of a training')
+        raise ValueError('in the middle of a run')
 
-    with pytest.raises(ValueError, match='midst'):
+    with pytest.raises(ValueError, match='middle'):
         run_command(command, argparse.Namespace(debug=False))
     assert 'error:' not in capsys.readouterr().err

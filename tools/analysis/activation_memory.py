@@ -33,7 +33,7 @@ CONFIG = ROOT / 'configs/dino/dino-4scale_fast-itpn-t_8xb2-12e_coco.py'
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line."""
-    from mmitpn.engine.dict_action import DictAction
+    from mmitpn.engine.cli import DictAction
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', default=str(CONFIG), help='default: DINO with FastITPN-T')

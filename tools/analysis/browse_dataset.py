@@ -15,8 +15,8 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from mmengine.runner import set_random_seed
 
-from mmitpn.engine.dict_action import DictAction
-from mmitpn.engine.host_configs import register_host_configs, resolve_config
+from mmitpn.engine.cli import DictAction
+from mmitpn.engine.config_utils import register_host_configs, resolve_config
 from mmitpn.utils import evenly_spaced, mask_to_box
 from mmitpn.visualization.contact_sheet import AnnotatedImage, class_rgb, coco_images, draw_grid
 

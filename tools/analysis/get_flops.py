@@ -29,7 +29,7 @@ from mmitpn.engine import resolve_config, setup_environment
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line."""
-    from mmitpn.engine.dict_action import DictAction
+    from mmitpn.engine.cli import DictAction
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='a config file, or one of a host as mmdet::folder/name.py')

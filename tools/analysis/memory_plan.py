@@ -40,8 +40,7 @@ from mmitpn.analysis.training_step import (
 )
 from mmitpn.config_types import is_type
 from mmitpn.engine import resolve_config, setup_environment
-from mmitpn.engine.command_line import USER_ERRORS
-from mmitpn.engine.dict_action import DictAction
+from mmitpn.engine.cli import USER_ERRORS, DictAction
 
 # glibc gives freed blocks back at once, so that a process holds what it uses.
 GIVE_BACK = {'MALLOC_TRIM_THRESHOLD_': '131072'}

@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mmitpn.analysis.methods import METHODS, backbone_settings, drops_tokens
-from mmitpn.engine.command_line import FirstStepHook, add_common_arguments, read_config, run_command
+from mmitpn.engine.cli import FirstStepHook, add_common_arguments, read_config, run_command
 from mmitpn.engine.evaluation import add_evaluation_arguments, build_test_runner, check_evaluation, read_classes
-from mmitpn.engine.position_grid import use_checkpoint_grid
+from mmitpn.engine.pretrained import use_checkpoint_grid
 
 ALLOWED = ('token_migration', 'token_gathering')
 

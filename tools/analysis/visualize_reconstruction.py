@@ -23,8 +23,8 @@ from torch import Tensor
 
 from mmitpn.checkpoint import read_checkpoint
 from mmitpn.checkpoint.diagnostics import some
-from mmitpn.engine.dict_action import DictAction
-from mmitpn.engine.fit import compare_weights
+from mmitpn.engine.checkpointing import compare_weights
+from mmitpn.engine.cli import DictAction
 from mmitpn.models.pretrain import ITPNPretrain
 from mmitpn.models.pretrain.losses import distance
 from mmitpn.models.pretrain.masking import PATCH, random_masks

@@ -24,8 +24,8 @@ from mmitpn.analysis.host_model import build_from_config
 from mmitpn.analysis.token_trace import trace_tokens
 from mmitpn.checkpoint import load_pretrained
 from mmitpn.config_types import type_name
-from mmitpn.engine.dict_action import DictAction
-from mmitpn.engine.host_configs import register_host_configs, resolve_config
+from mmitpn.engine.cli import DictAction
+from mmitpn.engine.config_utils import register_host_configs, resolve_config
 from mmitpn.visualization.tokens import draw_tokens
 
 

@@ -19,8 +19,8 @@ from rich.table import Table
 
 from mmitpn.config_check import CocoSummary, check_coco_json, check_config
 from mmitpn.config_check.coco_fix import fix_coco_json
-from mmitpn.engine.dict_action import DictAction
-from mmitpn.engine.host_configs import register_host_configs, resolve_config
+from mmitpn.engine.cli import DictAction
+from mmitpn.engine.config_utils import register_host_configs, resolve_config
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -19,9 +19,9 @@ from mmitpn.config_check.model import quoted
 from mmitpn.config_check.semantic import SemanticSummary
 from mmitpn.config_check.semantic_config import check_semantic_config
 from mmitpn.config_check.semantic_fix import Repair, fix_semantic
-from mmitpn.engine.cfg_options import merge_options
-from mmitpn.engine.dict_action import DictAction
-from mmitpn.engine.host_configs import register_host_configs, resolve_config
+from mmitpn.engine.cli import merge_options
+from mmitpn.engine.cli import DictAction
+from mmitpn.engine.config_utils import register_host_configs, resolve_config
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -23,8 +23,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from mmitpn.atomic import write_atomic
 from mmitpn.checkpoint import read_checkpoint, unwrap_state_dict
-from mmitpn.engine.atomic import write_atomic
 from mmitpn.version import __version__
 
 DTYPES = {'fp16': torch.float16, 'bf16': torch.bfloat16, 'fp32': torch.float32}

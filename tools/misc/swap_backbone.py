@@ -22,7 +22,7 @@ from mmitpn.checkpoint import identify, read_checkpoint
 from mmitpn.checkpoint.diagnostics import explain_layout
 from mmitpn.checkpoint.formats import FOREIGN
 from mmitpn.config_types import type_name
-from mmitpn.engine.host_configs import register_host_configs, resolve_config
+from mmitpn.engine.config_utils import register_host_configs, resolve_config
 from mmitpn.models.backbones import ARCHS
 from mmitpn.swap import Change, plan_swap, try_model, write_config
 

@@ -18,7 +18,7 @@ from mmitpn.checkpoint import QuietInit
 from mmitpn.config_types import is_type
 from mmitpn.models.dino import DinoTransformerDecoder, DinoTransformerEncoder, autocast_disabled
 from mmitpn.registry import MODELS
-from mmitpn.validation import check_int
+from mmitpn.utils import check_int
 
 # Settings that the detector computes.
 _COMPUTED_HEAD_SETTINGS = ('share_pred_layer', 'num_pred_layer', 'as_two_stage')

@@ -11,7 +11,7 @@ from mmitpn.models.mask_dino.core import MaskDINOCore
 from mmitpn.models.mask_dino.criterion import targets_from_instances
 from mmitpn.models.mask_dino.transformer_decoder import LayerOutputs
 from mmitpn.registry import MODELS
-from mmitpn.validation import check_int
+from mmitpn.utils import check_int
 
 
 @MODELS.register_module()

@@ -9,7 +9,7 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from mmitpn.models.dino import autocast_disabled
-from mmitpn.validation import check_int
+from mmitpn.utils import check_int
 
 from .criterion import MaskDINOCriterion, MaskDINOTargets
 from .pixel_decoder import MaskDINOPixelDecoder

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 
 @DATASETS.register_module()
-class ToyPictures(torch.utils.data.Dataset):
-    """Pictures of a folder, turned at random."""
+class ToyImages(torch.utils.data.Dataset):
+    """Images of a folder, turned at random."""
 
     metainfo = {'name': 'toy'}  # noqa: RUF012
 
@@ -34,8 +34,8 @@ class ToyPictures(torch.utils.data.Dataset):
         return {'img_path': str(self.files[index])}
 
     def __getitem__(self, index: int) -> dict:
-        picture = np.asarray(Image.open(self.files[index])).astype(np.float32) / 255
-        turned = np.rot90(picture, np.random.randint(4)) + 0.1 * np.random.rand()  # noqa: NPY002
+        image = np.asarray(Image.open(self.files[index])).astype(np.float32) / 255
+        turned = np.rot90(image, np.random.randint(4)) + 0.1 * np.random.rand()  # noqa: NPY002
         return {'inputs': torch.from_numpy(turned.copy()), 'data_samples': Sample(str(self.files[index]))}
 
 
@@ -46,7 +46,7 @@ class Sample:
 
 @MODELS.register_module()
 class ToyNetwork(BaseModel):
-    """Learns the mean of a picture, with dropout."""
+    """Learns the mean of a image, with dropout."""
 
     bad = False
 
@@ -62,7 +62,7 @@ class ToyNetwork(BaseModel):
 
 @HOOKS.register_module()
 class Fault(Hook):
-    """Notes each step with its pictures, and does what TOY_FAULT says; TOY_RANK is the process that does it."""
+    """Notes each step with its images, and causes the fault in TOY_FAULT; TOY_RANK is its process."""
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         with Path(runner.work_dir, f'steps.{get_rank()}').open('a') as file:

@@ -3,14 +3,14 @@
 
 default_scope = 'mmengine'
 custom_imports = dict(imports=['fault_parts'])
-data_root = 'pictures'
+data_root = 'images'
 model = dict(type='ToyNetwork')
 train_dataloader = dict(
     batch_size=2,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(type='ToyPictures', data_root=data_root),
+    dataset=dict(type='ToyImages', data_root=data_root),
 )
 train_cfg = dict(by_epoch=True, max_epochs=3)
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.01))

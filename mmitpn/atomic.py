@@ -1,11 +1,12 @@
-"""Files that are either whole or not there: written beside the final name, then renamed onto it."""
+"""Atomic writing of files, for the engine, the datasets and the tools: a file is complete or it does not exist.
+
+The content is written beside the final name, then renamed onto it. Only the standard library is imported.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-
-from mmengine.fileio import LocalBackend, register_backend
 
 SUFFIX = '.mmitpn-tmp'
 
@@ -14,8 +15,8 @@ def write_atomic(path: str | Path, content: bytes) -> None:
     """Write a file so that a kill or a crash at any moment leaves the old content or the new one, never a part.
 
     Args:
-        path: Final name; its folder is made when missing.
-        content: All of the new content.
+        path: Final name; its folder is created if it is missing. A link is followed.
+        content: The complete new content.
 
     Raises:
         OSError: If the disk is full or not writable; the old file is untouched then.
@@ -37,7 +38,7 @@ def write_atomic(path: str | Path, content: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where the file system has such a thing."""
+    """Make a rename survive a power cut, where the file system supports it."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -51,33 +52,15 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: str | Path) -> list[Path]:
-    """Remove what killed writers left in a folder.
+    """Remove the temporary files of writers that were killed.
 
     Args:
-        folder: Folder to look into, not its sub-folders; may be missing.
+        folder: Folder to search, without its sub-folders; may be missing.
 
     Returns:
-        The files removed.
+        The files that were removed.
     """
     leftovers = sorted(Path(folder).glob(f'.*{SUFFIX}'))
     for leftover in leftovers:
         leftover.unlink(missing_ok=True)
     return leftovers
-
-
-class AtomicLocalBackend(LocalBackend):
-    """mmengine's backend for local files, with whole files only; mmengine writes its checkpoints through it."""
-
-    def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write bytes to a file.
-
-        Args:
-            obj: All of the new content.
-            filepath: Final name of the file.
-        """
-        write_atomic(filepath, obj)
-
-
-def register_atomic_backend() -> None:
-    """Make mmengine write local files whole from now on, in this process."""
-    register_backend('local', AtomicLocalBackend, force=True, prefixes='')

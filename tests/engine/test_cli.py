@@ -1,12 +1,73 @@
-"""Overrides of the validation data count for test data that are a copy of it."""
+"""Overrides on the command line: values with spaces, and validation data that test data are a copy of."""
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 from mmengine.config import Config
+from mmengine.config import DictAction as MMEngineAction
 
-from mmitpn.engine import cfg_options
-from mmitpn.engine.cfg_options import merge_options
+from mmitpn.engine import cli
+from mmitpn.engine.cli import DictAction, load_config, merge_options, parse_options
+
+
+def parse(*options: str, action=DictAction) -> dict:
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='+', action=action)
+    return parser.parse_args(['--cfg-options', *options]).cfg_options
+
+
+@pytest.mark.parametrize(
+    ('value', 'wanted'),
+    [
+        ("('traffic light','cat')", ('traffic light', 'cat')),
+        ("('traffic light', 'cat')", ('traffic light', 'cat')),
+        ('["stop sign", "cat"]', ['stop sign', 'cat']),
+        ('(traffic light,cat)', ('traffic light', 'cat')),
+        ("('traffic light')", ('traffic light',)),
+        ('traffic light,cat', ['traffic light', 'cat']),
+        ("('a, b','c (big)')", ('a, b', 'c (big)')),
+        ('("dog\'s nose",)', ("dog's nose",)),
+        ("('0','1')", ('0', '1')),
+        ('/data/my set/', '/data/my set/'),
+        ('[[0,0,0],[1, 2, 3]]', [[0, 0, 0], [1, 2, 3]]),
+    ],
+)
+def test_spaces_inside_values_are_kept(value, wanted):
+    assert parse(f'x={value}') == {'x': wanted}
+    assert type(parse(f'x={value}')['x']) is type(wanted)
+
+
+@pytest.mark.parametrize(
+    'value',
+    [
+        '3',
+        '1e-4',
+        'True',
+        'none',
+        'None',
+        '1,2,3',
+        '[1,2]',
+        '(1, 2)',
+        '[a,(b,c)]',
+        "'cat'",
+        '(cat)',
+        'a=b',
+        '',
+        '()',
+        '[(1, 2, 3), [a, b], c]',
+    ],
+)
+def test_other_values_are_those_of_mmengine(value):
+    assert repr(parse(f'x={value}')) == repr(parse(f'x={value}', action=MMEngineAction))
+
+
+def test_a_config_is_loaded_with_overrides(tmp_path):
+    (tmp_path / 'a.py').write_text('a = dict(b=1, c=2)\n')
+    cfg = load_config(tmp_path / 'a.py', parse_options(['a.b=3', 'd=x y']))
+    assert (cfg.a.b, cfg.a.c, cfg.d) == (3, 2, 'x y')
+    assert load_config(tmp_path / 'a.py', parse_options([])).a.b == 1
 
 
 @pytest.fixture
@@ -25,13 +86,13 @@ def cfg() -> Config:
 
 
 @pytest.fixture
-def said(monkeypatch) -> list[str]:
+def logged(monkeypatch) -> list[str]:
     lines: list[str] = []
-    monkeypatch.setattr(cfg_options, 'print_log', lambda text, *_, **__: lines.append(text))
+    monkeypatch.setattr(cli, 'print_log', lambda text, *_, **__: lines.append(text))
     return lines
 
 
-def test_test_data_that_are_a_copy_follow(cfg, said):
+def test_overrides_reach_test_data_that_are_a_copy(cfg, logged):
     merge_options(
         cfg,
         {
@@ -46,13 +107,13 @@ def test_test_data_that_are_a_copy_follow(cfg, said):
         assert cfg[f'{split}_dataloader'].dataset.to_dict() == {'data_root': 'my/', 'metainfo': {'classes': ('b', 'c')}}
         assert cfg[f'{split}_evaluator'][0].ann_file == 'my/val.json'
         assert cfg[f'{split}_evaluator'][1].type == 'Other'
-    (line,) = said
+    (line,) = logged
     for key in ('test_dataloader.dataset.data_root', 'test_dataloader.dataset.metainfo', 'test_evaluator.0.ann_file'):
         assert key in line
     assert 'num_classes' not in line
 
 
-def test_what_is_set_for_the_test_data_stays(cfg, said):
+def test_overrides_of_the_test_data_are_kept(cfg, logged):
     merge_options(
         cfg,
         {
@@ -65,11 +126,11 @@ def test_what_is_set_for_the_test_data_stays(cfg, said):
     assert cfg.val_dataloader.dataset.data_root == 'my/'
     assert cfg.test_dataloader.dataset.data_root == 'other/'
     assert cfg.test_dataloader.dataset.metainfo.to_dict() == {'classes': ('d',)}
-    assert said
-    assert 'test_dataloader.dataset.data_root' not in said[0]
+    assert logged
+    assert 'test_dataloader.dataset.data_root' not in logged[0]
 
 
-def test_test_data_of_their_own_stay(cfg, said):
+def test_other_test_data_are_not_changed(cfg, logged):
     cfg.test_dataloader.dataset.data_root = 'test/'
     merge_options(cfg, {'val_dataloader.dataset.data_root': 'my/', 'val_dataloader.batch_size': 4})
     assert cfg.test_dataloader.dataset.data_root == 'test/'
@@ -78,7 +139,7 @@ def test_test_data_of_their_own_stay(cfg, said):
     merge_options(cfg, {'val_evaluator.0.ann_file': 'my/val.json'})
     assert 'test_evaluator' not in cfg
     merge_options(cfg, None)
-    assert not said
+    assert not logged
 
 
 def test_the_options_are_not_changed(cfg):

@@ -1,8 +1,12 @@
-"""NaN images and losses stop a training run before they reach the weights."""
+"""NaN images and losses stop a training run before they reach the weights; signals stop it at the end of a step."""
 
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +17,8 @@ from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import Runner
 
-from mmitpn.engine import StopOnInvalidLossHook
-from mmitpn.engine import invalid_loss_hook as hook_module
+from mmitpn.engine import StopOnInvalidLossHook, StopOnSignalHook
+from mmitpn.engine import hooks as hook_module
 from mmitpn.models.backbones import FastITPN
 
 SIZES = {'depths': (1, 1, 1), 'embed_dim': 16, 'num_heads': 1}
@@ -52,7 +56,7 @@ class Network(BaseModel):
 
 
 class Before(Hook):
-    """Remembers the weights as each iteration found them."""
+    """Copies the weights before each iteration."""
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         self.weights = copy.deepcopy(runner.model.state_dict())
@@ -185,3 +189,28 @@ def test_broken_images_of_a_batch(inputs, names):
 def test_intervals_that_are_none(interval):
     with pytest.raises(ValueError, match='give an integer number of iterations of at least 1'):
         StopOnInvalidLossHook(interval)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'signals': 'SIGTERM'}, "give a list of names such as 'SIGTERM'"),
+        ({'signals': ['SIGNOTHING']}, r"signals is \['SIGNOTHING'\]"),
+        ({'interval': 0}, 'interval is 0; give an integer number of steps of at least 1'),
+        ({'interval': True}, 'give an integer number of steps'),
+    ],
+)
+def test_wrong_settings_of_the_signal_hook(settings, message):
+    with pytest.raises(ValueError, match=message):
+        StopOnSignalHook(**settings)
+
+
+def test_a_process_that_ended_is_not_running():
+    child = subprocess.Popen([sys.executable, '-c', ''])
+    limit = time.monotonic() + 20
+    while hook_module._is_running(child.pid):  # a zombie until it is waited for
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    child.wait()
+    assert not hook_module._is_running(child.pid)
+    assert hook_module._is_running(os.getpid())

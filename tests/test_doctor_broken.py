@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mmitpn.doctor.environment import HOSTS, find_stack
-from mmitpn.doctor.mend import PINS, ROOT
+from mmitpn.installation import HOSTS, ROOT, find_stack, requirement
 from mmitpn.ops.install import SOURCE
 
 SITE = Path(sysconfig.get_paths()['purelib'])
@@ -47,7 +46,7 @@ class Broken:
                 (self.site / path.name).symlink_to(path)
 
     def distribution(self, name: str, version: str) -> None:
-        """Say that a distribution is installed."""
+        """Add the metadata of an installed distribution."""
         folder = self.site / f'{name.replace("-", "_")}-{version}.dist-info'
         folder.mkdir()
         (folder / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')
@@ -78,12 +77,12 @@ class Broken:
 
 
 def problems(done: subprocess.CompletedProcess) -> dict[str, str]:
-    """What was said of each problem, and what mends it; everything was looked at, and nothing fell over."""
+    """Each problem and what fixes it; everything was checked, and nothing crashed."""
     assert done.returncode == 1, done.stdout + done.stderr
     assert 'Traceback' not in done.stderr
     for row in ('python', 'torch', 'stack', *HOSTS, 'GPU', 'mmitpn'):
         assert re.search(rf'^{row} ', done.stdout, re.MULTILINE), row
-    found = dict(re.findall(r'^problem: (.*)\n  mend: (.+)$', done.stdout, re.MULTILINE))
+    found = dict(re.findall(r'^problem: (.*)\n  fix: (.+)$', done.stdout, re.MULTILINE))
     assert f'{len(found)} problem(s)' in done.stdout
     return found
 
@@ -94,10 +93,10 @@ def test_nothing_is_installed(tmp_path):
     done = broken.doctor('--config', str(config))
     found = problems(done)
     for name in ('torch', 'torchvision', 'numpy', 'cv2', *HOSTS):
-        (mend,) = [mend for says, mend in found.items() if says.startswith(f'{name} does not import')]
+        (fix,) = [fix for text, fix in found.items() if text.startswith(f'{name} does not import')]
         where = f'MMITPN_VENV={tmp_path}/broken' if name == 'mmcv' else f'{broken.python} -m pip install '
-        assert mend.startswith(where)
-    assert re.search(r'^data +- +not looked at', done.stdout, re.MULTILINE)
+        assert fix.startswith(where)
+    assert re.search(r'^data +- +not checked', done.stdout, re.MULTILINE)
 
 
 def test_torch_is_damaged(tmp_path):
@@ -106,8 +105,8 @@ def test_torch_is_damaged(tmp_path):
     (broken.site / 'torch/__init__.py').write_text('raise OSError("libcudnn.so.9: cannot open shared object file")\n')
     broken.distribution('torch', '2.14.1')
     found = problems(broken.doctor())
-    (mend,) = [mend for says, mend in found.items() if says.startswith('torch does not import (OSError: libcudnn')]
-    assert f'{broken.python} -m pip install --force-reinstall --no-deps torch==2.14.1' in mend
+    (fix,) = [fix for text, fix in found.items() if text.startswith('torch does not import (OSError: libcudnn')]
+    assert f'{broken.python} -m pip install --force-reinstall --no-deps torch==2.14.1' in fix
 
 
 @pytest.mark.slow
@@ -116,10 +115,10 @@ def test_mmcv_without_operators(tmp_path):
     broken = Broken(tmp_path, 'mmcv')
     place = broken.copy('mmcv', '_ext')
     found = problems(broken.doctor())
-    (mend,) = [mend for says, mend in found.items() if says.startswith("mmcv's operators do not import")]
-    assert mend == f'{broken.python} -m mmitpn.ops install'
-    # What follows from it in the frameworks has the same cure.
-    assert {mend for says, mend in found.items() if 'mmcv._ext' in says} == {mend}
+    (fix,) = [fix for text, fix in found.items() if text.startswith("mmcv's operators do not import")]
+    assert fix == f'{broken.python} -m mmitpn.ops install'
+    # The frameworks fail for the same reason: the same fix.
+    assert {fix for text, fix in found.items() if 'mmcv._ext' in text} == {fix}
     (place / '_ext.py').write_text(SOURCE)
     done = broken.doctor()
     assert done.returncode == 0, done.stdout
@@ -132,9 +131,9 @@ def test_the_wrong_numpy_and_no_mmpretrain(tmp_path):
     broken.distribution('numpy', {'onedl': '1.26.4', 'openmmlab': '2.2.6'}[STACK])
     found = problems(broken.doctor())
     pip = f'{broken.python} -m pip install --no-deps'
-    assert set(found.values()) == {f'{pip} {PINS[STACK][name]}' for name in ('mmpretrain', 'numpy')}
+    assert set(found.values()) == {f'{pip} {requirement(STACK, name)}' for name in ('mmpretrain', 'numpy')}
     assert len(found) == 2
-    assert not [says for says in found if says.startswith(('mmdet', 'mmseg'))]
+    assert not [text for text in found if text.startswith(('mmdet', 'mmseg'))]
 
 
 @pytest.mark.slow
@@ -155,10 +154,10 @@ def test_operators_and_driver_of_another_cuda(tmp_path):
     done = broken.doctor(LD_LIBRARY_PATH=str(tmp_path))
     found = problems(done)
     assert re.search(r'^GPU +2, not used +.*the driver supports CUDA 11\.4', done.stdout, re.MULTILINE)
-    (mend,) = [mend for says, mend in found.items() if says.startswith("mmcv's operators are built for CUDA 11.8")]
-    assert mend == broken.repair
-    (mend,) = [mend for says, mend in found.items() if 'the driver supports CUDA 11.4; update it to 5' in says]
-    assert mend.startswith('sudo ')
+    (fix,) = [fix for text, fix in found.items() if text.startswith("mmcv's operators are built for CUDA 11.8")]
+    assert fix == broken.repair
+    (fix,) = [fix for text, fix in found.items() if 'the driver supports CUDA 11.4; update it to 5' in text]
+    assert fix.startswith('sudo ')
 
 
 def test_nothing_heavy_is_imported_at_the_top():

@@ -1,4 +1,4 @@
-"""Checkpoint files: whole or not there, readable by torch's default, found again after a crash."""
+"""Checkpoint files: complete or absent, readable by torch's default, found again after a crash."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.fileio import get_file_backend
+from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import save_checkpoint
 
+from mmitpn.atomic import SUFFIX, remove_leftovers, write_atomic
 from mmitpn.checkpoint.reader import register_safe_globals
-from mmitpn.engine import AtomicCheckpointHook, find_resumable, setup_environment
-from mmitpn.engine.atomic import SUFFIX, remove_leftovers, write_atomic
+from mmitpn.engine import AtomicCheckpointHook, find_latest_checkpoint, setup_environment, use_atomic_checkpoints
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -114,7 +116,7 @@ def test_the_old_checkpoint_stays_until_the_new_one_is_there(tmp_path):
     assert Path((tmp_path / 'last_checkpoint').read_text()).name == 'epoch_2.pth'
 
 
-def test_the_old_checkpoint_in_shards_is_removed(tmp_path):
+def test_the_old_sharded_checkpoint_is_removed(tmp_path):
     def save(out_dir: str, filename: str, *_: object, **__: object) -> None:
         Path(out_dir, filename).mkdir()
         Path(out_dir, filename, '.metadata').write_bytes(b'x')
@@ -123,7 +125,7 @@ def test_the_old_checkpoint_in_shards_is_removed(tmp_path):
     for runner.epoch in (0, 1):
         hook._save_checkpoint(runner)
     assert sorted(p.name for p in tmp_path.glob('*.pth')) == ['epoch_2.pth']
-    assert find_resumable(tmp_path) == tmp_path / 'epoch_2.pth'
+    assert find_latest_checkpoint(tmp_path) == tmp_path / 'epoch_2.pth'
 
 
 def test_the_old_best_stays_until_the_new_one_is_there(tmp_path):
@@ -151,37 +153,60 @@ def test_the_hook_makes_writing_atomic_without_our_tools(tmp_path):
     assert type(get_file_backend(str(tmp_path))).__name__ == 'AtomicLocalBackend'
 
 
-def whole(path: Path) -> Path:
+ATOMIC = 'mmitpn.AtomicCheckpointHook'
+
+
+@pytest.mark.parametrize(
+    'hooks', [{}, {'default_hooks': {}}, {'default_hooks': {'checkpoint': {'type': 'CheckpointHook', 'interval': 3}}}]
+)
+def test_the_checkpoint_hook_is_replaced_and_keeps_its_options(hooks):
+    cfg = Config(hooks)
+    changes = use_atomic_checkpoints(cfg)
+    assert changes == [f'default_hooks.checkpoint.type: CheckpointHook -> {ATOMIC}']
+    assert use_atomic_checkpoints(cfg) == []
+    assert cfg.default_hooks.checkpoint.type == ATOMIC
+    assert cfg.default_hooks.checkpoint.interval == (3 if hooks.get('default_hooks') else 1)
+
+
+def test_a_further_hook_and_a_class_are_replaced_too():
+    cfg = Config({'default_hooks': {'checkpoint': None}})
+    cfg.custom_hooks = [{'type': CheckpointHook, 'interval': 2}, {'type': 'EMAHook'}]
+    use_atomic_checkpoints(cfg)
+    assert cfg.default_hooks.checkpoint is None
+    assert [hook['type'] for hook in cfg.custom_hooks] == [ATOMIC, 'EMAHook']
+
+
+def complete(path: Path) -> Path:
     torch.save({'a': 1}, path)
     return path
 
 
 def test_resumes_from_the_file_named_last(tmp_path):
-    whole(tmp_path / 'epoch_2.pth')
-    named = whole(tmp_path / 'epoch_1.pth')
+    complete(tmp_path / 'epoch_2.pth')
+    named = complete(tmp_path / 'epoch_1.pth')
     (tmp_path / 'last_checkpoint').write_text(str(named))
-    assert find_resumable(tmp_path) == named
+    assert find_latest_checkpoint(tmp_path) == named
 
 
 def test_resumes_in_a_folder_that_was_moved(tmp_path):
-    named = whole(tmp_path / 'epoch_1.pth')
+    named = complete(tmp_path / 'epoch_1.pth')
     (tmp_path / 'last_checkpoint').write_text('/somewhere/else/epoch_1.pth')
-    assert find_resumable(tmp_path) == named
+    assert find_latest_checkpoint(tmp_path) == named
 
 
 @pytest.mark.parametrize('pointer', ['', 'gone.pth', None])
-def test_resumes_from_the_newest_whole_file_without_a_good_pointer(tmp_path, pointer):
-    good = whole(tmp_path / 'iter_10.pth')
+def test_resumes_from_the_newest_complete_file_without_a_good_pointer(tmp_path, pointer):
+    good = complete(tmp_path / 'iter_10.pth')
     os.utime(good, (1, 1))
     (tmp_path / 'iter_20.pth').write_bytes(good.read_bytes()[:-100])
     if pointer is not None:
         (tmp_path / 'last_checkpoint').write_text(pointer)
-    assert find_resumable(tmp_path) == good
+    assert find_latest_checkpoint(tmp_path) == good
 
 
 def test_nothing_to_resume(tmp_path):
-    assert find_resumable(tmp_path) is None
-    assert find_resumable(tmp_path / 'missing') is None
+    assert find_latest_checkpoint(tmp_path) is None
+    assert find_latest_checkpoint(tmp_path / 'missing') is None
 
 
 def test_training_state_is_read_under_weights_only(tmp_path):
@@ -227,15 +252,15 @@ class Callback:
 
 
 @pytest.mark.parametrize(
-    ('thing', 'error', 'says'),
+    ('value', 'error', 'message'),
     [
         (Callback(), ValueError, "asks for '__init__' of .*HistoryBuffer.*; allowed: public methods"),
         (os.system, UnpicklingError, '(?i)weights.only'),
         (print, UnpicklingError, '(?i)weights.only'),
     ],
 )
-def test_nothing_else_is_let_in(tmp_path, thing, error, says):
+def test_other_objects_are_refused(tmp_path, value, error, message):
     register_safe_globals()
-    torch.save({'a': thing}, tmp_path / 'evil.pth')
-    with pytest.raises(error, match=says):
+    torch.save({'a': value}, tmp_path / 'evil.pth')
+    with pytest.raises(error, match=message):
         torch.load(tmp_path / 'evil.pth', weights_only=True)

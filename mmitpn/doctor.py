@@ -1,0 +1,329 @@
+"""What is installed, what is wrong with it, and the commands that fix it.
+
+    python -m mmitpn.doctor                                       the installation
+    python -m mmitpn.doctor --config CONFIG [--cfg-options ...]   and the data that a config names
+
+Ends with status 1 if something that this project needs does not work, after checking everything, and 2 for a mistake
+on the command line. It runs where torch or a framework is broken: only the standard library is imported with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmitpn import installation
+from mmitpn.installation import HOSTS, LIBRARIES, ROOT, installed, one_line, try_import, version_tuple
+
+PARTS = ('models', 'datasets', 'evaluation', 'engine', 'visualization')  # of mmdet, mmseg and mmpretrain
+OTHER_OPENCV = ('opencv-python', 'opencv-contrib-python', 'opencv-contrib-python-headless')  # have the same files
+NEWEST_PYTHON = {'onedl': (3, 13), 'openmmlab': (3, 12)}
+# What configs name, by the registry of mmengine that must find it.
+PUBLIC = {
+    'MODELS': ('mmitpn.FastITPN', 'mmitpn.ITPN', 'mmitpn.ITPNPyramid', 'mmitpn.DINO', 'mmitpn.MeanPoolClsHead'),
+    'OPTIM_WRAPPER_CONSTRUCTORS': ('mmitpn.LayerDecayOptimWrapperConstructor',),
+    'HOOKS': ('mmitpn.AtomicCheckpointHook',),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that does not work, and the command that fixes it."""
+
+    message: str
+    fix: str
+
+
+@dataclass
+class Diagnosis:
+    """Rows of the table (name, version, note), problems, and remarks: what is slower or unused, but breaks nothing."""
+
+    stack: str = 'onedl'
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    remarks: list[Problem] = field(default_factory=list)
+
+    def row(self, name: str, version: str | None, note: str = '') -> None:
+        """Add a row; without a version it has a dash."""
+        self.rows.append((name, version or '-', note))
+
+    def problem(self, message: str, fix: str) -> None:
+        """Add a problem, once."""
+        if Problem(message, fix) not in self.problems:
+            self.problems.append(Problem(message, fix))
+
+    def failed_import(self, subject: str, module: str, error: Exception) -> None:
+        """Add the problem of a module that does not import."""
+        self.problem(f'{subject} not import ({one_line(error)})', installation.fix_import(self.stack, module, error))
+
+
+def check_python(found: Diagnosis) -> None:
+    """Check the interpreter."""
+    found.row('python', platform.python_version(), sys.executable)
+    newest = NEWEST_PYTHON[found.stack]
+    if not (3, 10) <= sys.version_info[:2] <= newest:
+        found.problem(
+            f'Python {platform.python_version()} is outside 3.10 to {newest[0]}.{newest[1]}, on which the {found.stack}'
+            ' stack runs; make an environment with one of these',
+            installation.new_environment(found.stack, 'python3.11'),
+        )
+
+
+def check_libraries(found: Diagnosis) -> None:
+    """Check torch and the other libraries of both stacks."""
+    for module, distribution in LIBRARIES.items():
+        error = try_import(module)
+        version = installed(distribution) or getattr(sys.modules.get(module), '__version__', None)
+        found.row(module, version, '' if error is None else 'does not import')
+        if error is not None:
+            found.failed_import(f'{module} does', module, error)
+    others = [name for name in OTHER_OPENCV if installed(name)]
+    if installed(LIBRARIES['cv2']) and others:
+        found.problem(
+            f'{" and ".join(others)} and {LIBRARIES["cv2"]} are all installed and overwrite each other in {"cv2"!r}',
+            f'{installation.pip("uninstall", "-y", *others)} && {installation.install(found.stack, "cv2", force=True)}',
+        )
+
+
+def check_stack(found: Diagnosis) -> None:
+    """Check which distributions the frameworks come from."""
+    stacks: set[str] = set()
+    doubled = False
+    for module, names in HOSTS.items():
+        there = [name for name in names if installed(name) is not None]
+        if len(there) > 1:
+            doubled = True
+            found.problem(
+                f'{" and ".join(there)} are both installed and overwrite each other in {module!r}',
+                f'{installation.pip("uninstall", "-y", *there)} && {installation.install(found.stack, module)}',
+            )
+        stacks |= {names[name] for name in there}
+    if len(stacks) == 2 and not doubled:
+        found.problem(
+            'the hosts are mixed from both stacks, which do not fit together; make an environment with one of them',
+            installation.new_environment(found.stack),
+        )
+    found.row('stack', stacks.pop() if len(stacks) == 1 else None, 'by the names of the installed distributions')
+
+
+def check_hosts(found: Diagnosis) -> None:
+    """Import the frameworks and their parts, which they import when a config names something of them."""
+    for module, names in HOSTS.items():
+        name = next((name for name in names if installed(name) is not None), None)
+        error = try_import(module)
+        for part in PARTS if module in ('mmdet', 'mmseg', 'mmpretrain') else ():
+            error = error or try_import(f'{module}.{part}')
+        note = name or 'not installed'
+        found.row(module, name and installed(name), note if error is None else f'{note}, does not import')
+        if error is not None:
+            found.failed_import(f'{module} does', module, error)
+
+
+def check_operators(found: Diagnosis) -> None:
+    """Check mmcv's compiled operators, and whether they run on the GPU."""
+    torch = sys.modules.get('torch')
+    if torch is None or 'mmcv' not in sys.modules:
+        return
+    error = try_import('mmcv.ops')
+    if error is not None:
+        found.row('mmcv.ops', None, 'does not import')
+        found.failed_import("mmcv's operators do", 'mmcv', error)
+        return
+    compiled = importlib.import_module('mmcv.ops').get_compiling_cuda_version()
+    if 'mmitpn' in compiled:
+        found.row('mmcv.ops', 'mmitpn', "not compiled: this project's operators, in PyTorch (mmitpn.ops)")
+        return
+    cuda, built = compiled if re.match(r'\d', compiled) else None, torch.version.cuda
+    found.row('mmcv.ops', 'CPU and CUDA' if cuda else 'CPU', f'CUDA {cuda}' if cuda else 'no CUDA operators')
+    if cuda and version_tuple(cuda)[0] != (version_tuple(built) or (0,))[0]:
+        found.problem(
+            f"mmcv's operators are built for CUDA {cuda}, and torch for {f'CUDA {built}' if built else 'none'}",
+            installation.install_mmcv(found.stack),
+        )
+    if torch.cuda.is_available() and not cuda:
+        text = (
+            "a GPU is here but mmcv's operators are compiled for the CPU only: what mmdet and mmseg call of them fails "
+            'on GPU tensors; those of mmitpn run there'
+        )
+        found.remarks.append(Problem(text, installation.use_own_operators(replace_compiled=True)))
+
+
+def check_gpu(found: Diagnosis) -> None:
+    """Compare the CUDA release that torch is built for with the driver's."""
+    release, gpus = installation.read_driver()
+    driver = 'no NVIDIA driver' if release is None else f'the driver supports CUDA {release[0]}.{release[1]}'
+    torch = sys.modules.get('torch')
+    if torch is None:
+        found.row('GPU', f'{gpus} found' if gpus else 'none', driver)
+        return
+    built = torch.version.cuda
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else f'{gpus}, not used' if gpus else 'none'
+    found.row('GPU', name, f'torch is built {f"for CUDA {built}" if built else "without CUDA"}; {driver}')
+    if gpus and release is not None and built is None:
+        torch_again = [installation.install(found.stack, 'torch', force=force) for force in (True, False)]
+        text = f'a GPU is here, but torch {torch.__version__} is built without CUDA and trains on the CPU'
+        found.remarks.append(Problem(text, ' && '.join([*torch_again, installation.install_mmcv(found.stack)])))
+    elif gpus and release is not None and (old := installation.explain_old_driver(release, found.stack)):
+        found.problem(*old)
+
+
+def check_known_combinations(found: Diagnosis) -> None:
+    """Check for combinations of versions that are known not to work."""
+    numpy, mmcv = version_tuple(installed('numpy')), installed('mmcv') or installed('mmcv-lite')
+    for host in ('mmdet', 'mmsegmentation'):
+        if version_tuple(mmcv) >= (2, 2) and installed(host):
+            found.problem(
+                f'{host} {installed(host)} needs mmcv below 2.2.0, and {mmcv} is installed',
+                installation.install_mmcv('openmmlab'),
+            )
+    official = {name for names in HOSTS.values() for name, stack in names.items() if stack == 'openmmlab'}
+    for stack, name, wrong in (
+        (
+            'openmmlab',
+            'the official OpenMMLab packages need numpy below 2',
+            numpy >= (2,) and any(map(installed, official)),
+        ),
+        ('onedl', 'onedl-mmsegmentation needs numpy 2', () < numpy < (2,) and installed('onedl-mmsegmentation')),
+    ):
+        if wrong:
+            found.problem(f'{name}, and {installed("numpy")} is installed', installation.install(stack, 'numpy'))
+
+
+def check_project(found: Diagnosis) -> None:
+    """Check that mmengine's registries find this project's names, unless something else is broken."""
+    found.row('mmitpn', importlib.import_module('mmitpn').__version__, str(installed('mmitpn') and 'installed'))
+    if found.problems:
+        return
+    reasons: dict[str, list[str]] = {}
+    for registry, keys in PUBLIC.items():
+        for key in keys:
+            try:
+                if getattr(importlib.import_module('mmengine.registry'), registry).get(key) is None:
+                    reasons.setdefault('no registry has it', []).append(key)
+            except Exception as error:  # noqa: BLE001  as in try_import
+                reasons.setdefault(one_line(error), []).append(key)
+    for why, keys in reasons.items():
+        found.problem(
+            f'mmengine does not find type={", ".join(map(repr, keys))} ({why})', installation.repair(found.stack)
+        )
+
+
+CHECKS: tuple[Callable[[Diagnosis], None], ...] = (
+    *(check_python, check_libraries, check_stack, check_hosts),
+    *(check_operators, check_gpu, check_known_combinations, check_project),
+)
+
+
+def check_data(found: Diagnosis, config: str, options: Sequence[str]) -> None:
+    """Look for the data that a config trains, validates and tests on, then run the checks that the tools run.
+
+    Args:
+        found: Gets a row for each path, and a problem for each that is missing or does not fit.
+        config: Config file, or HOST::NAME.
+        options: Overrides, as ``a.b.c=1``.
+
+    Raises:
+        ValueError: If an override cannot be read.
+        OSError: If the config is not there.
+    """
+    if try_import('mmengine') is not None or try_import('mmitpn.config_check') is not None:
+        found.row('data', None, f'not checked: {config} cannot be read before the problems below are fixed')
+        return
+    from mmitpn.config_check import check_config
+    from mmitpn.config_check.config import SPLITS
+    from mmitpn.config_check.data_paths import find_data_paths
+    from mmitpn.engine.cli import load_config, parse_options
+    from mmitpn.engine.config_utils import register_host_configs
+
+    register_host_configs()
+    cfg = load_config(config, parse_options(options))
+    words = [*(sys.executable, str(ROOT / 'tools/data/check_coco.py'), config), *(['--cfg-options'] if options else [])]
+    try:
+        paths = find_data_paths(cfg)
+    except (ValueError, TypeError) as error:
+        found.problem(str(error), shlex.join([*words, *options]))
+        return
+    missing: dict[str, list[Any]] = {}  # by the command that provides them
+    for one in paths:
+        note = f'{one.root} is not checked' if one.path is None else str(one.path)
+        found.row(f'{one.splits[0]} data', one.content, note)
+        if one.is_missing:
+            missing.setdefault(one.fix(ROOT / 'tools/data/make_shapes.py'), []).append(one)
+    for fix, those in missing.items():
+        splits = [split for split in SPLITS if any(split in one.splits for one in those)]
+        names = ', '.join(str(one.path) for one in those)
+        found.problem(f'{config} needs {names} ({", ".join(splits)} data): not there', fix)
+    if not paths:
+        found.row('data', None, f'{config} names no dataset')
+    incomplete = {split for those in missing.values() for one in those for split in one.splits}
+    for splits in (SPLITS, [split for split in SPLITS if split not in incomplete]):
+        try:
+            check_config(cfg, splits=splits)
+        except (ValueError, TypeError, OSError) as error:
+            if incomplete and splits is SPLITS and isinstance(error, FileNotFoundError):
+                continue  # named above; the other data may not fit either
+            found.problem(one_line(error).partition(': ')[2], shlex.join([*words, *options]))
+        break
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; a mistake is one line and status 2."""
+    parser = argparse.ArgumentParser(
+        prog='python -m mmitpn.doctor',
+        usage=argparse.SUPPRESS,
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('--config', metavar='CONFIG', help='also look for the data of this config, or of HOST::NAME')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override settings of CONFIG')
+    args = parser.parse_args(argv)
+    wrong = [option for option in args.cfg_options if '=' not in option]
+    if wrong:
+        parser.error(f'--cfg-options {wrong[0]!r} must be KEY=VALUE')
+    if args.cfg_options and not args.config:
+        parser.error('--cfg-options belongs to --config CONFIG')
+    if args.config and '::' not in args.config and not Path(args.config).is_file():
+        parser.error(f'no config file {args.config!r}; give the path of one, or HOST::NAME')
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check the installation and, if one is named, the data of a config; print what was found.
+
+    Args:
+        argv: Arguments of the command line.
+
+    Returns:
+        0 if everything works, 1 if not, 2 for a config that cannot be read.
+    """
+    args = parse_args(argv)
+    found = Diagnosis(stack=installation.find_stack())
+    for check in CHECKS:
+        check(found)
+    status = 0
+    if args.config:
+        try:
+            check_data(found, args.config, args.cfg_options)
+        except Exception as error:  # noqa: BLE001  a config is a program: it raises anything, and the table is wanted
+            sys.stderr.write(f'error: {args.config}: {" ".join(str(error).split()) or type(error).__name__}\n')
+            status = 2
+    width = max(len(version) for _, version, _ in found.rows) + 2
+    for name, version, note in found.rows:
+        print(f'{name:<13}{version:<{width}}{note}'.rstrip())
+    for kind, entries in (('note', found.remarks), ('problem', found.problems)):
+        for entry in entries:
+            print(f'{kind}: {entry.message}\n  fix: {entry.fix}')
+    print(f'{len(found.problems)} problem(s)' if found.problems else 'everything that mmitpn needs works')
+    return status or (1 if found.problems else 0)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
