@@ -47,8 +47,8 @@ class FastITPN(HierarchicalBackbone):
             nothing.
         token_migration: Work with fewer tokens from some block of the main stage on, and with all again for the
             pyramid: the arguments of :class:`TokenMigration`, ``dict(keep_ratio=0.5, at=None, score=...)``; ``type``
-            names another way (``'TokenMerging'``, ``'TokenPropagation'``, ``'SemanticTokens'``). ``dict()`` takes the
-            defaults, None leaves it out.
+            names another reducer of ``mmitpn.models.token_reduction.REDUCERS``. ``dict()`` takes the defaults, None
+            leaves it out.
         token_gathering: Attention in windows, with gathering tokens between them: the arguments of
             :class:`TokenGathering`, ``dict(window_size=16, num_tokens=4, global_blocks=(), learned=False)``.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` loads any Fast-iTPN file as it is.

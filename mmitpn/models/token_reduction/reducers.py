@@ -1,12 +1,8 @@
-"""The ways to work with fewer tokens, by the names that configs use."""
+"""The registry of token reducers, by the names that configs use."""
 
 from __future__ import annotations
 
-from .merging import TokenMerging
 from .migration import TokenMigration, TokenReducer
-from .propagation import TokenPropagation
-from .semantic import SemanticTokens
 
-REDUCERS: dict[str, type[TokenReducer]] = {
-    cls.__name__: cls for cls in (TokenMigration, TokenMerging, TokenPropagation, SemanticTokens)
-}
+REDUCERS: dict[str, type[TokenReducer]] = {'TokenMigration': TokenMigration}
+"""Open to others: ``REDUCERS['MyReducer'] = MyReducer`` allows ``token_migration=dict(type='MyReducer')``."""
