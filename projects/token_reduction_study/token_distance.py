@@ -1,7 +1,7 @@
 r"""How far token reduction moves a network's maps, without any training: what the default settings were chosen by.
 
-    python projects/token_reduction_study/token_distance.py --images data/shapes/coco/val2017 --arch nano --img-size 128 \
-        --weights configs/quickstart/fast-itpn-nano_shapes.pth --window-size 4
+    python projects/token_reduction_study/token_distance.py --images data/shapes/coco/val2017 \
+        --arch nano --img-size 128 --weights configs/quickstart/fast-itpn-nano_shapes.pth --window-size 4
 
 The distance of a map to the one of global attention with the same weights is the norm of the difference over the norm
 of the map, at stride 16, over all images.
@@ -41,9 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--number', type=int, default=24, help='images (default: 24)')
     parser.add_argument('--window-size', type=int, default=16, help='of token gathering (default: 16)')
     parser.add_argument('--num-tokens', type=int, nargs='+', default=[0, 1, 4], help='gathering tokens per window')
-    parser.add_argument(
-        '--keep', type=float, nargs='+', default=[0.75, 0.5, 0.25], help='fractions of the tokens that stay'
-    )
+    parser.add_argument('--keep', type=float, nargs='+', default=[0.75, 0.5, 0.25], help='fractions of tokens kept')
     return parser.parse_args(argv)
 
 

@@ -4,8 +4,8 @@ r"""Draw what token migration dropped from a photograph, and where the attention
     python projects/token_reduction_study/visualize_tokens.py IMAGE --config CONFIG --checkpoint FILE --cfg-options \
         model.backbone.token_gathering.window_size=16 model.backbone.token_migration.keep_ratio=0.5
 
-CONFIG is that of a detector, segmentor or classifier with a Fast-iTPN backbone, of this repository or of mmdet, mmseg or
-mmpretrain; the image goes through its test pipeline. FILE is a checkpoint of the whole model, or a released file for
+CONFIG is that of a detector, segmentor or classifier with a Fast-iTPN backbone, of this repository or of mmdet, mmseg
+or mmpretrain; the image goes through its test pipeline. FILE is a checkpoint of the whole model, or a released file for
 its backbone.
 """
 

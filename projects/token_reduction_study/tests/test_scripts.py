@@ -1,33 +1,27 @@
-"""The command lines that compare and picture token reduction."""
+"""The scripts of the study."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from token_study import training_scores
 
-from mmitpn.analysis import trainings
-
-TOOLS = Path(__file__).parents[2] / 'tools' / 'analysis'
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(f'tool_{name}', TOOLS / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+PROJECT = Path(__file__).parents[1]
+QUICKSTART = PROJECT.parents[1] / 'configs/quickstart'
 
 
 @pytest.fixture
-def compare_tokens(monkeypatch):
-    """The tool, and the commands that it would have run."""
+def compare_tokens(load_script, monkeypatch):
+    """The script, and the commands that it would have run."""
     commands = []
 
-    def run(command, **_):
+    def run(command, *, env, **_):
+        assert str(PROJECT) in env['PYTHONPATH'].split(os.pathsep)
         commands.append(command)
         folder = Path(command[command.index('--work-dir') + 1])
         folder.mkdir(parents=True, exist_ok=True)
@@ -35,14 +29,14 @@ def compare_tokens(monkeypatch):
         metrics = {'coco/bbox_mAP': score / 100, 'mIoU': score}
         (folder / 'test_metrics.json').write_text(json.dumps({'metrics': metrics}))
 
-    tool = load('compare_tokens')
+    tool = load_script('compare_tokens')
     monkeypatch.setattr(subprocess, 'run', run)
-    monkeypatch.setattr(trainings, 'find_resumable', lambda folder: folder / 'iter_5.pth')
-    monkeypatch.setattr(trainings, 'TEST_IMAGES', 1)
+    monkeypatch.setattr(training_scores, 'find_resumable', lambda folder: folder / 'iter_5.pth')
+    monkeypatch.setattr(training_scores, 'TEST_IMAGES', 1)
     return tool, commands
 
 
-def test_trainings_are_compared_and_not_done_twice(compare_tokens, tmp_path, capsys):
+def test_training_runs_are_compared_and_not_repeated(compare_tokens, tmp_path, capsys):
     tool, commands = compare_tokens
     out, images = tmp_path / 'scores.json', tmp_path / 'images'
     arguments = ['--task', 'seg', '--method', 'global', 'gathering+migration', '--seeds', '0', '1']
@@ -80,15 +74,31 @@ def test_photographs_are_trained_and_tested_by_the_tools(compare_tokens, tmp_pat
     assert '0.590' in capsys.readouterr().out
 
 
+def test_methods_of_others_are_trained_by_a_config_that_imports_them(compare_tokens, tmp_path):
+    pytest.importorskip('mmdet')
+    from mmengine.config import Config
+
+    tool, commands = compare_tokens
+    arguments = ['--task', 'seg', '--method', 'gathering+ToMe', '--seeds', '0', '--work-dir', str(tmp_path / 'work')]
+    assert tool.main([*arguments, '--out', str(tmp_path / 'scores.json'), '--test-set', str(tmp_path / 'images')]) == 0
+    train, test = commands
+    config = train[train.index('--config') + 1]
+    assert test[2] == config
+    cfg = Config.fromfile(config)
+    assert cfg.custom_imports['imports'] == ['token_study']
+    assert cfg.model.type == Config.fromfile(QUICKSTART / 'upernet_fast-itpn-nano_shapes.py').model.type
+    assert 'model.backbone.token_migration.type=TokenMerging' in train
+
+
 @pytest.mark.slow
-def test_settings_are_tried_on_a_trained_model(tmp_path, capsys, monkeypatch):
+def test_settings_are_tried_on_a_trained_model(load_script, tmp_path, capsys, monkeypatch):
     pytest.importorskip('mmdet')
     from mmitpn.datasets import generate_shapes
 
-    config = TOOLS.parents[1] / 'configs/quickstart/dino_fast-itpn-nano_shapes.py'
+    config = QUICKSTART / 'dino_fast-itpn-nano_shapes.py'
     data = generate_shapes(tmp_path / 'shapes', num_train=2, num_val=3) / 'coco'
     monkeypatch.chdir(tmp_path)
-    tool = load('token_accuracy')
+    tool = load_script('token_accuracy')
     checkpoint = tmp_path / 'trained.pth'
     from mmengine.config import Config
     from mmengine.registry import MODELS, init_default_scope
@@ -112,8 +122,8 @@ def test_settings_are_tried_on_a_trained_model(tmp_path, capsys, monkeypatch):
     assert shown[-2].split('│')[2:] == shown[-1].split('│')[2:]  # one window: the same figures
 
 
-def test_a_setting_on_the_command_line(capsys):
-    tool = load('token_accuracy')
+def test_a_setting_on_the_command_line(load_script, capsys):
+    tool = load_script('token_accuracy')
     text = "token_migration={'score':'mean','at':(1,)},token_gathering={}"
     assert tool.parse_setting(text) == {'token_migration': {'score': 'mean', 'at': (1,)}, 'token_gathering': {}}
     for wrong in ('', 'x={}', 'token_migration=1', 'token_migration={', 'token_migration=open("x")'):
@@ -122,15 +132,15 @@ def test_a_setting_on_the_command_line(capsys):
         assert 'give one or both of token_migration={...},token_gathering={...}' in capsys.readouterr().err
 
 
-def test_a_picture_of_the_tokens(tmp_path, capsys):
+def test_a_drawing_of_the_tokens(load_script, tmp_path, capsys):
     pytest.importorskip('mmdet')
     from PIL import Image
 
-    image, config = tmp_path / 'image.png', TOOLS.parents[1] / 'configs/quickstart/dino_fast-itpn-nano_shapes.py'
+    image, config = tmp_path / 'image.png', QUICKSTART / 'dino_fast-itpn-nano_shapes.py'
     Image.new('RGB', (150, 100), (90, 120, 30)).save(image)
     arguments = [str(image), '--config', str(config), '--out', str(tmp_path / 'tokens.png')]
     arguments += ['--checkpoint', str(config.parent / 'fast-itpn-nano_shapes.pth')]
-    tool = load('visualize_tokens')
+    tool = load_script('visualize_tokens')
     assert tool.main([*arguments, '--cfg-options', 'model.backbone.token_gathering.window_size=4']) == 0
     with Image.open(tmp_path / 'tokens.png') as drawn:
         colors = {color: count for count, color in drawn.convert('RGB').getcolors(2**24)}
@@ -139,14 +149,14 @@ def test_a_picture_of_the_tokens(tmp_path, capsys):
     assert tool.main(arguments) == 2
     assert 'no token_migration and no token_gathering here' in capsys.readouterr().err
     assert tool.main(['nowhere.jpg', *arguments[1:]]) == 2
-    assert 'no picture nowhere.jpg' in capsys.readouterr().err
+    assert 'no image nowhere.jpg' in capsys.readouterr().err
 
 
-def test_distances(tmp_path, capsys):
+def test_distances(load_script, tmp_path, capsys):
     from PIL import Image
 
-    weights = TOOLS.parents[1] / 'configs/quickstart/fast-itpn-nano_shapes.pth'
-    tool = load('token_distance')
+    weights = QUICKSTART / 'fast-itpn-nano_shapes.pth'
+    tool = load_script('token_distance')
     arguments = ['--images', str(tmp_path), '--weights', str(weights), '--arch', 'nano', '--img-size', '128']
     arguments += ['--window-size', '4', '--num-tokens', '16', '--keep', '1']
     assert tool.main(arguments) == 2
@@ -155,3 +165,68 @@ def test_distances(tmp_path, capsys):
     assert tool.main(arguments) == 0
     shown = capsys.readouterr().out
     assert shown.count('0.000') >= 15  # all tokens kept, and as many gathering tokens as tokens: global attention
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ('--batch 0', 'must be positive'),
+        ('--plot a.png', 'go together'),
+        ('--method x', 'invalid choice'),
+        ('--size 12y', 'give HxW'),
+    ],
+)
+def test_benchmark_refuses(load_script, arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        load_script('benchmark_tokens').parse_args(arguments.split())
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_benchmark_reports_and_draws(load_script, tmp_path, monkeypatch, capsys):
+    tool = load_script('benchmark_tokens')
+    seen = []
+
+    def measure_sweep(group, *, advance, **settings):
+        seen.append(settings)
+        rows = []
+        for row in group:
+            advance()
+            rows.append(
+                {
+                    'arch': row.case.arch,
+                    'size': list(row.case.size),
+                    'dtype': row.case.dtype,
+                    'method': row.method,
+                    'keep_ratio': row.keep_ratio,
+                    'macs': 2e9,
+                    'mac_ratio': 1.5,
+                    'speedup': 1.25,
+                    'speedups': [1.0, 1.5],
+                    'token_overhead': 0.125,
+                    'memory_ratio': 1.0,
+                    'tensor_ratio': 0.5,
+                }
+            )
+        return rows
+
+    monkeypatch.setattr(tool, 'measure_sweep', measure_sweep)
+    report, plot, scores = (tmp_path / name for name in ('new/report.json', 'plot.png', 'scores.json'))
+    scores.write_text(json.dumps({'AP': {'migration': {'0': 0.5}}}))
+    line = ['--arch', 'nano', '--size', '64', '--method', 'migration', '--keep', '0.5', '0.7', '--threads', '1']
+    line += ['--json', str(report), '--plot', str(plot), '--accuracy', str(scores)]
+    assert tool.main(line) == 0
+    assert seen == [{'threads': 1, 'seconds': 20.0, 'min_rounds': 5}]
+    written = json.loads(report.read_text())
+    assert written['command'] == line
+    assert written['machine']['cores'] >= 1
+    assert [(row['method'], row['keep_ratio']) for row in written['rows']] == [
+        ('global', 1.0),
+        ('migration', 0.5),
+        ('migration', 0.7),
+    ]
+    assert plot.read_bytes().startswith(b'\x89PNG')
+    assert '12.5%' in capsys.readouterr().out
+    scores.write_text('{}')
+    assert tool.main(line) == 1
+    assert 'nothing to draw' in capsys.readouterr().out

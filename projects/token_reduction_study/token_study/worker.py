@@ -1,4 +1,4 @@
-"""The process that measures, ``python -m token_study.worker JOB.json RESULT.json``, and the overhead of handling tokens.
+"""The process that measures (``python -m token_study.worker JOB.json RESULT.json``), and the overhead of tokens.
 
 It does what :mod:`mmitpn.analysis.worker` does, knows the methods of this study, and adds the token overhead to speeds.
 """
