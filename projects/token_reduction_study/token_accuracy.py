@@ -43,7 +43,7 @@ def parse_setting(text: str) -> dict[str, Any]:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', metavar='CONFIG', help='config file, or HOST::NAME, with a FastITPN backbone')
+    parser.add_argument('config', metavar='CONFIG', help='config file, or SCOPE::NAME, with a FastITPN backbone')
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file of the trained model')
     parser.add_argument('--method', nargs='+', choices=tuple(METHODS), default=list(OWN_METHODS))
     parser.add_argument('--keep', nargs='+', type=float, default=[0.5], help='fractions of the tokens that stay')

@@ -3,7 +3,7 @@
 from .attend import GatheringAttend, GlobalAttend
 from .gathering import TokenGathering
 from .migration import TokenMigration, TokenReducer
-from .reducers import REDUCERS
+from .reducers import REDUCERS, register_reducer
 from .reduction import TokenReduction
 from .scores import SCORES, register_score
 from .tokens import TokenSet
@@ -20,5 +20,6 @@ __all__ = [
     'TokenReduction',
     'TokenSet',
     'WindowGrid',
+    'register_reducer',
     'register_score',
 ]

@@ -1,4 +1,4 @@
-"""What the tests of this study share: the study on the path, a fixed seed, a small backbone."""
+"""Fixtures of the tests of this study, which is put on the path: a fixed seed, a small backbone, the scripts."""
 
 from __future__ import annotations
 

@@ -152,6 +152,86 @@ def test_a_drawing_of_the_tokens(load_script, tmp_path, capsys):
     assert 'no image nowhere.jpg' in capsys.readouterr().err
 
 
+def test_a_pure_python_config_is_drawn_too(load_script, tmp_path):
+    """A config where a type is a class, of a segmentor."""
+    pytest.importorskip('mmseg')
+    from PIL import Image
+
+    image, config, out = (tmp_path / name for name in ('image.png', 'config.py', 'tokens.png'))
+    Image.new('RGB', (150, 100), (90, 120, 30)).save(image)
+    config.write_text(
+        """
+from mmcv.transforms import LoadImageFromFile
+from mmseg.datasets.transforms import LoadAnnotations, PackSegInputs
+from mmseg.models import EncoderDecoder, FCNHead, SegDataPreProcessor
+
+from mmitpn import FastITPN
+
+default_scope = 'mmseg'
+model = dict(
+    type=EncoderDecoder,
+    data_preprocessor=dict(type=SegDataPreProcessor),
+    backbone=dict(type=FastITPN, arch='nano'),
+    decode_head=dict(type=FCNHead, in_channels=192, in_index=2, channels=8, num_classes=2, num_convs=1),
+    train_cfg=dict(),
+    test_cfg=dict(mode='whole'),
+)
+pipeline = [dict(type=LoadImageFromFile), dict(type=LoadAnnotations), dict(type=PackSegInputs)]
+test_dataloader = dict(dataset=dict(pipeline=pipeline))
+"""
+    )
+    arguments = [str(image), '--config', str(config), '--out', str(out)]
+    options = ['--cfg-options', 'model.backbone.token_migration.keep_ratio=0.5']
+    assert load_script('visualize_tokens').main([*arguments, *options]) == 0
+    with Image.open(out) as drawn:
+        colors = {color: count for count, color in drawn.convert('RGB').getcolors(2**24)}
+    assert colors[(90, 120, 30)] > 10_000  # kept
+    assert colors[tuple(int(value * 0.22) for value in (90, 120, 30))] > 1_000  # dropped
+
+
+NOT_CHECKPOINTS = {
+    'page.pth': ('<!DOCTYPE html><title>Log in</title>', 'is a web page, not the weights'),
+    'empty.pth': ('', 'is empty (0 bytes)'),
+    'text.pth': ('epoch 1: loss 0.3\n', "is not a checkpoint: it starts with b'epoch 1"),
+}
+CONFIG = """
+default_scope = 'mmengine'
+model = dict(
+    type='ImageClassifier', backbone=dict(type='mmitpn.FastITPN', arch='nano', img_size=32, out_indices=(2,)),
+    neck=dict(type='mmitpn.ITPNPyramid', in_channels=(48, 96, 192)))
+test_dataloader = dict(dataset=dict(type='None', pipeline=[]))
+test_evaluator = dict()
+test_cfg = dict()
+"""
+
+
+@pytest.mark.parametrize('name', ['token_accuracy', 'token_distance', 'visualize_tokens'])
+def test_a_file_that_is_no_checkpoint_is_reported(load_script, tmp_path, monkeypatch, capsys, name):
+    pytest.importorskip('mmdet')
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    Image.new('RGB', (64, 64)).save('image.png')
+    Path('config.py').write_text(CONFIG)
+    tool = load_script(name)
+    for file, (text, message) in NOT_CHECKPOINTS.items():
+        Path(file).write_text(text)
+        if name == 'token_accuracy':
+            status = tool.run_command(tool.compare, tool.parse_args(['config.py', file, '--work-dir', 'out']))
+        elif name == 'token_distance':
+            status = tool.main(['--images', '.', '--weights', file, '--arch', 'nano', '--number', '1'])
+        else:
+            config = QUICKSTART / 'dino_fast-itpn-nano_shapes.py'
+            status = tool.main(['image.png', '--config', str(config), '--checkpoint', file, '--out', 'out.png'])
+        errors = capsys.readouterr().err
+        lines = [line for line in errors.splitlines() if line.startswith('error: ')]
+        assert (status, len(lines)) == (2, 1), f'{file}: {errors}'
+        assert message in lines[0]
+        assert 'Traceback' not in errors
+    assert not list(tmp_path.glob('out*'))
+
+
 def test_distances(load_script, tmp_path, capsys):
     from PIL import Image
 

@@ -1,7 +1,7 @@
 """The compared methods: ToMe, GTP-ViT and STViT-R as token reducers, three simple scores, and a table of all by name.
 
-Reducers and scores register themselves in ``REDUCERS`` and ``SCORES`` of :mod:`mmitpn.models.token_reduction`, so that
-``token_migration=dict(type='TokenMerging')`` and ``token_migration=dict(score='mean')`` are found.
+They are registered as users register their own, so that ``token_migration=dict(type='TokenMerging')`` and
+``token_migration=dict(score='mean')`` are found.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmitpn.models.token_reduction import (
-    REDUCERS,
     SCORES,
     TokenMigration,
     TokenReducer,
     TokenSet,
     WindowGrid,
+    register_reducer,
     register_score,
 )
 
@@ -69,6 +69,7 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(2, index.unsqueeze(-1).expand(*index.shape, x.shape[-1]))
 
 
+@register_reducer
 class TokenMerging(TokenReducer):
     """ToMe (arXiv 2210.09461), also the pooling half of PPT (arXiv 2310.01812), with the tokens unmerged at the end.
 
@@ -130,6 +131,7 @@ def _merge(tokens: TokenSet, keys: Tensor, number: int) -> TokenSet:
     )
 
 
+@register_reducer
 class TokenPropagation(TokenMigration):
     """GTP-ViT (arXiv 2311.03035): dropped tokens are first propagated to the kept ones, along a graph.
 
@@ -192,6 +194,7 @@ class TokenPropagation(TokenMigration):
         return (joined / joined.sum(2, keepdim=True)).to(tokens.x.dtype)
 
 
+@register_reducer
 class SemanticTokens(TokenReducer):
     """STViT-R (arXiv 2303.08685): a few semantic tokens per window stand for it, and the full grid is recovered.
 
@@ -242,9 +245,6 @@ def _cross_attention(block: nn.Module, query: Tensor, source: Tensor, weights: T
     )
     mixed = attention.proj(mixed.transpose(1, 2).flatten(2)).unflatten(0, (-1, windows))
     return mixed if block.gamma_1 is None else block.gamma_1 * mixed
-
-
-REDUCERS.update({cls.__name__: cls for cls in (TokenMerging, TokenPropagation, SemanticTokens)})
 
 
 @register_score('mean')

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from mmitpn.models.token_reduction import REDUCERS, TokenReducer, register_reducer
 from mmitpn.models.token_reduction.migration import TokenMigration, nearest, split_by_redundancy, unit_features
 from mmitpn.models.token_reduction.scores import SCORES, register_score
 from mmitpn.models.token_reduction.tokens import TokenSet
@@ -199,6 +200,23 @@ def test_own_scores_can_be_registered(network):
             register_score('first')(first)
     finally:
         del SCORES['first']
+
+
+def test_own_reducers_can_be_registered(network):
+    @register_reducer
+    class KeepFirst(TokenReducer):
+        def reduce(self, tokens, block, keep):
+            index = tokens.places()
+            return tokens.select(index[..., :keep], index[..., keep:])
+
+    try:
+        model = network(token_migration={'type': 'KeepFirst', 'keep_ratio': 0.25})
+        assert isinstance(model.token_reduction.migration, KeepFirst)
+        assert run(model).isfinite().all()
+        with pytest.raises(ValueError, match="'KeepFirst' is registered already"):
+            register_reducer(KeepFirst)
+    finally:
+        del REDUCERS['KeepFirst']
 
 
 @pytest.mark.parametrize(
