@@ -1,6 +1,6 @@
 """The process that measures (``python -m token_study.worker JOB.json RESULT.json``), and the overhead of tokens.
 
-It does what :mod:`mmitpn.analysis.worker` does, knows the methods of this study, and adds the token overhead to speeds.
+As :mod:`mmitpn.analysis.worker`, with the methods of this study and the token overhead of each speed.
 """
 
 from __future__ import annotations
