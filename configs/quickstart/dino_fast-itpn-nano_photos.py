@@ -1,6 +1,6 @@
 # The quick start's detector on a handful of photographs in COCO's layout, trained and evaluated on the same images
 # until it knows them by heart: that a network can learn them, not how good it is.
-#   python tools/analysis/compare_tokens.py --task photos --photos PHOTOS/
+#   python projects/token_reduction_study/compare_tokens.py --task photos --photos PHOTOS/
 _base_ = './dino_fast-itpn-nano_shapes.py'
 
 max_iters = 1600

@@ -5,13 +5,11 @@ from __future__ import annotations
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from .methods import backbone_settings
 
 PARTS = ('backbone', 'pyramid', 'backbone+pyramid', 'detector')
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
@@ -41,8 +39,7 @@ class Case:
         with_cp: Checkpointing of all that has it, see :func:`set_checkpointing`.
         objects: Objects a picture, in a training step of a detector.
         device: ``'cpu'`` or ``'cuda'``.
-        method: How the backbone works with fewer tokens, a name of ``mmitpn.analysis.methods.METHODS``.
-        keep_ratio: Share of the tokens that it keeps.
+        backbone: More arguments of the backbone, such as ``token_gathering``; not for a ``'detector'``.
     """
 
     part: str
@@ -56,8 +53,7 @@ class Case:
     with_cp: bool = False
     objects: int = 8
     device: str = 'cpu'
-    method: str = 'global'
-    keep_ratio: float = 1.0
+    backbone: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check what a user can get wrong."""
@@ -67,6 +63,8 @@ class Case:
             raise ValueError(f'dtype is {self.dtype!r}; allowed: {", ".join(map(repr, DTYPES))}')
         if (self.config is None) == (self.part == 'detector'):
             raise ValueError(f"part is {self.part!r} and config {self.config!r}; a config goes with 'detector' only")
+        if self.backbone and self.part == 'detector':
+            raise ValueError(f'backbone is {self.backbone}; that of a detector has its arguments in the config')
         if self.batch < 1 or len(self.size) != 2 or min(self.size) < 1:
             raise ValueError(f'batch is {self.batch} and size {self.size}; give whole numbers of at least 1')
 
@@ -75,7 +73,7 @@ class Case:
         """How a table calls it."""
         if self.config is not None:
             return self.config
-        return f'{self.arch} {self.part}' + (f', {self.method}' if self.method != 'global' else '')
+        return f'{self.arch} {self.part}'
 
 
 def set_checkpointing(model: nn.Module, *, on: bool) -> list[str]:
@@ -116,7 +114,7 @@ def _network(case: Case) -> tuple[nn.Module, Any]:
     pictures = torch.randn(case.batch, 3, height, width, device=case.device)
     from mmitpn import FastITPN
 
-    backbone = FastITPN(case.arch, **backbone_settings(case.method, keep_ratio=case.keep_ratio))
+    backbone = FastITPN(case.arch, **case.backbone)
     if case.part == 'backbone':
         return backbone, pictures
     from mmitpn import ITPNPyramid

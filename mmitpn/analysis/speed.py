@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -13,6 +16,21 @@ import torch
 # Sides of the square matrices; the fastest is the peak. Small ones fit a laptop's caches, large ones fill a GPU.
 CPU_SIDES = (1024, 2048)
 CUDA_SIDES = (4096, 8192)
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path('/proc/cpuinfo')
+    if cpuinfo.is_file():
+        names = [line.split(':', 1)[1].strip() for line in cpuinfo.read_text().splitlines() if 'model name' in line]
+        model = names[0] if names else model
+    return {
+        'processor': model,
+        'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
+        'load_average': list(os.getloadavg()),
+        'python': platform.python_version(),
+    }
 
 
 def _finish(device: torch.device) -> None:

@@ -16,13 +16,19 @@ from .cases import Case
 
 
 def run_job(
-    task: str, cases: Sequence[Case], *, environment: Mapping[str, str] | None = None, **settings: Any
+    task: str,
+    cases: Sequence[Case],
+    *,
+    module: str = 'mmitpn.analysis.worker',
+    environment: Mapping[str, str] | None = None,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Measure in a fresh process.
 
     Args:
         task: ``'memory'`` or ``'training'`` (one case each), or ``'speed'``.
         cases: What to measure.
+        module: What the process runs; another one calls the worker's ``main`` with tasks of its own.
         environment: More environment variables of the process.
         **settings: ``threads``, ``seconds`` and ``min_rounds`` of the job.
 
@@ -40,7 +46,7 @@ def run_job(
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))
         done = subprocess.run(
-            [sys.executable, '-m', 'mmitpn.analysis.worker', str(question), str(answer)],
+            [sys.executable, '-m', module, str(question), str(answer)],
             env={**os.environ, 'PYTHONPATH': path, **(environment or {})},
             capture_output=True,
             text=True,

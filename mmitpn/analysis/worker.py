@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from mmitpn.models.cpu_inference import keep_freed_memory
 from .memory import peak_tensor_bytes, process_peak_bytes
 
 
-def _load(job: dict[str, Any]) -> list:
+def load_cases(job: dict[str, Any]) -> list:
+    """The cases of a job, after the settings of the process that it asks for."""
     import torch
 
     from .cases import Case
@@ -36,7 +38,7 @@ def _load(job: dict[str, Any]) -> list:
 
 def measure_memory(job: dict[str, Any]) -> dict[str, Any]:
     """Peak memory of a process that imports, builds and runs one case once; ``tensors``: that of its tensors too."""
-    (case,) = _load(job)
+    (case,) = load_cases(job)
     import torch
 
     from .cases import build
@@ -60,7 +62,7 @@ def measure_memory(job: dict[str, Any]) -> dict[str, Any]:
 
 def measure_training(job: dict[str, Any]) -> dict[str, int]:
     """Peak memory of a process that trains one case for two steps."""
-    (case,) = _load(job)
+    (case,) = load_cases(job)
     from .training_peak import training_peak
 
     return training_peak(case)
@@ -68,10 +70,9 @@ def measure_training(job: dict[str, Any]) -> dict[str, int]:
 
 def measure_speed(job: dict[str, Any]) -> dict[str, Any]:
     """Times of several cases and of the matrix product, in turns."""
-    cases = _load(job)
+    cases = load_cases(job)
     import torch
 
-    from .bookkeeping import bookkeeping_share
     from .cases import DTYPES, build
     from .macs import count_macs
     from .speed import GemmPeak, interleave
@@ -82,7 +83,7 @@ def measure_speed(job: dict[str, Any]) -> dict[str, Any]:
     timings = interleave(calls, gemm, seconds=job['seconds'], min_rounds=job.get('min_rounds', 5))
     peak, rounds = gemm.macs_per_second, gemm.by_round()
     results = []
-    for case, call, n, timing in zip(cases, calls, macs, timings, strict=True):
+    for case, n, timing in zip(cases, macs, timings, strict=True):
         # The matrix product was measured before and after each round: compare with the mean of the two.
         shares = [
             n / seconds / ((before + after) / 2)
@@ -96,9 +97,6 @@ def measure_speed(job: dict[str, Any]) -> dict[str, Any]:
                 'images_per_second': case.batch / timing.median,
                 'gemm_share': n / timing.median / peak,
                 'gemm_share_by_round': shares,
-                'bookkeeping_share': bookkeeping_share(call, rounds=2)
-                if case.device == 'cpu' and case.method != 'global'
-                else 0,
             }
         )
     return {
@@ -110,10 +108,18 @@ def measure_speed(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def main(job_file: str, result_file: str) -> None:
-    """Run the job of one file and write the result to the other."""
+TASKS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    'memory': measure_memory,
+    'speed': measure_speed,
+    'training': measure_training,
+}
+
+
+def main(
+    job_file: str, result_file: str, *, tasks: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = TASKS
+) -> None:
+    """Run the job of one file by one of ``tasks`` and write the result to the other."""
     job = json.loads(Path(job_file).read_text(encoding='utf-8'))
-    tasks = {'memory': measure_memory, 'speed': measure_speed, 'training': measure_training}
     if job.get('task') not in tasks:
         raise ValueError(f'the job asks for {job.get("task")!r}; allowed: {", ".join(tasks)}')
     Path(result_file).write_text(json.dumps(tasks[job['task']](job)), encoding='utf-8')

@@ -61,6 +61,12 @@ def test_every_part_runs(part: str, train: bool) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())  # a step leaves nothing behind
 
 
+def test_arguments_of_the_backbone_are_passed_on() -> None:
+    model, step = build(Case('backbone', (64, 64), arch='nano', backbone={'token_migration': {'keep_ratio': 0.25}}))
+    assert model.token_reduction.migration.keep_ratio == 0.25
+    step()
+
+
 def test_prediction_of_a_segmentor_slides(tmp_path: Path) -> None:
     pytest.importorskip('mmseg')
     shapes = Path(__file__).parents[2] / 'configs/quickstart/upernet_fast-itpn-nano_shapes.py'
@@ -97,6 +103,10 @@ def test_layers_run_in_the_dtype_of_the_case(dtype: str, expected: torch.dtype) 
         ({'part': 'backbone', 'dtype': 'fp8'}, r"dtype is 'fp8'; allowed: 'fp32', 'bf16'"),
         ({'part': 'backbone', 'config': 'x.py'}, 'config goes with'),
         ({'part': 'detector'}, 'config goes with'),
+        (
+            {'part': 'detector', 'config': 'x.py', 'backbone': {'token_migration': {}}},
+            'has its arguments in the config',
+        ),
         ({'part': 'backbone', 'batch': 0}, 'at least 1'),
     ],
 )

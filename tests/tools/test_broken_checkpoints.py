@@ -87,20 +87,14 @@ USES: dict[str, Callable[[str, Path], list[str]]] = {
     'convert/convert_checkpoint': lambda file, out: [file, str(out / 'out.pth')],
     'misc/publish_model': lambda file, out: [file, str(out / 'out.pth')],
     'misc/swap_backbone': lambda file, out: ['config.py', '--weights', file, '-o', str(out / 'out.py')],
-    'analysis/token_accuracy': lambda file, out: ['config.py', file, '--work-dir', str(out)],
-    'analysis/visualize_tokens': lambda file, out: [
-        *('image.png', '--config', str(QUICKSTART / 'dino_fast-itpn-nano_shapes.py'), '--checkpoint', file),
-        *('--out', str(out / 'out.png')),
-    ],
     'analysis/visualize_reconstruction': lambda file, out: [
         *('image.png', '--config', str(QUICKSTART / 'pretrain_fast-itpn-nano_shapes-mfm.py'), '--checkpoint', file),
         *('--out', str(out / 'out.png')),
     ],
-    'analysis/token_distance': lambda file, _: ['--images', '.', '--weights', file, '--arch', 'nano', '--number', '1'],
 }
 
 
-SLOW = ('analysis/visualize_tokens', 'analysis/visualize_reconstruction')
+SLOW = ('analysis/visualize_reconstruction',)
 
 
 @pytest.mark.parametrize('use', [pytest.param(use, marks=[pytest.mark.slow] * (use in SLOW)) for use in USES])
@@ -115,10 +109,7 @@ def test_each_tool_reports_each_file(broken, tmp_path, monkeypatch, capsys, use)
     for file, says in list(SAYS.items())[:: 5 if use in SLOW else 1]:  # some build a model each time
         arguments = USES[use](file, tmp_path)
         monkeypatch.setattr(sys, 'argv', [f'{name}.py', *arguments])
-        if hasattr(tool, 'compare'):  # token_accuracy has no main
-            status = tool.run_command(tool.compare, tool.parse_args(arguments))
-        else:
-            status = tool.main() if name.startswith('convert') else tool.main(arguments)
+        status = tool.main() if name.startswith('convert') else tool.main(arguments)
         said = capsys.readouterr().err
         lines = [line for line in said.splitlines() if line.startswith('error: ')]
         assert (status, len(lines)) == (2, 1), f'{file}: {said}'

@@ -410,11 +410,6 @@ def test_a_swapped_config_runs(folder, capsys):
     assert 'one training step' in shown
 
 
-@pytest.fixture
-def image(folder) -> str:
-    return str(next((folder / 'shapes' / 'coco' / 'val2017').iterdir()))
-
-
 ANALYSIS: dict[str, Callable[[str], list[str]]] = {
     'get_flops': lambda config: [config, '--shape', '64', '64'],
     'activation_memory': lambda config: ['--config', config, '--size', '64', '--batch', '2'],
@@ -430,14 +425,6 @@ def test_analysis(folder, kind, name, tmp_path, monkeypatch):
     assert tool(f'analysis/{name}').main(ANALYSIS[name](str(folder / f'{kind}.py'))) == 0
     if name == 'browse_dataset':
         assert np.unique(np.asarray(Image.open('sheet.png').convert('L'))).size > 20
-
-
-def test_tokens_are_drawn(folder, image, tmp_path):
-    settings = ['--cfg-options', 'model.backbone.token_migration.keep_ratio=0.5']
-    out = tmp_path / 'tokens.png'
-    arguments = [image, '--config', str(folder / 'detection.py'), '--checkpoint', str(folder / 'weights.pth')]
-    assert tool('analysis/visualize_tokens').main([*arguments, '--out', str(out), *settings]) == 0
-    assert out.stat().st_size > 1000
 
 
 def test_the_memory_plan_sees_the_optimizer(folder):

@@ -5,38 +5,29 @@ r"""Speed, memory and multiply-adds of the backbone, the pyramid and whole detec
     python tools/analysis/benchmark.py --part detector --predict --size 512 \
         --config configs/upernet/upernet_fast-itpn-b_8xb2-160k_ade20k-512x512.py
     python tools/analysis/benchmark.py --arch base --size 1024 --json now.json --compare before.json
-    python tools/analysis/benchmark.py --sweep --arch base --size 1024 --keep 0.5 0.7 --plot sweep.png \
-        --accuracy docs/token_reduction.json
 
 Peak memory is that of a fresh process for each row, with all it imports. Speed is measured in another process, where
 all parts of one size and the matrix product (GEMM) run in turns, so that a busy machine slows them alike; the share of
 the GEMM peak is the ratio of the medians. GMAC are multiply-adds, attention included; of a training step they include
-the backward pass and what checkpointing computes again. --sweep compares token gathering, token migration and their
-neighbours with global attention, all of one size in turns in one process.
+the backward pass and what checkpointing computes again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
 from mmitpn.analysis.cases import DTYPES, PARTS, Case, parse_size
-from mmitpn.analysis.methods import METHODS, drops_tokens
+from mmitpn.analysis.speed import describe_machine
 from mmitpn.analysis.subprocess_job import run_job
-from mmitpn.analysis.sweep import measure_sweep, sweep_cases, sweep_table
 from mmitpn.models.backbones import ARCHS
-from mmitpn.visualization.trade_off import draw_trade_off
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -59,11 +50,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--seconds', type=float, default=20.0, help='time for each size of each arch, at least')
     parser.add_argument('--rounds', type=int, default=5, help='runs of each row, at least')
     parser.add_argument('--json', type=Path, metavar='OUT', help='write all figures, every single time included')
-    parser.add_argument('--sweep', action='store_true', help='token reduction: size x method x share of the tokens')
-    parser.add_argument('--method', nargs='+', choices=list(METHODS), default=list(METHODS), help='of the sweep')
-    parser.add_argument('--keep', nargs='+', type=float, default=[0.5], help='shares of the tokens, of the sweep')
-    parser.add_argument('--plot', type=Path, metavar='OUT.png', help='speed (first arch, size, share) and --accuracy')
-    parser.add_argument('--accuracy', type=Path, metavar='FILE.json', help='scores: {task: {method: {seed: score}}}')
     parser.add_argument('--compare', type=Path, metavar='OLD', help='an earlier --json to compare with')
     args = parser.parse_args(argv)
     if bool(args.config) != ('detector' in args.part):
@@ -74,10 +60,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error('--with-cp changes a training step only; add --train')
     if args.batch < 1 or args.rounds < 1 or args.seconds <= 0 or (args.threads is not None and args.threads < 1):
         parser.error('--batch, --rounds, --seconds and --threads must be positive')
-    if (args.plot is None) != (args.accuracy is None) or (args.plot is not None and not args.sweep):
-        parser.error('--plot and --accuracy go together, and with --sweep')
-    if args.sweep and (args.config or args.train or args.predict or args.compare):
-        parser.error('--sweep is of backbone and pyramid, forward; without --config, --train, --predict and --compare')
     if args.compare is not None and not args.compare.is_file():
         parser.error(f'no file {args.compare} to compare with')
     return args
@@ -101,21 +83,6 @@ def group_cases(args: argparse.Namespace) -> list[list[Case]]:
         for config, size in product(args.config, args.size):
             groups.append([Case('detector', size, config=config, dtype=dtype, **shared)])
     return groups
-
-
-def describe_machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path('/proc/cpuinfo')
-    if cpuinfo.is_file():
-        names = [line.split(':', 1)[1].strip() for line in cpuinfo.read_text().splitlines() if 'model name' in line]
-        model = names[0] if names else model
-    return {
-        'processor': model,
-        'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
-        'load_average': list(os.getloadavg()),
-        'python': platform.python_version(),
-    }
 
 
 def mode_of(case: Case) -> str:
@@ -187,49 +154,10 @@ def make_table(rows: list[dict[str, Any]], old: list[dict[str, Any]] | None = No
     return table
 
 
-def sweep(args: argparse.Namespace, console: Console) -> int:
-    """All rows of a sweep, its table, and what else was asked for."""
-    shared = {'batch': args.batch, 'dtypes': args.dtype, 'device': args.device}
-    groups = [
-        sweep_cases(arch, size, methods=args.method, keep_ratios=args.keep, **shared)
-        for arch, size in product(args.arch, args.size)
-    ]
-    rows: list[dict[str, Any]] = []
-    try:
-        scores = json.loads(args.accuracy.read_text(encoding='utf-8')) if args.accuracy else {}
-        with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
-            task = progress.add_task('', total=sum(len(cases) + 1 for cases in groups))
-            for cases in groups:
-                progress.update(task, description=f'{cases[0].arch} at {"x".join(map(str, cases[0].size))}')
-                rows += measure_sweep(
-                    cases,
-                    threads=args.threads,
-                    seconds=args.seconds,
-                    min_rounds=args.rounds,
-                    advance=partial(progress.advance, task),
-                )
-        console.print(sweep_table(rows))
-        if args.json:
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            report = {'command': sys.argv, 'machine': describe_machine(), 'rows': rows}
-            args.json.write_text(json.dumps(report, indent=1), encoding='utf-8')
-        if args.plot:
-            same = (rows[0]['arch'], rows[0]['size'], rows[0]['dtype'])
-            shown = [row for row in rows if (row['arch'], row['size'], row['dtype']) == same]
-            shown = [row for row in shown if not drops_tokens(row['method']) or row['keep_ratio'] == args.keep[0]]
-            console.print(f'written: {draw_trade_off(shown, scores, args.plot)}', markup=False, highlight=False)
-    except (RuntimeError, ValueError, OSError) as error:
-        console.print(str(error), style='red', markup=False)
-        return 1
-    return 0
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line."""
     args = parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else 130)
-    if args.sweep:
-        return sweep(args, console)
     rows: list[dict[str, Any]] = []
     for group in group_cases(args):
         with console.status(f'{", ".join(case.name for case in group)} at {"x".join(map(str, group[0].size))}'):

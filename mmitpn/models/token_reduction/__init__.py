@@ -4,7 +4,6 @@ Methods of others register themselves (:func:`register_reducer`, :func:`register
 """
 
 from .gathering import GatheringAttend, GatheringAttention, GlobalAttend, TokenGathering
-from .merging import TokenMerging
 from .migration import (
     REDUCERS,
     SCORES,
@@ -16,13 +15,8 @@ from .migration import (
     split_by_redundancy,
     unit_features,
 )
-from .propagation import TokenPropagation
 from .reduction import TokenReduction
-from .semantic import SemanticTokens
 from .windows import TokenSet, WindowGrid, take
-
-for _cls in (TokenMerging, TokenPropagation, SemanticTokens):
-    register_reducer(_cls)
 
 __all__ = [
     'REDUCERS',

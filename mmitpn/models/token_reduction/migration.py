@@ -269,21 +269,3 @@ def best_match(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     rows = min(max(1, _BUDGET // (4 * max(1, batch * windows * count))), int(queries.shape[2]))
     found = [(part @ keys.transpose(-1, -2)).max(-1) for part in queries.split(rows, 2)]
     return torch.cat([one.values for one in found], 2), torch.cat([one.indices for one in found], 2)
-
-
-@register_score('mean')
-def mean_similarity(features: Tensor, _places: Tensor, _grid: WindowGrid) -> Tensor:
-    """Cosine similarity to the mean of the window's tokens."""
-    return (features * F.normalize(features.mean(2, keepdim=True), dim=-1)).sum(-1)
-
-
-@register_score('checkerboard')
-def checkerboard(features: Tensor, places: Tensor, grid: WindowGrid) -> Tensor:
-    """Every other token, whatever its content: a baseline."""
-    return ((places // grid.wide + places % grid.wide) % 2).to(features.dtype)
-
-
-@register_score('random')
-def random_score(features: Tensor, places: Tensor, _grid: WindowGrid) -> Tensor:
-    """Random tokens, others at every call: a baseline."""
-    return torch.rand(places.shape, device=features.device)

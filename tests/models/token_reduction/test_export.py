@@ -8,20 +8,17 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mmitpn.models.token_reduction import REDUCERS
-
 SIZE = (1, 3, 200, 160)
 GATHERING = {'window_size': 4, 'num_tokens': 4}
 
 
 @pytest.fixture
 def reduced(network):
-    return lambda kind, **more: network(token_gathering=GATHERING, token_migration={'type': kind}, **more).eval()
+    return lambda **more: network(token_gathering=GATHERING, token_migration={}, **more).eval()
 
 
-@pytest.mark.parametrize('kind', REDUCERS)
-def test_exported_gives_the_same_output(reduced, kind):
-    model, x = reduced(kind), torch.randn(SIZE)
+def test_exported_gives_the_same_output(reduced):
+    model, x = reduced(), torch.randn(SIZE)
     exported = torch.export.export(model, (x,)).module()
     with torch.no_grad():
         assert_close(exported(x + 0.1), model(x + 0.1))
@@ -31,19 +28,18 @@ def test_exported_gives_the_same_output(reduced, kind):
 @pytest.mark.usefixtures('inductor')
 def test_compiled_gives_the_same_output(reduced):
     few = {'depths': (0, 0, 2), 'embed_dim': 48, 'num_heads': 3}
-    model = reduced('TokenMigration', arch=few)
-    compiled = torch.compile(reduced('TokenMigration', arch=few), dynamic=False, fullgraph=True)
+    model = reduced(arch=few)
+    compiled = torch.compile(reduced(arch=few), dynamic=False, fullgraph=True)
     x = torch.randn(SIZE)
     with torch.no_grad():
         assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('kind', ['TokenMigration', 'TokenPropagation'])
-def test_onnx_gives_the_same_output(reduced, kind):
+def test_onnx_gives_the_same_output(reduced):
     pytest.importorskip('onnx', reason='the onnx package writes the file')
     runtime = pytest.importorskip('onnxruntime', reason='onnxruntime runs the file')
-    model, x = reduced(kind), torch.randn(SIZE)
+    model, x = reduced(), torch.randn(SIZE)
     file = io.BytesIO()
     torch.onnx.export(model, (x,), file, dynamo=False, opset_version=17)
     session = runtime.InferenceSession(file.getvalue())

@@ -1,17 +1,23 @@
-"""How much of a network's time goes into handling tokens instead of computing with them."""
+"""The process that measures (``python -m token_study.worker JOB.json RESULT.json``), and the overhead of tokens.
+
+As :mod:`mmitpn.benchmark.worker`, with the methods of this study and the token overhead of each speed.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
+import token_study  # noqa: F401 - registers the methods
+from mmitpn.benchmark import worker
 from mmitpn.models.token_reduction import GatheringAttend, GlobalAttend, TokenReducer, TokenSet, WindowGrid
 
-# Windows are cut and put together, tokens are scored, taken away and put back, gathering tokens are pooled and handed
-# to the other windows. What is left of a block is its norms, its matrix products and its fused attention.
+# Windows are partitioned and merged, tokens are scored, dropped and restored, gathering tokens are pooled and passed to
+# the other windows. What is left of a block are its norms, its matrix products and its fused attention.
 _HANDLING: tuple[tuple[type, str], ...] = (
     (WindowGrid, 'partition'),
     (WindowGrid, 'merge'),
@@ -24,7 +30,7 @@ _HANDLING: tuple[tuple[type, str], ...] = (
 
 
 class _Clock:
-    """Sums the time spent inside, without counting what runs inside of it twice."""
+    """Sums the time spent inside wrapped functions; a function inside another one is not counted twice."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -45,7 +51,7 @@ class _Clock:
 
 
 @contextmanager
-def _watched() -> Iterator[_Clock]:
+def _timed_handling() -> Iterator[_Clock]:
     clock = _Clock()
     originals = [(cls, name, cls.__dict__[name]) for cls, name in _HANDLING]
     for cls, name, function in originals:
@@ -57,20 +63,35 @@ def _watched() -> Iterator[_Clock]:
             setattr(cls, name, function)
 
 
-def bookkeeping_share(call: Callable[[], Any], *, rounds: int = 3) -> float:
-    """Share of the time of a call that token migration and token gathering spend on handling tokens.
+def token_overhead(call: Callable[[], Any], *, rounds: int = 3) -> float:
+    """Fraction of the time of a call that token reduction spends on handling tokens.
 
     Only on a CPU, where a call returns when it is done.
 
     Args:
-        call: One forward run of a network.
-        rounds: Runs; the share is that of all together.
+        call: One forward pass of a network.
+        rounds: Number of calls; the fraction is that of all together.
 
     Returns:
-        From 0 (nothing of the kind is in the network) to 1.
+        From 0 (the network has no token reduction) to 1.
     """
-    with _watched() as clock:
+    with _timed_handling() as clock:
         start = time.perf_counter()
         for _ in range(rounds):
             call()
         return clock.seconds / (time.perf_counter() - start)
+
+
+def measure_speed(job: dict[str, Any]) -> dict[str, Any]:
+    """Speeds as the package measures them, with the ``token_overhead`` of every case."""
+    from mmitpn.benchmark.case import build_case
+
+    result = worker.measure_speed(job)
+    for row, case in zip(result['cases'], worker.load_cases(job), strict=True):
+        reduces = case.device == 'cpu' and bool(case.backbone)
+        row['token_overhead'] = token_overhead(build_case(case)[1], rounds=2) if reduces else 0
+    return result
+
+
+if __name__ == '__main__':
+    worker.main(*sys.argv[1:], tasks={**worker.TASKS, 'speed': measure_speed})

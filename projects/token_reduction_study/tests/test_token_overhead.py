@@ -1,4 +1,4 @@
-"""The share of the time that handling tokens takes."""
+"""The fraction of the time that handling tokens takes."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import time
 
 import pytest
 import torch
+from token_study.worker import token_overhead
 
-from mmitpn.analysis.bookkeeping import bookkeeping_share
 from mmitpn.models.backbones import FastITPN
 from mmitpn.models.token_reduction import TokenReducer, TokenSet, WindowGrid
 
 SMALL = {'depths': (1, 1, 3), 'embed_dim': 48, 'num_heads': 3}
 
 
-def share_of(**reduction) -> float:
+def overhead_of(**reduction) -> float:
     model = FastITPN(SMALL, **reduction).eval()
     image = torch.randn(1, 3, 136, 200)
     with torch.inference_mode():
-        return bookkeeping_share(lambda: model(image))
+        return token_overhead(lambda: model(image))
 
 
-def test_a_network_without_has_none():
-    assert share_of() == 0
+def test_a_network_without_token_reduction_has_none():
+    assert overhead_of() == 0
 
 
 @pytest.mark.parametrize(
@@ -30,15 +30,16 @@ def test_a_network_without_has_none():
     [{'token_gathering': {'window_size': 4}}, {'token_migration': {}}, {'token_migration': {'type': 'TokenMerging'}}],
 )
 def test_handling_is_a_part_of_the_whole(reduction):
-    assert 0.01 < share_of(**reduction) < 0.9
+    assert 0.01 < overhead_of(**reduction) < 0.9
 
 
-def test_what_runs_inside_is_counted_once_and_nothing_stays_behind():
-    tokens = TokenSet.of(torch.randn(1, 4, 4, 8), WindowGrid.fit(4, 4, 2))
+def test_nested_calls_are_counted_once_and_the_classes_are_restored(monkeypatch):
+    tokens, now = TokenSet.of(torch.randn(1, 4, 4, 8), WindowGrid.fit(4, 4, 2)), [0.0]
+    monkeypatch.setattr(time, 'perf_counter', lambda: now[0])
 
     class Slow(TokenReducer):
         def reduce(self, tokens, block, keep):
-            time.sleep(0.05)
+            now[0] += 1
             return tokens.update(tokens.grid.partition(tokens.grid.merge(tokens.x)))
 
     before = {name: vars(WindowGrid)[name] for name in ('partition', 'merge')}
@@ -46,7 +47,7 @@ def test_what_runs_inside_is_counted_once_and_nothing_stays_behind():
 
     def call() -> None:
         slow(tokens, None)
-        time.sleep(0.05)
+        now[0] += 3
 
-    assert 0.4 < bookkeeping_share(call) < 0.6
+    assert token_overhead(call) == 0.25
     assert {name: vars(WindowGrid)[name] for name in before} == before

@@ -1,4 +1,4 @@
-"""What is seen of token migration and token gathering, and the picture of it."""
+"""What is recorded of token migration and token gathering, and the drawing of it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from token_study.trace import draw_tokens, trace_tokens
 
-from mmitpn.analysis.token_trace import trace_tokens
 from mmitpn.models.backbones import FastITPN
-from mmitpn.visualization.tokens import draw_tokens
 
 SMALL = {'depths': (1, 1, 3), 'embed_dim': 48, 'num_heads': 3}
 SIZE = (136, 200)  # 9x13 tokens: windows of 3x4, the last column a padded one
@@ -31,7 +30,7 @@ def test_what_was_dropped(trace):
     assert list(trace.kept) == [1, 2]
     assert [tuple(kept.shape) for kept in trace.kept.values()] == [(9, 13)] * 2
     first, second = trace.kept.values()
-    assert first.sum() == 9 * 6 + 3 * 3  # half of the 12 slots a window; the 3 tokens of padded ones all stay
+    assert first.sum() == 9 * 6 + 3 * 3  # half of the 12 slots per window; the 3 tokens of padded ones all stay
     assert (first | ~second).all()  # what is gone stays gone
 
 
@@ -54,14 +53,14 @@ def test_nothing_is_left_behind_in_the_network():
     assert model.token_reduction.observer is None
 
 
-def test_what_cannot_be_traced_is_told():
+def test_what_cannot_be_traced_is_refused():
     with pytest.raises(ValueError, match='no token_migration and no token_gathering here'):
         trace_tokens(FastITPN(SMALL), torch.randn(1, 3, 64, 64))
-    with pytest.raises(ValueError, match='2 pictures were given'):
+    with pytest.raises(ValueError, match='2 images were given'):
         trace_tokens(FastITPN(SMALL, token_migration={}), torch.randn(2, 3, 64, 64))
 
 
-def test_the_picture(trace, tmp_path):
+def test_the_drawing(trace, tmp_path):
     image = np.full((*SIZE, 3), 200, np.uint8)
     out = draw_tokens(image, trace, tmp_path / 'new' / 'tokens.png', title='a test')
     assert fraction_of_dropped(out) == pytest.approx(expected_fraction(trace, SIZE), abs=0.02)

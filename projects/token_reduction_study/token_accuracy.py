@@ -1,7 +1,7 @@
 r"""Switch token gathering and token migration on in a trained model, without training, and evaluate each setting.
 
-    python tools/analysis/token_accuracy.py CONFIG CHECKPOINT --keep 0.75 0.5
-    python tools/analysis/token_accuracy.py CONFIG CHECKPOINT --set "token_gathering={'num_tokens':1}" \
+    python projects/token_reduction_study/token_accuracy.py CONFIG CHECKPOINT --keep 0.75 0.5
+    python projects/token_reduction_study/token_accuracy.py CONFIG CHECKPOINT --set "token_gathering={'num_tokens':1}" \
         "token_migration={'score':'mean'},token_gathering={}"
 
 Each setting is evaluated by the config's own metric on its test set, beside the model as it was trained.
@@ -18,8 +18,8 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from rich.console import Console
 from rich.table import Table
+from token_study.methods import METHODS, OWN_METHODS, backbone_settings, drops_tokens
 
-from mmitpn.analysis.methods import METHODS, backbone_settings, drops_tokens
 from mmitpn.engine.cli import FirstStepHook, add_common_arguments, read_config, run_command
 from mmitpn.engine.evaluation import add_evaluation_arguments, build_test_runner, check_evaluation, read_classes
 from mmitpn.engine.pretrained import use_checkpoint_grid
@@ -43,12 +43,12 @@ def parse_setting(text: str) -> dict[str, Any]:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', metavar='CONFIG', help='config file, or HOST::NAME, with a FastITPN backbone')
+    parser.add_argument('config', metavar='CONFIG', help='config file, or SCOPE::NAME, with a FastITPN backbone')
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file of the trained model')
-    parser.add_argument('--method', nargs='+', choices=tuple(METHODS), default=list(METHODS)[:4])
-    parser.add_argument('--keep', nargs='+', type=float, default=[0.5], help='shares of the tokens that stay')
+    parser.add_argument('--method', nargs='+', choices=tuple(METHODS), default=list(OWN_METHODS))
+    parser.add_argument('--keep', nargs='+', type=float, default=[0.5], help='fractions of the tokens that stay')
     parser.add_argument('--window-size', type=int, default=16, help='of token gathering (default: 16)')
-    parser.add_argument('--num-tokens', type=int, default=4, help='gathering tokens a window (default: 4)')
+    parser.add_argument('--num-tokens', type=int, default=4, help='gathering tokens per window (default: 4)')
     parser.add_argument('--set', nargs='+', type=parse_setting, metavar='SETTING', help='these in place of the methods')
     add_evaluation_arguments(parser)
     add_common_arguments(parser)
@@ -58,7 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def settings(args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
     """What is evaluated, the trained model first: a name, and arguments of the backbone."""
     if args.set:
-        return [('as trained', {}), *((_in_words(one), one) for one in args.set)]
+        return [('as trained', {}), *((_describe(one), one) for one in args.set)]
     found = []
     windows = {'window_size': args.window_size, 'num_tokens': args.num_tokens}
     for method in args.method:
@@ -68,7 +68,7 @@ def settings(args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def _in_words(setting: dict[str, Any]) -> str:
+def _describe(setting: dict[str, Any]) -> str:
     return ', '.join(f'{group}: {" ".join(f"{k}={v}" for k, v in given.items())}' for group, given in setting.items())
 
 
