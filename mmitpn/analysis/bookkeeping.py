@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
+from mmitpn.benchmark import worker
 from mmitpn.models.token_reduction import GatheringAttend, GlobalAttend, TokenReducer, TokenSet, WindowGrid
 
 # Windows are cut and put together, tokens are scored, taken away and put back, gathering tokens are pooled and handed
@@ -74,3 +76,18 @@ def bookkeeping_share(call: Callable[[], Any], *, rounds: int = 3) -> float:
         for _ in range(rounds):
             call()
         return clock.seconds / (time.perf_counter() - start)
+
+
+def measure_speed(job: dict[str, Any]) -> dict[str, Any]:
+    """Speeds of a job's cases, with the share that handling tokens takes in each."""
+    from mmitpn.benchmark.case import build_case
+
+    result = worker.measure_speed(job)
+    for row, case in zip(result['cases'], worker.load_cases(job), strict=True):
+        reduces = case.device == 'cpu' and bool(case.backbone)
+        row['bookkeeping_share'] = bookkeeping_share(build_case(case)[1], rounds=2) if reduces else 0
+    return result
+
+
+if __name__ == '__main__':
+    worker.main(*sys.argv[1:], tasks={**worker.TASKS, 'speed': measure_speed})

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from rich.table import Table
 
-from .cases import Case
-from .methods import drops_tokens
-from .subprocess_job import run_job
+from mmitpn.benchmark.case import BenchmarkCase
+from mmitpn.benchmark.worker import run_job
+
+from .methods import backbone_settings, drops_tokens
 
 PART = 'backbone+pyramid'
 BASELINE = 'global'
+
+
+@dataclass(frozen=True)
+class SweepCase:
+    """One row: a method with a ratio of kept tokens, and what is measured."""
+
+    method: str
+    keep_ratio: float
+    case: BenchmarkCase
 
 
 def sweep_cases(
@@ -24,21 +35,27 @@ def sweep_cases(
     keep_ratios: Sequence[float],
     dtypes: Sequence[str] = ('fp32',),
     **settings: Any,
-) -> list[Case]:
+) -> list[SweepCase]:
     """The rows of one arch at one size, the global path first; methods without a share come once for each dtype."""
     rows = [(BASELINE, 1.0)]
     for method in methods:
         shares = keep_ratios if drops_tokens(method) else (1.0,)
         rows += [(method, share) for share in shares if method != BASELINE]
     return [
-        Case(PART, size, arch=arch, method=method, keep_ratio=share, dtype=dtype, **settings)
+        SweepCase(
+            method,
+            share,
+            BenchmarkCase(
+                PART, size, arch=arch, backbone=backbone_settings(method, keep_ratio=share), dtype=dtype, **settings
+            ),
+        )
         for dtype in dtypes
         for method, share in rows
     ]
 
 
 def measure_sweep(
-    cases: Sequence[Case],
+    cases: Sequence[SweepCase],
     *,
     threads: int | None,
     seconds: float,
@@ -59,22 +76,23 @@ def measure_sweep(
         the first case: where there are several dtypes, that of the first one.
     """
     memory = []
-    for case in cases:
-        memory.append(run_job('memory', [case], threads=threads, tensors=True))
+    for one in cases:
+        memory.append(run_job('memory', [one.case], threads=threads, tensors=True))
         advance()
-    speed = run_job('speed', list(cases), threads=threads, seconds=seconds, min_rounds=min_rounds)
+    settings = {'threads': threads, 'seconds': seconds, 'min_rounds': min_rounds}
+    speed = run_job('speed', [one.case for one in cases], module='mmitpn.analysis.bookkeeping', **settings)
     advance()
     rows = []
     base_speed, base_memory = speed['cases'][0], memory[0]
-    for case, row, used in zip(cases, speed['cases'], memory, strict=True):
+    for one, row, used in zip(cases, speed['cases'], memory, strict=True):
         speedups = [ours / theirs for ours, theirs in zip(base_speed['seconds'], row['seconds'], strict=True)]
         rows.append(
             {
-                'arch': case.arch,
-                'size': list(case.size),
-                'dtype': case.dtype,
-                'method': case.method,
-                'keep_ratio': case.keep_ratio,
+                'arch': one.case.arch,
+                'size': list(one.case.size),
+                'dtype': one.case.dtype,
+                'method': one.method,
+                'keep_ratio': one.keep_ratio,
                 'macs': row['macs'],
                 'mac_ratio': base_speed['macs'] / row['macs'],
                 'seconds': row['seconds'],

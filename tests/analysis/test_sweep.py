@@ -41,7 +41,7 @@ def test_rows_of_a_sweep():
 
 def test_every_dtype_has_its_own_global_row():
     cases = sweep_cases('nano', (64, 64), methods=['gathering'], keep_ratios=[0.5], dtypes=['fp32', 'bf16'])
-    assert [(case.dtype, case.method) for case in cases] == [
+    assert [(row.case.dtype, row.method) for row in cases] == [
         ('fp32', 'global'),
         ('fp32', 'gathering'),
         ('bf16', 'global'),

@@ -9,9 +9,9 @@ r"""Speed, memory and multiply-adds of the backbone, the pyramid and whole detec
         --accuracy docs/token_reduction.json
 
 Peak memory is that of a fresh process for each row, with all it imports. Speed is measured in another process, where
-all parts of one size and the matrix product (GEMM) run in turns, so that a busy machine slows them alike; the share of
-the GEMM peak is the ratio of the medians. GMAC are multiply-adds, attention included; of a training step they include
-the backward pass and what checkpointing computes again. --sweep compares token gathering, token migration and their
+all parts of one size and the matrix product (GEMM) run in turns, so that a busy machine slows them alike; MFU is the
+ratio of the medians. GMAC are multiply-adds, attention included; those of a training step include the backward pass and
+what checkpointing recomputes. --sweep compares token gathering, token migration and their
 neighbours with global attention, all of one size in turns in one process.
 """
 
@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 from functools import partial
 from itertools import product
@@ -31,10 +29,11 @@ from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
-from mmitpn.analysis.cases import DTYPES, PARTS, Case, parse_size
 from mmitpn.analysis.methods import METHODS, drops_tokens
-from mmitpn.analysis.subprocess_job import run_job
 from mmitpn.analysis.sweep import measure_sweep, sweep_cases, sweep_table
+from mmitpn.benchmark.case import DTYPES, PARTS, BenchmarkCase, parse_size
+from mmitpn.benchmark.speed import describe_machine
+from mmitpn.benchmark.worker import run_job
 from mmitpn.models.backbones.archs import ARCHS
 from mmitpn.visualization.trade_off import draw_trade_off
 
@@ -46,18 +45,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--arch', nargs='+', choices=list(ARCHS), default=['base'], help='of the backbone')
     parser.add_argument('--config', nargs='+', default=[], help='configs of whole models, for --part detector')
     parser.add_argument(
-        '--size', nargs='+', type=parse_size, default=[(224, 224)], metavar='HxW', help='of the pictures'
+        '--size', nargs='+', type=parse_size, default=[(224, 224)], metavar='HxW', help='of the images'
     )
-    parser.add_argument('--batch', type=int, default=1, help='pictures at once')
+    parser.add_argument('--batch', type=int, default=1, help='number of images')
     parser.add_argument('--dtype', nargs='+', choices=list(DTYPES), default=['fp32'], help='bf16 means autocast')
     parser.add_argument('--train', action='store_true', help='a training step: forward and backward')
-    parser.add_argument('--predict', action='store_true', help='segmentors predict: sliding window and all')
+    parser.add_argument('--predict', action='store_true', help='segmentors predict, with their sliding window')
     parser.add_argument('--with-cp', action='store_true', help='checkpointing of every module that has with_cp')
-    parser.add_argument('--objects', type=int, default=8, help='objects a picture when a detector is trained')
+    parser.add_argument('--objects', type=int, default=8, help='objects per image when a detector is trained')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--threads', type=int, help="of the CPU; default: torch's own choice")
-    parser.add_argument('--seconds', type=float, default=20.0, help='time for each size of each arch, at least')
-    parser.add_argument('--rounds', type=int, default=5, help='runs of each row, at least')
+    parser.add_argument('--seconds', type=float, default=20.0, help='least time for each size of each arch')
+    parser.add_argument('--rounds', type=int, default=5, help='least number of runs of each row')
     parser.add_argument('--json', type=Path, metavar='OUT', help='write all figures, every single time included')
     parser.add_argument('--sweep', action='store_true', help='token reduction: size x method x share of the tokens')
     parser.add_argument('--method', nargs='+', choices=list(METHODS), default=list(METHODS), help='of the sweep')
@@ -83,8 +82,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def group_cases(args: argparse.Namespace) -> list[list[Case]]:
-    """The rows, in groups that are timed in turns."""
+def group_cases(args: argparse.Namespace) -> list[list[BenchmarkCase]]:
+    """The rows of the table, in groups that are timed in turns."""
     shared = {
         'batch': args.batch,
         'train': args.train,
@@ -97,36 +96,21 @@ def group_cases(args: argparse.Namespace) -> list[list[Case]]:
     groups = []
     for dtype in args.dtype:
         for arch, size in product(args.arch, args.size):
-            groups += [[Case(part, size, arch=arch, dtype=dtype, **shared) for part in parts]] if parts else []
+            groups += [[BenchmarkCase(part, size, arch=arch, dtype=dtype, **shared) for part in parts]] if parts else []
         for config, size in product(args.config, args.size):
-            groups.append([Case('detector', size, config=config, dtype=dtype, **shared)])
+            groups.append([BenchmarkCase('detector', size, config=config, dtype=dtype, **shared)])
     return groups
 
 
-def describe_machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path('/proc/cpuinfo')
-    if cpuinfo.is_file():
-        names = [line.split(':', 1)[1].strip() for line in cpuinfo.read_text().splitlines() if 'model name' in line]
-        model = names[0] if names else model
-    return {
-        'processor': model,
-        'cores': len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count(),
-        'load_average': list(os.getloadavg()),
-        'python': platform.python_version(),
-    }
-
-
-def mode_of(case: Case) -> str:
-    """What a row's model does."""
+def mode_of(case: BenchmarkCase) -> str:
+    """What the model of a row runs."""
     if case.train:
         return 'training with_cp' if case.with_cp else 'training'
     return 'prediction' if case.predict else 'inference'
 
 
-def measure(group: list[Case], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """All figures of a group, one dict a row."""
+def measure(group: list[BenchmarkCase], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """All figures of a group, one dict per row."""
     memory = [run_job('memory', [case], threads=args.threads) for case in group]
     speed = run_job('speed', group, threads=args.threads, seconds=args.seconds, min_rounds=args.rounds)
     machine = {key: value for key, value in speed.items() if key != 'cases'}
@@ -150,21 +134,21 @@ def _key(row: dict[str, Any]) -> tuple:
 
 
 def peak_bytes(row: dict[str, Any]) -> int:
-    """The memory that counts: the GPU's where there is one, else the process's."""
+    """Peak memory of the GPU where one was used, else of the process."""
     return row.get('cuda_peak_bytes', row['peak_bytes'])
 
 
 def make_table(rows: list[dict[str, Any]], old: list[dict[str, Any]] | None = None) -> Table:
-    """The table a person reads; with ``old``, the change in time and memory beside each figure."""
+    """The printed table; with ``old``, the change in time and memory in each row."""
     before = {_key(row): row for row in old or []}
     table = Table(title=f'{rows[0]["mode"]}, batch {rows[0]["batch"]}')
     table.add_column('what', overflow='fold')
-    for heading in ('size', 'type', 'M param', 'GMAC', 'images/s', 'ms', 'peak memory', 'of GEMM peak'):
+    for heading in ('size', 'type', 'M param', 'GMAC', 'images/s', 'ms', 'peak memory', 'MFU'):
         table.add_column(heading, justify='right')
     if old is not None:
         table.add_column('time, memory to before', justify='right')
     for row in rows:
-        shares = row['gemm_share_by_round']
+        fractions = row['gemm_share_by_round']
         cells = [
             row['name'],
             'x'.join(map(str, row['size'])),
@@ -174,7 +158,7 @@ def make_table(rows: list[dict[str, Any]], old: list[dict[str, Any]] | None = No
             f'{row["images_per_second"]:.3g}',
             f'{row["median_seconds"] * 1e3:.4g}',
             f'{peak_bytes(row) / 1e9:.2f} GB',
-            f'{row["gemm_share"]:.0%} ({min(shares):.0%} to {max(shares):.0%})',
+            f'{row["gemm_share"]:.0%} ({min(fractions):.0%} to {max(fractions):.0%})',
         ]
         if old is not None:
             was = before.get(_key(row))
@@ -200,7 +184,7 @@ def sweep(args: argparse.Namespace, console: Console) -> int:
         with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console) as progress:
             task = progress.add_task('', total=sum(len(cases) + 1 for cases in groups))
             for cases in groups:
-                progress.update(task, description=f'{cases[0].arch} at {"x".join(map(str, cases[0].size))}')
+                progress.update(task, description=f'{cases[0].case.arch} at {"x".join(map(str, cases[0].case.size))}')
                 rows += measure_sweep(
                     cases,
                     threads=args.threads,

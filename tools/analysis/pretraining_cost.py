@@ -21,8 +21,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from mmitpn.allocator import keep_freed_memory
-from mmitpn.analysis.macs import count_macs
-from mmitpn.analysis.speed import GemmPeak, interleave
+from mmitpn.benchmark.macs import count_macs
+from mmitpn.benchmark.speed import MatmulPeak, interleave
 from mmitpn.models.backbones import ITPN, FastITPN
 from mmitpn.models.backbones.archs import ARCHS
 from mmitpn.models.necks import ITPNPyramid
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     named += [(f'{family.__name__} alone, not masked', 'backbone', family, 0.0) for family in families]
     built = [build(part, family, ratio, args) for _, part, family, ratio in named]
     macs = [count_macs(model, call=step).total for model, step in built]
-    gemm = GemmPeak(torch.device('cpu'), torch.float32)
+    gemm = MatmulPeak(torch.device('cpu'), torch.float32)
     timings = interleave([step for _, step in built], gemm, seconds=args.seconds, min_rounds=args.rounds)
     table = Table(title=f'a training step: {args.arch}, {args.batch} pictures of {args.size} pixels')
     for heading in ('step', 'GMAC', 'share of the GEMM peak', 'time / backbone alone'):

@@ -20,12 +20,12 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DefaultScope
 
-from mmitpn.analysis.host_model import build_from_config
 from mmitpn.analysis.token_trace import trace_tokens
 from mmitpn.checkpoint import load_pretrained
 from mmitpn.config_types import type_name
 from mmitpn.engine.dict_action import DictAction
 from mmitpn.engine.host_configs import register_host_configs, resolve_config
+from mmitpn.testing.demo_inputs import build_from_config
 from mmitpn.visualization.tokens import draw_tokens
 
 
