@@ -134,7 +134,9 @@ def model_kind(model: nn.Module) -> str:
     )
 
 
-def make_samples(model: nn.Module, size: tuple[int, int], *, batch: int, objects: int, device: torch.device) -> list:
+def make_samples(
+    model: nn.Module, size: tuple[int, int], *, batch: int, objects: int, device: torch.device | str
+) -> list:
     """Random ground truth of a batch, as the loss and the prediction of the model's framework need it.
 
     Args:
@@ -180,7 +182,7 @@ def _boxes(size: tuple[int, int], number: int) -> Tensor:
     return torch.cat((start * scale, (start + extent) * scale + 2), dim=1)
 
 
-def _detection_sample(model: nn.Module, size: tuple[int, int], objects: int, device: torch.device) -> Any:
+def _detection_sample(model: nn.Module, size: tuple[int, int], objects: int, device: torch.device | str) -> Any:
     import numpy as np
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
@@ -204,7 +206,7 @@ def _detection_sample(model: nn.Module, size: tuple[int, int], objects: int, dev
     return sample
 
 
-def _segmentation_sample(size: tuple[int, int], device: torch.device) -> Any:
+def _segmentation_sample(size: tuple[int, int], device: torch.device | str) -> Any:
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
@@ -212,7 +214,7 @@ def _segmentation_sample(size: tuple[int, int], device: torch.device) -> Any:
     return SegDataSample(metainfo=_meta(size), gt_sem_seg=labels)
 
 
-def _classification_sample(size: tuple[int, int], device: torch.device) -> Any:
+def _classification_sample(size: tuple[int, int], device: torch.device | str) -> Any:
     from mmpretrain.structures import DataSample
 
     return DataSample(metainfo=_meta(size)).set_gt_label(torch.zeros(1, dtype=torch.long, device=device))
