@@ -3,10 +3,10 @@
     python tools/analysis/activation_memory.py --size 512
     python tools/analysis/activation_memory.py --config my_config.py --size 800x1333 --batch 2
 
-The figure is what the autograd graph holds when the forward pass of the losses has ended: distinct storages, without
-parameters and buffers. Checkpointing is switched for all that has it: the backbone, the pyramid and DINO's encoder and
-decoder of this project, mmdet's ResNet and others; --only names some of them. Both steps start from the same weights,
-pictures and random state.
+The figure is the memory of the autograd graph's saved tensors when the forward pass of the losses has ended: distinct
+storages, without parameters and buffers. Checkpointing is switched wherever it is supported: the backbone, the pyramid
+and DINO's encoder and decoder of this project, mmdet's ResNet and others; --only names some of them. Both steps start
+from the same weights, images and random state.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mmitpn.analysis.cases import set_checkpointing
-from mmitpn.analysis.host_model import build_from_config, loss_call, make_samples
-from mmitpn.analysis.memory import StepReport, gradient_difference, measure_step
+from mmitpn.benchmark.case import parse_size, set_checkpointing
+from mmitpn.benchmark.memory import StepReport, gradient_difference, measure_step
 from mmitpn.engine import resolve_config, setup_environment
+from mmitpn.testing.demo_inputs import build_from_config, loss_call, make_samples
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / 'configs/dino/dino-4scale_fast-itpn-t_8xb2-12e_coco.py'
@@ -37,19 +37,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', default=str(CONFIG), help='default: DINO with FastITPN-T')
-    parser.add_argument('--size', default='512', metavar='HxW', help='of the pictures in pixels')
-    parser.add_argument('--batch', type=int, default=1, help='pictures')
-    parser.add_argument('--objects', type=int, default=8, help='objects a picture')
+    parser.add_argument('--size', type=parse_size, default=(512, 512), metavar='HxW', help='of the images in pixels')
+    parser.add_argument('--batch', type=int, default=1, help='number of images')
+    parser.add_argument('--objects', type=int, default=8, help='objects per image')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--only', nargs='+', metavar='PART', help='checkpoint these parts only, for example backbone')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings')
     parser.add_argument('--json', type=Path, metavar='OUT', help='write the figures')
     args = parser.parse_args(argv)
-    sides = args.size.lower().split('x')
-    if len(sides) > 2 or not all(side.isdigit() and int(side) for side in sides) or min(args.batch, args.objects) < 1:
-        parser.error('--size takes HxW or one number; --batch and --objects are positive')
-    args.size = (int(sides[0]), int(sides[-1]))
+    if min(args.batch, args.objects) < 1:
+        parser.error(f'--batch is {args.batch} and --objects {args.objects}; give integers of at least 1')
     return args
 
 
@@ -59,7 +57,7 @@ def compare(args: argparse.Namespace) -> tuple[StepReport, StepReport, list[str]
     model = build_from_config(resolve_config(args.config), overrides=args.cfg_options).to(args.device).train()
     inputs = torch.randn(args.batch, 3, *args.size, device=args.device)
     samples = make_samples(model, args.size, batch=args.batch, objects=args.objects, device=torch.device(args.device))
-    # Buffers (BatchNorm's statistics, say) must not differ between the two steps.
+    # Buffers (such as BatchNorm's statistics) must not differ between the two steps.
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     reports = []
     switched: list[str] = []
@@ -78,7 +76,7 @@ def compare(args: argparse.Namespace) -> tuple[StepReport, StepReport, list[str]
                 buffer.copy_(buffers[name])
         # Denoising queries, drop path and dropout draw from all three.
         random.seed(args.seed)
-        np.random.seed(args.seed)  # noqa: NPY002 - the hosts draw from the global generator
+        np.random.seed(args.seed)  # noqa: NPY002 - mmdet and mmseg draw from the global generator
         torch.manual_seed(args.seed)
         reports.append(measure_step(model, loss_call(model, inputs, samples)))
     return reports[0], reports[1], switched
@@ -111,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     table = Table(title=f'{Path(args.config).stem}, {"x".join(map(str, args.size))}, batch {args.batch}')
     table.add_column('')
-    table.add_column('activations held', justify='right')
+    table.add_column('activations', justify='right')
     table.add_column('loss', justify='right')
     table.add_row('without checkpointing', f'{without.activation_bytes / 1e6:.1f} MB', f'{without.loss:.6f}')
     table.add_row('with', f'{with_cp.activation_bytes / 1e6:.1f} MB', f'{with_cp.loss:.6f}')

@@ -7,9 +7,9 @@ r"""Speed, memory and multiply-adds of the backbone, the pyramid and whole detec
     python tools/analysis/benchmark.py --arch base --size 1024 --json now.json --compare before.json
 
 Peak memory is that of a fresh process for each row, with all it imports. Speed is measured in another process, where
-all parts of one size and the matrix product (GEMM) run in turns, so that a busy machine slows them alike; the share of
-the GEMM peak is the ratio of the medians. GMAC are multiply-adds, attention included; of a training step they include
-the backward pass and what checkpointing computes again.
+all parts of one size and the matrix product (GEMM) run in turns, so that a busy machine slows them alike; MFU is the
+ratio of the medians. GMAC are multiply-adds, attention included; those of a training step include the backward pass and
+what checkpointing recomputes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mmitpn.analysis.cases import DTYPES, PARTS, Case, parse_size
-from mmitpn.analysis.speed import describe_machine
-from mmitpn.analysis.subprocess_job import run_job
+from mmitpn.benchmark.case import DTYPES, PARTS, BenchmarkCase, parse_size
+from mmitpn.benchmark.speed import describe_machine
+from mmitpn.benchmark.worker import run_job
 from mmitpn.models.backbones import ARCHS
 
 
@@ -37,18 +37,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--arch', nargs='+', choices=list(ARCHS), default=['base'], help='of the backbone')
     parser.add_argument('--config', nargs='+', default=[], help='configs of whole models, for --part detector')
     parser.add_argument(
-        '--size', nargs='+', type=parse_size, default=[(224, 224)], metavar='HxW', help='of the pictures'
+        '--size', nargs='+', type=parse_size, default=[(224, 224)], metavar='HxW', help='of the images'
     )
-    parser.add_argument('--batch', type=int, default=1, help='pictures at once')
+    parser.add_argument('--batch', type=int, default=1, help='number of images')
     parser.add_argument('--dtype', nargs='+', choices=list(DTYPES), default=['fp32'], help='bf16 means autocast')
     parser.add_argument('--train', action='store_true', help='a training step: forward and backward')
-    parser.add_argument('--predict', action='store_true', help='segmentors predict: sliding window and all')
+    parser.add_argument('--predict', action='store_true', help='segmentors predict, with their sliding window')
     parser.add_argument('--with-cp', action='store_true', help='checkpointing of every module that has with_cp')
-    parser.add_argument('--objects', type=int, default=8, help='objects a picture when a detector is trained')
+    parser.add_argument('--objects', type=int, default=8, help='objects per image when a detector is trained')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--threads', type=int, help="of the CPU; default: torch's own choice")
-    parser.add_argument('--seconds', type=float, default=20.0, help='time for each size of each arch, at least')
-    parser.add_argument('--rounds', type=int, default=5, help='runs of each row, at least')
+    parser.add_argument('--seconds', type=float, default=20.0, help='least time for each size of each arch')
+    parser.add_argument('--rounds', type=int, default=5, help='least number of runs of each row')
     parser.add_argument('--json', type=Path, metavar='OUT', help='write all figures, every single time included')
     parser.add_argument('--compare', type=Path, metavar='OLD', help='an earlier --json to compare with')
     args = parser.parse_args(argv)
@@ -65,8 +65,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def group_cases(args: argparse.Namespace) -> list[list[Case]]:
-    """The rows, in groups that are timed in turns."""
+def group_cases(args: argparse.Namespace) -> list[list[BenchmarkCase]]:
+    """The rows of the table, in groups that are timed in turns."""
     shared = {
         'batch': args.batch,
         'train': args.train,
@@ -79,21 +79,21 @@ def group_cases(args: argparse.Namespace) -> list[list[Case]]:
     groups = []
     for dtype in args.dtype:
         for arch, size in product(args.arch, args.size):
-            groups += [[Case(part, size, arch=arch, dtype=dtype, **shared) for part in parts]] if parts else []
+            groups += [[BenchmarkCase(part, size, arch=arch, dtype=dtype, **shared) for part in parts]] if parts else []
         for config, size in product(args.config, args.size):
-            groups.append([Case('detector', size, config=config, dtype=dtype, **shared)])
+            groups.append([BenchmarkCase('detector', size, config=config, dtype=dtype, **shared)])
     return groups
 
 
-def mode_of(case: Case) -> str:
-    """What a row's model does."""
+def mode_of(case: BenchmarkCase) -> str:
+    """What the model of a row runs."""
     if case.train:
         return 'training with_cp' if case.with_cp else 'training'
     return 'prediction' if case.predict else 'inference'
 
 
-def measure(group: list[Case], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """All figures of a group, one dict a row."""
+def measure(group: list[BenchmarkCase], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """All figures of a group, one dict per row."""
     memory = [run_job('memory', [case], threads=args.threads) for case in group]
     speed = run_job('speed', group, threads=args.threads, seconds=args.seconds, min_rounds=args.rounds)
     machine = {key: value for key, value in speed.items() if key != 'cases'}
@@ -117,21 +117,21 @@ def _key(row: dict[str, Any]) -> tuple:
 
 
 def peak_bytes(row: dict[str, Any]) -> int:
-    """The memory that counts: the GPU's where there is one, else the process's."""
+    """Peak memory of the GPU where one was used, else of the process."""
     return row.get('cuda_peak_bytes', row['peak_bytes'])
 
 
 def make_table(rows: list[dict[str, Any]], old: list[dict[str, Any]] | None = None) -> Table:
-    """The table a person reads; with ``old``, the change in time and memory beside each figure."""
+    """The printed table; with ``old``, the change in time and memory in each row."""
     before = {_key(row): row for row in old or []}
     table = Table(title=f'{rows[0]["mode"]}, batch {rows[0]["batch"]}')
     table.add_column('what', overflow='fold')
-    for heading in ('size', 'type', 'M param', 'GMAC', 'images/s', 'ms', 'peak memory', 'of GEMM peak'):
+    for heading in ('size', 'type', 'M param', 'GMAC', 'images/s', 'ms', 'peak memory', 'MFU'):
         table.add_column(heading, justify='right')
     if old is not None:
         table.add_column('time, memory to before', justify='right')
     for row in rows:
-        shares = row['gemm_share_by_round']
+        fractions = row['gemm_share_by_round']
         cells = [
             row['name'],
             'x'.join(map(str, row['size'])),
@@ -141,7 +141,7 @@ def make_table(rows: list[dict[str, Any]], old: list[dict[str, Any]] | None = No
             f'{row["images_per_second"]:.3g}',
             f'{row["median_seconds"] * 1e3:.4g}',
             f'{peak_bytes(row) / 1e9:.2f} GB',
-            f'{row["gemm_share"]:.0%} ({min(shares):.0%} to {max(shares):.0%})',
+            f'{row["gemm_share"]:.0%} ({min(fractions):.0%} to {max(fractions):.0%})',
         ]
         if old is not None:
             was = before.get(_key(row))

@@ -2,10 +2,10 @@
 
     python tools/analysis/get_flops.py configs/dino/dino-4scale_fast-itpn-t_8xb2-12e_coco.py --shape 800 1333
 
-The model is really run, once, on noise with fresh weights: what depends on the picture (the proposals of a two-stage
-detector) is counted as it came out. Attention is counted, and the bilinear sampling of deformable attention where it
-runs in PyTorch, four multiply-adds a sampled value; mmcv's compiled operator is invisible, so use the CPU. Norms,
-activations and other elementwise work are not counted, as in the literature.
+The model is run once on noise, with random weights: what depends on the image (the proposals of a two-stage detector)
+is counted as it came out. Attention is counted, and the bilinear sampling of deformable attention where it runs in
+PyTorch, four multiply-adds per sampled value; mmcv's compiled operator is invisible, so use the CPU. Norms, activations
+and other elementwise operators are not counted, as in the literature.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from mmitpn.analysis.host_model import build_from_config, inference_call, make_samples
-from mmitpn.analysis.macs import SAMPLING_OPS, count_macs
+from mmitpn.benchmark.macs import SAMPLING_OPS, count_macs
 from mmitpn.engine import resolve_config, setup_environment
+from mmitpn.testing.demo_inputs import build_from_config, inference_call, make_samples
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     from mmitpn.engine.cli import DictAction
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='a config file, or one of a host as mmdet::folder/name.py')
+    parser.add_argument('config', help='a config file, or one of mmdet or mmseg as mmdet::folder/name.py')
     parser.add_argument(
         '--shape', nargs='+', type=int, default=[800, 1333], metavar='N', help='height and width, or one'
     )
@@ -59,12 +59,12 @@ def count_config(
 
     Args:
         config: The config file.
-        shape: Height and width of the one picture, in pixels.
+        shape: Height and width of the image, in pixels.
         depth: How deep to list parts.
         overrides: Dotted key -> value.
 
     Returns:
-        ``{'parameters', 'trainable', 'macs', 'by_op', 'parts': {name: {'parameters', 'macs'}}}``; what the model does
+        ``{'parameters', 'trainable', 'macs', 'by_op', 'parts': {name: {'parameters', 'macs'}}}``; what the model runs
         outside its parts is the part ``'(itself)'``.
     """
     torch.manual_seed(0)
@@ -98,19 +98,19 @@ def count_config(
 
 
 def make_table(figures: dict[str, Any], title: str) -> Table:
-    """The table a person reads."""
+    """The printed table."""
     table = Table(title=title)
     table.add_column('part')
-    for heading in ('M param', 'GMAC', 'share'):
+    for heading in ('M param', 'GMAC', 'fraction'):
         table.add_column(heading, justify='right')
     for name, part in figures['parts'].items():
         indent = '  ' * name.count('.')
-        share = part['macs'] / figures['macs'] if figures['macs'] else 0.0
+        fraction = part['macs'] / figures['macs'] if figures['macs'] else 0.0
         table.add_row(
             f'{indent}{name.rsplit(".", 1)[-1]}',
             f'{part["parameters"] / 1e6:.3f}',
             f'{part["macs"] / 1e9:.3f}',
-            f'{share:.1%}',
+            f'{fraction:.1%}',
         )
     table.add_section()
     table.add_row('total', f'{figures["parameters"] / 1e6:.3f}', f'{figures["macs"] / 1e9:.3f}', '')

@@ -20,10 +20,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from mmitpn.analysis.macs import count_macs
-from mmitpn.analysis.speed import GemmPeak, interleave
-from mmitpn.models.backbones import ARCHS, ITPN, FastITPN
 from mmitpn.models.cpu_inference import keep_freed_memory
+from mmitpn.benchmark.macs import count_macs
+from mmitpn.benchmark.speed import MatmulPeak, interleave
+from mmitpn.models.backbones import ITPN, FastITPN
+from mmitpn.models.backbones import ARCHS
 from mmitpn.models.necks import ITPNPyramid
 from mmitpn.models.pretrain import ITPNPretrain
 from mmitpn.models.pretrain.masking import random_masks, visible_places
@@ -97,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     named += [(f'{family.__name__} alone, not masked', 'backbone', family, 0.0) for family in families]
     built = [build(part, family, ratio, args) for _, part, family, ratio in named]
     macs = [count_macs(model, call=step).total for model, step in built]
-    gemm = GemmPeak(torch.device('cpu'), torch.float32)
+    gemm = MatmulPeak(torch.device('cpu'), torch.float32)
     timings = interleave([step for _, step in built], gemm, seconds=args.seconds, min_rounds=args.rounds)
     table = Table(title=f'a training step: {args.arch}, {args.batch} pictures of {args.size} pixels')
     for heading in ('step', 'GMAC', 'share of the GEMM peak', 'time / backbone alone'):

@@ -2,9 +2,9 @@
 
     python tools/misc/swap_backbone.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco --weights FILE -o OUT.py
 
-Backbone and neck become FastITPN and ITPNPyramid; every in_channels that follows, the pictures' mean and deviation,
-layer decay and checkpointing are set. OUT.py inherits the original. Then its model is built, trained for one step and
-run once on a made-up picture. Where that does not work, the field and the reason are printed.
+Backbone and neck become FastITPN and ITPNPyramid; every in_channels that follows, the images' mean and standard
+deviation, layer decay and activation checkpointing are set. OUT.py inherits the original. Then its model is built,
+trained for one step and run once on random images. Where that does not work, the field and the reason are printed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mmitpn.checkpoint.formats import FOREIGN
 from mmitpn.config_types import type_name
 from mmitpn.engine.config_utils import register_host_configs, resolve_config
 from mmitpn.models.backbones import ARCHS
-from mmitpn.swap import Change, plan_swap, try_model, write_config
+from mmitpn.swap import ConfigChange, plan_swap, try_model, write_config
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def show(changes: list[Change], console: Console) -> None:
+def show(changes: list[ConfigChange], console: Console) -> None:
     """Print what changed."""
     table = Table()
     table.add_column('setting', no_wrap=True)
@@ -46,7 +46,7 @@ def show(changes: list[Change], console: Console) -> None:
     table.add_column('after', overflow='fold')
     for change in changes:
         before, after = (_short(value) for value in (change.before, change.after))
-        table.add_row(change.where, before, after)
+        table.add_row(change.key, before, after)
     console.print(table)
 
 
@@ -81,10 +81,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         loss = try_model(args.out)
-    except Exception as error:  # noqa: BLE001 - whatever a host's model raises, the user is told what it was
+    except Exception as error:  # noqa: BLE001 - whatever another project's model raises, the user sees it
         sys.stderr.write(f'error: {args.out} does not run: {type(error).__name__}: {error}\n')
         return 2
-    print(f'one training step (loss {loss:.3f}) and one prediction on a made-up picture: good')
+    print(f'one training step (loss {loss:.3f}) and one prediction on random images: good')
     return 0
 
 

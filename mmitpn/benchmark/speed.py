@@ -1,4 +1,4 @@
-"""Speed of a model against the fastest matrix product of the same machine at the same time."""
+"""Speed of models as a fraction of the machine's matrix product (MFU), measured at the same time."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-# Sides of the square matrices; the fastest is the peak. Small ones fit a laptop's caches, large ones fill a GPU.
+# Sides of the square matrices; the fastest is the peak. Small ones fit the caches of a CPU, large ones fill a GPU.
 CPU_SIDES = (1024, 2048)
 CUDA_SIDES = (4096, 8192)
 
 
 def describe_machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Processor, number of cores, load and Python version of the machine that measures."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path('/proc/cpuinfo')
     if cpuinfo.is_file():
@@ -33,27 +33,27 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def _finish(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of one call, until the device has finished."""
-    _finish(device)
+    """Seconds of one call, until the device has finished it."""
+    _synchronize(device)
     start = time.perf_counter()
     call()
-    _finish(device)
+    _synchronize(device)
     return time.perf_counter() - start
 
 
-class GemmPeak:
-    """Measures square matrix products, a little at a time.
+class MatmulPeak:
+    """The rate of square matrix products, the peak that models are compared with, measured in short rounds.
 
     Args:
         device: Where to run.
         dtype: Of the matrices.
-        sides: Of the matrices; None takes those of this file.
+        sides: Of the matrices; None means ``CPU_SIDES`` or ``CUDA_SIDES``.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, sides: Sequence[int] | None = None) -> None:
@@ -75,20 +75,20 @@ class GemmPeak:
             return timed(repeat, self.device)
 
     def measure(self, seconds: float) -> None:
-        """Add one figure for each side, sharing about ``seconds`` among them."""
-        share = seconds / len(self.sides)
+        """Measure one rate for each side, in about ``seconds`` for all of them."""
+        seconds_each = seconds / len(self.sides)
         for n in self.sides:
             once = self._run(n, 1)
-            times = max(1, min(1000, round(share / once)))
+            times = max(1, min(1000, round(seconds_each / once)))
             self.rates[n].append(n**3 * times / self._run(n, times))
 
     @property
     def macs_per_second(self) -> float:
-        """The median of the fastest side."""
+        """The median rate of the fastest side."""
         return max(median(rates) for rates in self.rates.values() if rates)
 
     def by_round(self) -> list[float]:
-        """The fastest side of each round."""
+        """The rate of the fastest side in each round."""
         return [max(rates) for rates in zip(*self.rates.values(), strict=True)]
 
 
@@ -97,20 +97,20 @@ class Timing:
     """Times of one model.
 
     Attributes:
-        seconds: Of each run.
+        seconds: Of every run.
     """
 
     seconds: list[float] = field(default_factory=list)
 
     @property
     def median(self) -> float:
-        """The middle one, in seconds."""
+        """Median time in seconds."""
         return median(self.seconds)
 
 
 def interleave(
     calls: Sequence[Callable[[], Any]],
-    gemm: GemmPeak,
+    gemm: MatmulPeak,
     *,
     seconds: float,
     min_rounds: int = 5,
@@ -118,17 +118,17 @@ def interleave(
 ) -> list[Timing]:
     """Time several models and the matrix product in turns.
 
-    A shared machine is slow for seconds at a time; in turns, everything meets the same weather.
+    A shared machine is slow for seconds at a time; in turns, all models meet the same load.
 
     Args:
         calls: One run of each model; each is run once before, untimed.
         gemm: Measured at the start of every round and once at the end.
-        seconds: Go on until this time has passed...
-        min_rounds: ...and at least so many rounds are done.
+        seconds: Measure for at least this time...
+        min_rounds: ...and at least this number of rounds.
         gemm_seconds: Time for the matrix products of a round.
 
     Returns:
-        The times of each model, one a round.
+        The times of each model, one per round.
     """
     timings = [Timing() for _ in calls]
     for call in calls:

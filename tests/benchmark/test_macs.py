@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mmitpn import FastITPN
-from mmitpn.analysis.macs import SAMPLING_OPS, count_macs
+from mmitpn.benchmark.macs import SAMPLING_OPS, count_macs
 from mmitpn.ops.deformable_attention import sample_on_cpu
 
 
@@ -65,16 +65,16 @@ def test_backward_of_attention_is_five_products() -> None:
     assert report.total == (2 + 5) * product
 
 
-def test_sampling_counts_four_a_value() -> None:
-    features, places = torch.rand(1, 6, 9, 9), torch.rand(1, 4, 5, 2)
-    report = count_macs(nn.Identity(), call=lambda: F.grid_sample(features, places, align_corners=False))
+def test_sampling_counts_four_per_value() -> None:
+    features, grid = torch.rand(1, 6, 9, 9), torch.rand(1, 4, 5, 2)
+    report = count_macs(nn.Identity(), call=lambda: F.grid_sample(features, grid, align_corners=False))
     assert report.by_op == {'grid_sampler_2d': 4 * 6 * 4 * 5}
 
 
 def test_sampling_on_a_cpu_counts_the_same() -> None:
-    value, places, weights = torch.rand(2, 20, 3, 8), torch.rand(2, 7, 3, 1, 4, 2), torch.rand(2, 7, 3, 1, 4)
-    report = count_macs(nn.Identity(), call=lambda: sample_on_cpu(value, [[4, 5]], places, weights))
-    assert report.total == 4 * places[..., 0].numel() * 8
+    value, locations, weights = torch.rand(2, 20, 3, 8), torch.rand(2, 7, 3, 1, 4, 2), torch.rand(2, 7, 3, 1, 4)
+    report = count_macs(nn.Identity(), call=lambda: sample_on_cpu(value, [[4, 5]], locations, weights))
+    assert report.total == 4 * locations[..., 0].numel() * 8
     assert set(report.by_op) <= set(SAMPLING_OPS)
 
 

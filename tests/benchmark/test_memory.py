@@ -1,4 +1,4 @@
-"""What a training step keeps."""
+"""Activations of a training step, and peaks of tensors and processes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmitpn import FastITPN
-from mmitpn.analysis.cases import set_checkpointing
-from mmitpn.analysis.memory import gradient_difference, measure_step, peak_tensor_bytes, process_peak_bytes
+from mmitpn.benchmark.case import set_checkpointing
+from mmitpn.benchmark.memory import gradient_difference, measure_step, peak_tensor_bytes, process_peak_bytes
 
 
 def test_counts_each_storage_once_and_no_parameters() -> None:
@@ -89,10 +89,10 @@ def test_a_loss_that_is_not_finite_is_refused() -> None:
         measure_step(layer, lambda: layer(torch.ones(1, 2)).sum() * float('nan'))
 
 
-def test_peak_is_at_least_what_is_held_now() -> None:
-    held = bytearray(b'x' * 30_000_000)
+def test_peak_is_at_least_what_is_allocated_now() -> None:
+    allocated = bytearray(b'x' * 30_000_000)
     peak = process_peak_bytes()
-    assert len(held) < peak < 10**12
+    assert len(allocated) < peak < 10**12
     statm = Path('/proc/self/statm')
     if statm.is_file():
         assert peak >= int(statm.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE') * 0.9

@@ -1,4 +1,8 @@
-"""Models from a host's config, and made-up batches to run them on."""
+"""Models of mmdet, mmseg, mmpretrain and this project from their configs, with random inputs to run them on.
+
+mmdet's ``demo_mm_inputs`` for the models of all frameworks: a random batch with the ground truth that each one's loss
+needs, so that any config can be measured or tried without a dataset.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from mmitpn.config_types import is_type
 
 @contextmanager
 def quiet_logger() -> Iterator[None]:
-    """Keep what hosts say about every single parameter out of the log."""
+    """Keep the frameworks' messages about every single parameter out of the log."""
     from mmengine.logging import MMLogger
 
     logger = MMLogger.get_current_instance()
@@ -29,8 +33,25 @@ def quiet_logger() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def set_training_progress(*, max_epochs: int = 1, max_iters: int = 1) -> None:
+    """Set the progress of training in mmengine's ``MessageHub``, where some heads read it, to the first iteration.
+
+    Args:
+        max_epochs: Epochs of the training run.
+        max_iters: Iterations of the training run.
+    """
+    from mmengine.logging import MessageHub
+
+    hub = MessageHub.get_current_instance()
+    hub.update_info_dict({'epoch': 0, 'iter': 0, 'max_epochs': max_epochs, 'max_iters': max_iters})
+
+
 def without_pretrained(node: Any) -> Any:
-    """A copy of a model config that asks for no checkpoint: a model that is only measured needs none."""
+    """A copy of a model config that loads no checkpoint.
+
+    Args:
+        node: The config of a model, or a part of it.
+    """
     if isinstance(node, Mapping):
         return {
             key: without_pretrained(value)
@@ -44,7 +65,7 @@ def without_pretrained(node: Any) -> Any:
 
 
 def build_from_config(config: str | Path, *, overrides: Mapping[str, Any] | None = None) -> nn.Module:
-    """Build the model of a config with fresh weights.
+    """Build the model of a config with random weights.
 
     Args:
         config: A config file of mmdet, mmseg, mmpretrain or this project.
@@ -68,7 +89,7 @@ def build_from_config(config: str | Path, *, overrides: Mapping[str, Any] | None
     if 'model' not in cfg:
         raise ValueError(f'{config} has no `model`; its top-level names are {sorted(cfg.keys())}')
     init_default_scope(cfg.get('default_scope', 'mmdet'))
-    # Hosts read their settings as attributes, which plain dicts have not.
+    # The frameworks read their settings as attributes, which plain dicts do not have.
     model = MODELS.build(ConfigDict(without_pretrained(cfg.model)))
     with quiet_logger():
         model.init_weights()
@@ -76,7 +97,10 @@ def build_from_config(config: str | Path, *, overrides: Mapping[str, Any] | None
 
 
 def model_kind(model: nn.Module) -> str:
-    """Which host's interface a model has.
+    """Which framework's interface a model has.
+
+    Args:
+        model: A model of :func:`build_from_config`.
 
     Returns:
         ``'detector'``, ``'segmentor'``, ``'classifier'``, or ``'pretraining'`` for this project's own.
@@ -84,7 +108,7 @@ def model_kind(model: nn.Module) -> str:
     Raises:
         TypeError: If it has none of them.
     """
-    # A host that was never imported cannot have made the model.
+    # A framework that was never imported cannot have built the model.
     if 'mmdet' in sys.modules:
         from mmdet.models import BaseDetector
 
@@ -110,6 +134,31 @@ def model_kind(model: nn.Module) -> str:
     )
 
 
+def make_samples(
+    model: nn.Module, size: tuple[int, int], *, batch: int, objects: int, device: torch.device | str
+) -> list:
+    """Random ground truth of a batch, as the loss and the prediction of the model's framework need it.
+
+    Args:
+        model: A model of :func:`build_from_config`.
+        size: Height and width in pixels.
+        batch: Number of images.
+        objects: Number of objects per image, for detectors; all of class 0.
+        device: Where the ground truth is put.
+
+    Returns:
+        One data sample per image.
+    """
+    kind = model_kind(model)
+    if kind == 'detector':
+        return [_detection_sample(model, size, objects, device) for _ in range(batch)]
+    if kind == 'segmentor':
+        return [_segmentation_sample(size, device) for _ in range(batch)]
+    if kind == 'pretraining':
+        return [_pretraining_sample(model, size) for _ in range(batch)]
+    return [_classification_sample(size, device) for _ in range(batch)]
+
+
 def _meta(size: tuple[int, int]) -> dict[str, Any]:
     return {
         'img_id': 0,
@@ -125,7 +174,7 @@ def _meta(size: tuple[int, int]) -> dict[str, Any]:
 
 
 def _boxes(size: tuple[int, int], number: int) -> Tensor:
-    """``(number, 4)`` boxes (x1, y1, x2, y2) in pixels, each 2 pixels or more a side."""
+    """``(number, 4)`` random boxes (x1, y1, x2, y2) in pixels, with sides of at least 2 pixels."""
     height, width = size
     start = torch.rand(number, 2) * 0.6
     extent = 0.1 + torch.rand(number, 2) * 0.3
@@ -133,21 +182,21 @@ def _boxes(size: tuple[int, int], number: int) -> Tensor:
     return torch.cat((start * scale, (start + extent) * scale + 2), dim=1)
 
 
-def _detection_sample(model: nn.Module, size: tuple[int, int], objects: int, device: torch.device) -> Any:
+def _detection_sample(model: nn.Module, size: tuple[int, int], objects: int, device: torch.device | str) -> Any:
     import numpy as np
     from mmdet.structures import DetDataSample
     from mmdet.structures.mask import BitmapMasks
     from mmengine.structures import InstanceData, PixelData
 
     boxes = _boxes(size, objects)
-    found = InstanceData(bboxes=boxes.to(device), labels=torch.zeros(objects, dtype=torch.long, device=device))
+    instances = InstanceData(bboxes=boxes.to(device), labels=torch.zeros(objects, dtype=torch.long, device=device))
     names = {type(module).__name__ for module in model.modules()}
     masks = np.zeros((objects, *size), dtype=np.uint8)
     for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().tolist(), strict=True):
         mask[y1:y2, x1:x2] = 1
-    found.masks = BitmapMasks(masks, *size)
-    sample = DetDataSample(metainfo=_meta(size), gt_instances=found)
-    # Fast R-CNN takes its proposals from a file; detectors that make their own do not look.
+    instances.masks = BitmapMasks(masks, *size)
+    sample = DetDataSample(metainfo=_meta(size), gt_instances=instances)
+    # Fast R-CNN reads its proposals from a file; detectors with a region proposal network ignore these.
     sample.proposals = InstanceData(bboxes=_boxes(size, 50).to(device), scores=torch.rand(50, device=device))
     if any('Semantic' in name or 'PanopticFPN' in name for name in names) or getattr(model, 'num_stuff_classes', 0):
         sample.gt_sem_seg = PixelData(sem_seg=torch.zeros(1, *size, dtype=torch.long, device=device))
@@ -157,15 +206,15 @@ def _detection_sample(model: nn.Module, size: tuple[int, int], objects: int, dev
     return sample
 
 
-def _segmentation_sample(size: tuple[int, int], device: torch.device) -> Any:
+def _segmentation_sample(size: tuple[int, int], device: torch.device | str) -> Any:
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
-    truth = PixelData(data=torch.zeros(1, *size, dtype=torch.long, device=device))
-    return SegDataSample(metainfo=_meta(size), gt_sem_seg=truth)
+    labels = PixelData(data=torch.zeros(1, *size, dtype=torch.long, device=device))
+    return SegDataSample(metainfo=_meta(size), gt_sem_seg=labels)
 
 
-def _classification_sample(size: tuple[int, int], device: torch.device) -> Any:
+def _classification_sample(size: tuple[int, int], device: torch.device | str) -> Any:
     from mmpretrain.structures import DataSample
 
     return DataSample(metainfo=_meta(size)).set_gt_label(torch.zeros(1, dtype=torch.long, device=device))
@@ -181,48 +230,31 @@ def _pretraining_sample(model: nn.Module, size: tuple[int, int]) -> Any:
     return sample
 
 
-def make_samples(model: nn.Module, size: tuple[int, int], *, batch: int, objects: int, device: torch.device) -> list:
-    """Made-up truth for a batch: what the host's loss and prediction need.
-
-    Args:
-        model: A model of :func:`build_from_config`.
-        size: Height and width in pixels.
-        batch: Pictures.
-        objects: Objects in each picture, for detectors; all of class 0.
-        device: Where the truth lies.
-    """
-    kind = model_kind(model)
-    if kind == 'detector':
-        return [_detection_sample(model, size, objects, device) for _ in range(batch)]
-    if kind == 'segmentor':
-        return [_segmentation_sample(size, device) for _ in range(batch)]
-    if kind == 'pretraining':
-        return [_pretraining_sample(model, size) for _ in range(batch)]
-    return [_classification_sample(size, device) for _ in range(batch)]
-
-
 def inference_call(model: nn.Module, inputs: Tensor, samples: list, *, predict: bool = False) -> Callable[[], Any]:
-    """One run of a model as its host does it, from the normalised pictures on.
+    """One inference of a model as its framework runs it, from the normalized images on.
 
-    Detectors predict (post-processing included); segmentors and classifiers stop at their logits, because a sliding
-    window would run over the picture many times, unless ``predict`` asks for it.
+    Detectors predict, post-processing included. Segmentors and classifiers stop at their logits, because a sliding
+    window would run over the image many times, unless ``predict`` asks for it.
 
     Args:
         model: A model of :func:`build_from_config`.
         inputs: ``(B, 3, H, W)``.
-        samples: One for each picture.
+        samples: One data sample per image.
         predict: Segmentors and classifiers predict too, with the test_cfg of the model.
+
+    Returns:
+        A function without arguments.
     """
     mode = 'predict' if predict or model_kind(model) == 'detector' else 'tensor'
     return lambda: model(inputs, samples, mode=mode)
 
 
 def loss_call(model: nn.Module, inputs: Tensor, samples: list) -> Callable[[], Tensor]:
-    """The sum of a model's losses as a function without arguments.
+    """The sum of a model's losses, as a function without arguments.
 
     Args:
         model: A model of :func:`build_from_config`, in training mode.
         inputs: ``(B, 3, H, W)``.
-        samples: One for each picture.
+        samples: One data sample per image.
     """
     return lambda: model.parse_losses(model(inputs, samples, mode='loss'))[0]

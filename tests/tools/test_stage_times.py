@@ -1,13 +1,26 @@
+"""tools/analysis/stage_times.py: fractions of the time of a prediction."""
+
 from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 from torch import nn
 
-from mmitpn.analysis import stages
+
+@pytest.fixture(scope='module')
+def tool() -> ModuleType:
+    path = Path(__file__).parents[2] / 'tools/analysis/stage_times.py'
+    spec = importlib.util.spec_from_file_location('tool_stage_times', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Clock:
-    """A clock that goes on only where a part says that it worked."""
+    """A clock that a part advances by its own time."""
 
     def __init__(self):
         self.now = 0.0
@@ -41,36 +54,36 @@ class Model(nn.Module):
         self.neck()
         self.panoptic_head.predictor()
         self.panoptic_head.predictor()
-        self.clock.work(2.0 if self.calls > 1 else 100.0)  # the first run is not counted
+        self.clock.work(2.0 if self.calls > 1 else 100.0)  # the first run is not timed
 
 
 @pytest.fixture
-def model(monkeypatch):
+def model(monkeypatch, tool):
     clock = Clock()
-    monkeypatch.setattr(stages, '_now', lambda _: clock.now)
+    monkeypatch.setattr(tool, 'now', lambda _: clock.now)
     return Model(clock)
 
 
-def test_fractions_of_the_parts_that_are_there(model):
-    fractions = stages.stage_shares(model, model, rounds=2)
+def test_fractions_of_the_parts_that_are_there(tool, model):
+    fractions = tool.stage_fractions(model, model, rounds=2)
     assert fractions == pytest.approx({'backbone': 0.3, 'neck': 0.1, 'decoder': 0.4, 'rest': 0.2})
     assert model.calls == 3
 
 
-def test_the_model_is_as_before(model):
-    stages.stage_shares(model, model, rounds=1)
+def test_the_model_is_as_before(tool, model):
+    tool.stage_fractions(model, model, rounds=1)
     assert 'forward' not in vars(model.backbone)
     model.backbone.forward = lambda: 1 / 0
     with pytest.raises(ZeroDivisionError):
-        stages.stage_shares(model, model, rounds=1)
+        tool.stage_fractions(model, model, rounds=1)
 
 
-def test_a_part_that_fails_is_put_back_too(model):
+def test_a_part_that_fails_is_put_back_too(tool, model):
     def fail():
         if model.calls:
             raise RuntimeError('broken')
         model.calls += 1
 
     with pytest.raises(RuntimeError, match='broken'):
-        stages.stage_shares(model, fail, rounds=1)
+        tool.stage_fractions(model, fail, rounds=1)
     assert 'forward' not in vars(model.backbone)

@@ -1,4 +1,4 @@
-"""The backbone in configs of the installed hosts, changed by the tool."""
+"""The backbone in configs of the installed frameworks, swapped by the tool."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from mmitpn.engine.config_utils import register_host_configs, resolve_config
-from mmitpn.swap import plan_swap
-from mmitpn.swap.write import _text
+from mmitpn.models.backbones import ARCHS
+from mmitpn.swap import LAYER_DECAY, SwapError, plan_swap, write_config
 
-TOOL = Path(__file__).parents[2] / 'tools' / 'misc' / 'swap_backbone.py'
+TOOL = Path(__file__).parents[1] / 'tools' / 'misc' / 'swap_backbone.py'
 DETECTORS = {
     'faster-rcnn': 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco',
     'retinanet': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco',
@@ -108,7 +108,7 @@ def test_means_of_caffe_become_those_of_the_weights(tmp_path):
     assert settings.bgr_to_rgb
 
 
-def test_what_cannot_be_swapped_is_told(tmp_path, capsys):
+def test_what_cannot_be_swapped_is_reported(tmp_path, capsys):
     (tmp_path / 'c.py').write_text("default_scope = 'mmdet'\nmodel = dict(type='X', encoder=dict())\n")
     assert swap(str(tmp_path / 'c.py'), tmp_path / 'out.py') == 2
     assert 'model has no backbone (its settings: type, encoder)' in capsys.readouterr().err
@@ -116,11 +116,35 @@ def test_what_cannot_be_swapped_is_told(tmp_path, capsys):
     assert swap('nowhere.py', tmp_path / 'out.py') == 2
 
 
-def test_values_are_written_as_python():
-    value = {'a': {'b': [1, 2], 'c': None}, 'd': [{'e': 'x' * 90}]}
-    text = _text(value, 0)
-    assert eval(text, {'dict': dict}) == value  # noqa: S307 - its own output
-    assert max(map(len, text.splitlines())) < 120
+def test_a_layer_decay_is_never_guessed():
+    assert set(LAYER_DECAY) == set(ARCHS)
+    small = {'depths': (1, 1, 2), 'embed_dim': 48, 'num_heads': 3}
+    for arch in (small, 'huge'):
+        with pytest.raises(SwapError, match=r'has no layer decay \(nano, .*large have one\); give layer_decay'):
+            plan_swap({'model': {'backbone': {}}}, arch=arch)
+
+
+def test_a_custom_arch_with_its_layer_decay():
+    pytest.importorskip('mmdet')
+    register_host_configs()
+    cfg = Config.fromfile(resolve_config(DETECTORS['retinanet']))
+    arch = {'depths': (1, 1, 2), 'embed_dim': 64, 'num_heads': 2}
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        options, changes = plan_swap(cfg, arch=arch, layer_decay=0.8)
+    assert options['model']['neck']['in_channels'] == (16, 32, 64)
+    assert options['optim_wrapper']['paramwise_cfg']['decay_rate'] == 0.8
+    assert 'model.backbone' in [change.key for change in changes]
+
+
+def test_settings_are_written_as_python(tmp_path):
+    (tmp_path / 'original.py').write_text('a = dict(z=1)\n')
+    options = {'a': {'b': [1, 2], 'c': None}, 'd': [{'e': 'x' * 90}], 'f': 0.1}
+    write_config(str(tmp_path / 'original.py'), options, tmp_path / 'sub' / 'out.py', comment='swapped')
+    lines = (tmp_path / 'sub' / 'out.py').read_text().splitlines()
+    assert lines[:2] == ['# swapped', "_base_ = '../original.py'"]
+    assert max(map(len, lines)) < 120
+    cfg = Config.fromfile(tmp_path / 'sub' / 'out.py').to_dict()
+    assert cfg == {**options, 'a': {'z': 1, **options['a']}}
 
 
 def test_a_heads_own_widths_stay_though_a_map_had_them():

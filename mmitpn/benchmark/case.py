@@ -1,4 +1,4 @@
-"""One thing to measure: a backbone, a pyramid, both, or a whole model, at one size."""
+"""What is measured: a backbone, a pyramid, both, or the model of a config, at one image size."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Case:
-    """What to measure.
+class BenchmarkCase:
+    """A model, its input and the step that is measured.
 
     Attributes:
         part: One of ``PARTS``.
-        size: Height and width of the pictures in pixels.
+        size: Height and width of the images in pixels.
         arch: Of the backbone, unless ``part`` is ``'detector'``.
-        config: The config file of the whole model.
-        batch: Pictures at once.
+        config: The config file, if ``part`` is ``'detector'``.
+        batch: Number of images.
         dtype: ``'fp32'``, or ``'bf16'`` under autocast.
-        train: A training step (forward and backward) in place of inference.
-        predict: Segmentors predict as their test_cfg says (sliding window) in place of one run to the logits.
-        with_cp: Checkpointing of all that has it, see :func:`set_checkpointing`.
-        objects: Objects a picture, in a training step of a detector.
+        train: A training step (forward and backward) instead of inference.
+        predict: Segmentors predict as their test_cfg says (sliding window) instead of one forward to the logits.
+        with_cp: Activation checkpointing wherever it is supported, see :func:`set_checkpointing`.
+        objects: Number of objects per image, in a training step of a detector.
         device: ``'cpu'`` or ``'cuda'``.
         backbone: More arguments of the backbone, such as ``token_gathering``; not for a ``'detector'``.
     """
@@ -66,82 +66,66 @@ class Case:
         if self.backbone and self.part == 'detector':
             raise ValueError(f'backbone is {self.backbone}; that of a detector has its arguments in the config')
         if self.batch < 1 or len(self.size) != 2 or min(self.size) < 1:
-            raise ValueError(f'batch is {self.batch} and size {self.size}; give whole numbers of at least 1')
+            raise ValueError(f'batch is {self.batch} and size {self.size}; give integers of at least 1')
 
     @property
     def name(self) -> str:
-        """How a table calls it."""
-        if self.config is not None:
-            return self.config
-        return f'{self.arch} {self.part}'
+        """Its name in tables."""
+        return f'{self.arch} {self.part}' if self.config is None else self.config
 
 
-def set_checkpointing(model: nn.Module, *, on: bool) -> list[str]:
-    """Switch checkpointing of all that has it.
+def checkpointing_switches(model: nn.Module) -> list[tuple[str, nn.Module, str, int]]:
+    """The modules of a model whose activation checkpointing can be switched.
 
     That is every module with a ``with_cp`` (the backbone and the pyramid of this project, ResNet and others of the
-    hosts), and the layers of this project's DINO encoder and decoder.
+    frameworks), and the encoder and decoder of this project's DINO, with the number of layers that they recompute.
 
     Args:
         model: The model.
-        on: Whether to recompute.
 
     Returns:
-        The names of those modules; ``''`` is the model itself.
+        Name of the module (``''`` is the model itself), module, attribute, and the attribute's value where everything
+        is checkpointed.
     """
-    found = []
+    switches = []
     for name, module in model.named_modules():
         if isinstance(getattr(module, 'with_cp', None), bool):
-            module.with_cp = on
+            switches.append((name, module, 'with_cp', True))
         elif isinstance(getattr(module, 'num_recomputed', None), int):
-            module.num_recomputed = len(module.layers) if on else 0
-        else:
-            continue
-        found.append(name)
-    return found
+            switches.append((name, module, 'num_recomputed', len(module.layers)))
+    return switches
 
 
-def _autocast(case: Case) -> AbstractContextManager:
-    if case.dtype == 'fp32':
-        return nullcontext()
-    return torch.autocast(case.device, dtype=DTYPES[case.dtype])
+def set_checkpointing(model: nn.Module, *, on: bool) -> list[str]:
+    """Switch activation checkpointing of everything in a model that supports it.
+
+    Args:
+        model: The model.
+        on: Whether to recompute activations in the backward pass.
+
+    Returns:
+        The names of the modules; ``''`` is the model itself.
+    """
+    switches = checkpointing_switches(model)
+    for _, module, attribute, everything in switches:
+        setattr(module, attribute, everything if on else type(everything)(0))
+    return [name for name, *_ in switches]
 
 
-def _network(case: Case) -> tuple[nn.Module, Any]:
-    """The network of a case without a config, and what it takes."""
-    # Each part is imported by its own folder: a process whose memory is measured takes nothing else.
-    height, width = case.size
-    pictures = torch.randn(case.batch, 3, height, width, device=case.device)
-    from mmitpn import FastITPN
-
-    backbone = FastITPN(case.arch, **case.backbone)
-    if case.part == 'backbone':
-        return backbone, pictures
-    from mmitpn import ITPNPyramid
-
-    pyramid = ITPNPyramid(backbone.out_channels)
-    if case.part == 'backbone+pyramid':
-        return nn.Sequential(backbone, pyramid), pictures
-    maps = [
-        torch.randn(case.batch, channels, -(-height // stride), -(-width // stride), device=case.device)
-        .to(DTYPES[case.dtype])
-        .to(memory_format=torch.channels_last)  # as the backbone gives them
-        for channels, stride in zip(backbone.out_channels, backbone.strides, strict=True)
-    ]
-    return pyramid, maps
-
-
-def build(case: Case) -> tuple[nn.Module, Callable[[], Any]]:
-    """Make a model and one step of it.
+def build_case(case: BenchmarkCase) -> tuple[nn.Module, Callable[[], Any]]:
+    """Build a model and one step of it.
 
     Args:
         case: What to measure.
 
     Returns:
         The model, and a function without arguments that runs one step and keeps nothing.
+
+    Raises:
+        ValueError: If ``with_cp`` is set and nothing in the model can be checkpointed.
     """
     if case.config is not None:
-        from .host_model import build_from_config, inference_call, loss_call, make_samples
+        from mmitpn.testing.demo_inputs import build_from_config, inference_call, loss_call, make_samples
 
         model = build_from_config(case.config).to(case.device)
         inputs = torch.randn(case.batch, 3, *case.size, device=case.device)
@@ -151,11 +135,11 @@ def build(case: Case) -> tuple[nn.Module, Callable[[], Any]]:
         infer = inference_call(model, inputs, samples, predict=case.predict)
         loss = loss_call(model, inputs, samples)
     else:
-        model, given = _network(case)
+        model, features = _build_part(case)
         model.to(case.device)
 
         def infer() -> Any:
-            return model(given)
+            return model(features)
 
         def loss() -> Tensor:
             return sum(x.float().square().mean() for x in infer())
@@ -175,3 +159,33 @@ def build(case: Case) -> tuple[nn.Module, Callable[[], Any]]:
         model.zero_grad(set_to_none=True)
 
     return model, step
+
+
+def _build_part(case: BenchmarkCase) -> tuple[nn.Module, Any]:
+    """The network of a case without a config, and its input."""
+    # Imported one by one: a process whose memory is measured imports nothing else.
+    height, width = case.size
+    images = torch.randn(case.batch, 3, height, width, device=case.device)
+    from mmitpn import FastITPN
+
+    backbone = FastITPN(case.arch, **case.backbone)
+    if case.part == 'backbone':
+        return backbone, images
+    from mmitpn import ITPNPyramid
+
+    pyramid = ITPNPyramid(backbone.out_channels)
+    if case.part == 'backbone+pyramid':
+        return nn.Sequential(backbone, pyramid), images
+    maps = [
+        torch.randn(case.batch, channels, -(-height // stride), -(-width // stride), device=case.device)
+        .to(DTYPES[case.dtype])
+        .to(memory_format=torch.channels_last)  # as the backbone returns them
+        for channels, stride in zip(backbone.out_channels, backbone.strides, strict=True)
+    ]
+    return pyramid, maps
+
+
+def _autocast(case: BenchmarkCase) -> AbstractContextManager:
+    if case.dtype == 'fp32':
+        return nullcontext()
+    return torch.autocast(case.device, dtype=DTYPES[case.dtype])

@@ -1,4 +1,4 @@
-"""Memory: what a training step keeps for its backward pass, and the peak of a process."""
+"""Memory: the activations that a training step keeps for its backward pass, and the peaks of tensors and processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 class _Saved:
-    """A tensor kept for the backward pass; it lives exactly as long as the graph needs it."""
+    """A tensor kept for the backward pass, alive exactly as long as the graph needs it."""
 
     __slots__ = ('__weakref__', 'tensor')
 
@@ -32,9 +32,9 @@ class StepReport:
     """One training step.
 
     Attributes:
-        activation_bytes: What the graph held when the forward pass had ended, in distinct storages, without parameters
-            and buffers.
-        gradients: Parameter name -> gradient, for the parameters that got one.
+        activation_bytes: Memory of the graph's saved tensors at the end of the forward pass: distinct storages, without
+            parameters and buffers.
+        gradients: Parameter name -> gradient, for the parameters that have one.
         loss: The sum of the losses.
     """
 
@@ -43,7 +43,7 @@ class StepReport:
     loss: float
 
 
-def _held_bytes(saved: Iterable[_Saved], own: set[int]) -> int:
+def _saved_bytes(saved: Iterable[_Saved], own: set[int]) -> int:
     """Sum of the distinct storages behind the saved tensors, without those in ``own``."""
     storages = {}
     for item in saved:
@@ -54,10 +54,10 @@ def _held_bytes(saved: Iterable[_Saved], own: set[int]) -> int:
 
 
 def measure_step(model: nn.Module, loss: Callable[[], Tensor]) -> StepReport:
-    """Run one forward and backward pass and measure what the first keeps for the second.
+    """Run one forward and backward pass and measure the activations that the first keeps for the second.
 
-    A checkpointed block keeps its input only; what it computes again lives in the backward pass, a block at a time,
-    and is not part of the figure.
+    A checkpointed block keeps its input only. What it recomputes exists in the backward pass, one block at a time, and
+    is not part of the figure.
 
     Args:
         model: The model; its gradients are cleared before and after.
@@ -82,11 +82,11 @@ def measure_step(model: nn.Module, loss: Callable[[], Tensor]) -> StepReport:
         value = loss()
     if value.numel() != 1 or not torch.isfinite(value).all():
         raise ValueError(f'the loss of the step is {value!r}; it must be one finite number')
-    held = _held_bytes(alive, own)
+    saved = _saved_bytes(alive, own)
     value.backward()
     gradients = {name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
-    return StepReport(held, gradients, float(value.detach()))
+    return StepReport(saved, gradients, float(value.detach()))
 
 
 def gradient_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> tuple[float, str]:
@@ -97,8 +97,8 @@ def gradient_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> 
         second: The same parameters.
 
     Returns:
-        The largest difference over all parameters, each in units of that parameter's largest gradient, and the
-        parameter where it is. A parameter without any gradient in ``first`` counts its plain difference.
+        The largest difference over all parameters, relative to the largest gradient of the same parameter, and the
+        parameter's name. Where a gradient in ``first`` is all zeros, the difference is absolute.
 
     Raises:
         ValueError: If the two do not have the same parameters.
@@ -116,28 +116,28 @@ def gradient_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> 
 
 
 def peak_tensor_bytes(call: Callable[[], Any]) -> int:
-    """Most memory that the tensors of a call hold at one time on the CPU, in bytes, without what was there before.
+    """Peak memory of the tensors that a call allocates on the CPU, in bytes.
 
-    Unlike the process's peak it does not depend on what the C library keeps of freed memory, and where.
+    Unlike the peak of the process it does not depend on the freed memory that the C library keeps.
 
     Args:
-        call: What to run, once.
+        call: A function, run once.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        kept = call()  # its results count until the end
-    del kept
+        result = call()  # counted until the end
+    del result
     return max(accumulate(size for _, size in memory_events(profiler)[0]), default=0)
 
 
 def memory_events(profiler: profile, mark: str = '') -> tuple[list[tuple[float, int]], list[float]]:
-    """What a profiler with ``profile_memory`` saw on the CPU.
+    """Allocations on the CPU that a profiler with ``profile_memory`` recorded.
 
     Args:
-        profiler: The profiler, after its block.
-        mark: Name of a ``record_function`` whose ends are wanted.
+        profiler: The profiler, after its ``with`` block.
+        mark: Name of ``record_function`` spans whose ends are returned.
 
     Returns:
-        Time and bytes of every allocation (more than 0) and release (less), and the times of the marks, in order.
+        Time and bytes of every allocation (positive) and release (negative), and the times of the marks, in order.
     """
     with tempfile.TemporaryDirectory() as folder:
         trace = Path(folder) / 'trace.json'

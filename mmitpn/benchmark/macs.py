@@ -1,7 +1,8 @@
-"""Multiply-adds of a network, exact for matrix products, convolutions and attention.
+"""Multiply-adds (MACs) of a network, exact for matrix products, convolutions and attention.
 
-The counters of fvcore and mmengine miss ``scaled_dot_product_attention``; torch's own counter knows it, except for the
-fused operator that runs on CPUs. Elementwise work (norms, activations, softmax) is not counted, as in the literature.
+The operators are counted by torch's ``FlopCounterMode``, with formulas added for the fused attention of CPUs and for
+bilinear sampling; the counters of fvcore and mmengine miss ``scaled_dot_product_attention``. Elementwise operators
+(norms, activations, softmax) are not counted, as in the literature.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ aten = torch.ops.aten
 
 
 def _attention(query: tuple, key: tuple, value: tuple, *_: Any, **__: Any) -> int:
-    """Operations of attention from the shapes: scores, then the weighted sum of the values."""
+    """FLOPs of attention from its shapes: scores, then the weighted sum of the values."""
     batch = prod(query[:-2])
     return 2 * batch * query[-2] * key[-2] * (query[-1] + value[-1])
 
@@ -32,25 +33,25 @@ def _attention_backward(_grad: tuple, query: tuple, key: tuple, value: tuple, *_
     return 2 * batch * query[-2] * key[-2] * (3 * query[-1] + 2 * value[-1])
 
 
-def _sampling(_map: tuple, _places: tuple, *_: Any, out_shape: tuple, **__: Any) -> int:
-    """Bilinear sampling, the core of deformable attention: four multiply-adds a sampled value."""
+def _sampling(_map: tuple, _grid: tuple, *_: Any, out_shape: tuple, **__: Any) -> int:
+    """Bilinear sampling, the core of deformable attention: four multiply-adds per sampled value."""
     return 2 * 4 * prod(out_shape)
 
 
-# What torch's table lacks. An entry of the same name in a later torch is replaced by ours, with the same value.
-def _summed_rows(_rows: tuple, indices: tuple, *_: Any, out_shape: tuple, **__: Any) -> int:
-    """Weighted sums of rows, the same core on a CPU: one multiply-add a row and channel."""
+def _embedding_bag(_rows: tuple, indices: tuple, *_: Any, out_shape: tuple, **__: Any) -> int:
+    """Weighted sums of rows, deformable attention on a CPU: one multiply-add per row and channel."""
     return 2 * prod(indices) * out_shape[0][-1]
 
 
+# Operators that torch's table lacks. Where a later torch has one of them, these formulas are used.
 _FORMULAS = {
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     aten.grid_sampler_2d: _sampling,
-    aten._embedding_bag: _summed_rows,
-    aten._embedding_bag_forward_only: _summed_rows,
+    aten._embedding_bag: _embedding_bag,
+    aten._embedding_bag_forward_only: _embedding_bag,
 }
-# Operators in ``by_op`` that are the sampling of deformable attention (mmcv's compiled one is not seen by any counter).
+# Operators in ``by_op`` that are the sampling of deformable attention. No counter sees mmcv's compiled operator.
 SAMPLING_OPS = ('grid_sampler_2d', '_embedding_bag', '_embedding_bag_forward_only')
 
 
@@ -59,8 +60,8 @@ class MacReport:
     """Multiply-adds of one run.
 
     Attributes:
-        total: All of them.
-        by_module: Module name -> those of the module itself, its children not included; ``''`` is the model's own.
+        total: Of the whole run.
+        by_module: Module name -> those of the module itself without its children; ``''`` is the model's own.
         by_op: Operator name -> its multiply-adds.
     """
 
@@ -69,10 +70,10 @@ class MacReport:
     by_op: dict[str, int]
 
     def of(self, prefix: str) -> int:
-        """Multiply-adds of a module and all below it.
+        """Multiply-adds of a module and its descendants.
 
         Args:
-            prefix: Its name as in ``named_modules``; ``''`` gives the total.
+            prefix: Its name as in ``named_modules``; ``''`` returns the total.
         """
         if not prefix:
             return self.total
@@ -96,14 +97,18 @@ def _module_hooks(model: nn.Module, enter: Callable[[str], None], leave: Callabl
 def count_macs(model: nn.Module, *inputs: Any, call: Callable[[], Any] | None = None) -> MacReport:
     """Count the multiply-adds of one run of a model.
 
-    The model is really run, so it works with any control flow. Whether gradients are wanted is the caller's: under
-    ``torch.no_grad()`` this is inference; a ``call`` that ends in ``backward()`` counts that too, including what
-    checkpointing computes a second time. What runs backwards belongs to no module: it is counted for ``''``.
+    The model is run, so any control flow works. Under ``torch.no_grad()`` this is inference; a ``call`` that ends in
+    ``backward()`` counts the backward pass too, including what checkpointing recomputes. The backward pass belongs to
+    no module: it is counted for ``''``.
+
+    Each operator is counted for the innermost module whose forward is running. torch's own counts per module include
+    a module's descendants and its backward pass, so that a branch which is called past its parent, or by another part
+    of the model (the box branches of DINO), would be counted twice or not at all.
 
     Args:
         model: The model; its mode is left as it is.
-        *inputs: What it is called with, for example one tensor ``(B, 3, H, W)``.
-        call: What to run instead of ``model(*inputs)``.
+        *inputs: Arguments of the model, for example one tensor ``(B, 3, H, W)``.
+        call: A function to run instead of ``model(*inputs)``.
 
     Returns:
         The report, for the whole batch.
@@ -119,7 +124,7 @@ def count_macs(model: nn.Module, *inputs: Any, call: Callable[[], Any] | None = 
     seen = 0
 
     def settle() -> None:
-        # What was counted since the last module boundary belongs to the innermost module that was running.
+        # What was counted since the last module boundary belongs to the innermost module that is running.
         nonlocal seen
         total = counter.get_total_flops()
         by_module[stack[-1]] += total - seen
