@@ -22,8 +22,7 @@ from mmengine.registry import MODELS
 
 from mmitpn.config_types import type_name
 from mmitpn.engine.config_utils import resolve_config
-from mmitpn.models.backbones import FastITPN
-from mmitpn.models.backbones import resolve_arch
+from mmitpn.models.backbones import FastITPN, resolve_arch
 from mmitpn.models.necks.itpn_pyramid import MAX_LEVELS, STARTS
 from mmitpn.testing import demo_inputs
 

@@ -22,11 +22,11 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DefaultScope
 from token_study.trace import draw_tokens, trace_tokens
 
-from mmitpn.testing.demo_inputs import build_from_config
 from mmitpn.checkpoint import load_pretrained
 from mmitpn.config_types import type_name
 from mmitpn.engine.cli import DictAction
 from mmitpn.engine.config_utils import register_host_configs, resolve_config
+from mmitpn.testing.demo_inputs import build_from_config
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -20,11 +20,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from mmitpn.models.cpu_inference import keep_freed_memory
 from mmitpn.benchmark.macs import count_macs
 from mmitpn.benchmark.speed import MatmulPeak, interleave
-from mmitpn.models.backbones import ITPN, FastITPN
-from mmitpn.models.backbones import ARCHS
+from mmitpn.models.backbones import ARCHS, ITPN, FastITPN
+from mmitpn.models.cpu_inference import keep_freed_memory
 from mmitpn.models.necks import ITPNPyramid
 from mmitpn.models.pretrain import ITPNPretrain
 from mmitpn.models.pretrain.masking import random_masks, visible_places

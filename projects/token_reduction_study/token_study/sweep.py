@@ -65,7 +65,9 @@ def sweep_cases(
         SweepCase(
             method,
             ratio,
-            BenchmarkCase(PART, size, arch=arch, backbone=backbone_settings(method, keep_ratio=ratio), dtype=dtype, **settings),
+            BenchmarkCase(
+                PART, size, arch=arch, backbone=backbone_settings(method, keep_ratio=ratio), dtype=dtype, **settings
+            ),
         )
         for dtype in dtypes
         for method, ratio in rows
