@@ -240,6 +240,27 @@ def deform_conv_backward_parameters(
         gradWeight.add_(total.to(gradWeight.dtype), alpha=scale)
 
 
+def _of_size(given: Tensor, size: torch.Size) -> Tensor:
+    """Offsets or weights of samples ``(B, C, *size)`` in the memory of larger maps.
+
+    mmcv's kernels look at the first values of each image only and take them for maps of the output's size. DyHead
+    (mmdet) hands over the offsets of a level twice as large as the one that it convolves.
+
+    Raises:
+        ValueError: If there are fewer values than that.
+    """
+    if given.shape[2:] == size:
+        return given
+    batch, channels = given.shape[:2]
+    number = channels * size.numel()
+    if given[0].numel() < number:
+        raise ValueError(
+            f'offsets or masks of a deformable convolution are {tuple(given.shape[2:])}, and its output is '
+            f'{tuple(size)}; make both the same'
+        )
+    return given.flatten(1)[:, :number].reshape(batch, channels, *size)
+
+
 @operator
 def modulated_deform_conv_forward(
     input: Tensor,
@@ -288,6 +309,7 @@ def modulated_deform_conv_forward(
         with_bias: Whether to add ``bias``.
     """
     settings = _settings(stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
+    offset, mask = _of_size(offset, output.shape[2:]), _of_size(mask, output.shape[2:])
     for part in _image_parts(len(input), 1):
         output[part] = _forward(input[part], weight, offset[part], mask[part], settings).to(output.dtype)
     if with_bias:
@@ -327,14 +349,16 @@ def modulated_deform_conv_backward(
     Defined by ``modulated_deform_conv_backward`` (csrc/pytorch/modulated_deform_conv.cpp).
     """
     settings = _settings(stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
+    size = grad_output.shape[2:]
+    offset, mask = _of_size(offset, size), _of_size(mask, size)
     for part in _image_parts(len(input), 1):
         of_input, of_weight, of_offset, of_mask = _backward(
             grad_output[part], input[part], weight, offset[part], mask[part], settings
         )
         grad_input[part] += of_input.to(grad_input.dtype)
         grad_weight += of_weight.to(grad_weight.dtype)
-        grad_offset[part] = of_offset.to(grad_offset.dtype)
-        grad_mask[part] = of_mask.to(grad_mask.dtype)
+        for given, found in ((grad_offset[part], of_offset), (grad_mask[part], of_mask)):
+            given.view(-1)[: found.numel()] = found.to(given.dtype).view(-1)
     if with_bias:
         sums = grad_output.to(accumulation_dtype(grad_output.dtype)).sum((0, 2, 3))
         grad_bias += sums.to(grad_bias.dtype)

@@ -116,9 +116,9 @@ class DeformConv(Function):
     """As mmcv's ``DeformConv2dFunction`` (without a mask) and ``ModulatedDeformConv2dFunction``."""
 
     @staticmethod
-    def forward(ctx, maps, weight, offset, mask, bias):
+    def forward(ctx, maps, weight, offset, mask, bias, size=None):
         ctx.save_for_backward(maps, weight, offset, mask, bias)
-        empty, output = maps.new_empty(0), maps.new_empty(len(maps), len(weight), *offset.shape[2:])
+        empty, output = maps.new_empty(0), maps.new_empty(len(maps), len(weight), *(size or offset.shape[2:]))
         if mask is None:
             deform_conv.deform_conv_forward(maps, weight, offset, output, empty, empty, *PLAIN, 1)
         else:
@@ -144,7 +144,7 @@ class DeformConv(Function):
                 *MODULATED,
                 True,
             )
-        return tuple(gradients)
+        return *gradients, None
 
 
 # Kernel 2 x 3, stride 1 x 2, padding 1 x 0, dilation 1; two groups of weights and of offsets.
@@ -161,6 +161,29 @@ def test_deform_conv_finite_differences(modulated):
     inputs = [maps, weight, offset, mask, torch.randn(2).double() if modulated else None]
     inputs = [None if each is None else each.requires_grad_() for each in inputs]
     assert torch.autograd.gradcheck(DeformConv.apply, inputs, fast_mode=True)
+
+
+def test_offsets_of_larger_maps_are_read_as_by_mmcv():
+    """The first values of each image are taken for those of the output's size, as compiled mmcv does (seen there)."""
+    maps, weight, bias = torch.randn(2, 4, 3, 5), torch.randn(2, 2, 2, 3), torch.randn(2)
+    offset, mask = torch.randn(2, 24, 8, 4), torch.rand(2, 12, 8, 4)
+    large = [each.clone().requires_grad_() for each in (maps, weight, offset, mask, bias)]
+    output = DeformConv.apply(*large, (4, 2))
+    small = offset.flatten(1)[:, : 24 * 8].reshape(2, 24, 4, 2), mask.flatten(1)[:, : 12 * 8].reshape(2, 12, 4, 2)
+    plain = [each.clone().requires_grad_() for each in (maps, weight, *small, bias)]
+    expected = DeformConv.apply(*plain)
+    assert torch.equal(output, expected)
+    output.square().sum().backward()
+    expected.square().sum().backward()
+    for one, other in zip(large, plain, strict=True):
+        number = other[0].numel() if one.shape != other.shape else None
+        assert torch.equal(
+            one.grad.flatten(1)[:, :number] if number else one.grad, other.grad.flatten(1) if number else other.grad
+        )
+        if number:
+            assert not one.grad.flatten(1)[:, number:].any()
+    with pytest.raises(ValueError, match=r'are \(4, 2\), and its output is \(8, 4\); make both the same'):
+        DeformConv.apply(maps, weight, *small, bias, (8, 4))
 
 
 def test_deform_conv_of_no_images_and_strided_maps():
