@@ -16,6 +16,7 @@ from mmitpn.config_types import type_name
 
 from .messages import as_tuple, format_list
 
+SPLITS = ('train', 'val', 'test')
 COCO_TYPES = ('CocoDataset', 'CocoPanopticDataset')
 
 
@@ -24,7 +25,7 @@ class DatasetEntry:
     """One dataset of a config, without the wrappers around it.
 
     Args:
-        where: Its place in the config, for messages.
+        where: Its position in the config, for messages.
         split: ``train``, ``val`` or ``test``.
         cfg: Its settings.
         kind: Name of its type, without scope.
@@ -92,7 +93,7 @@ def find_datasets(cfg: Mapping[str, Any], splits: Sequence[str]) -> list[Dataset
 
 
 def _unwrap(settings: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The datasets inside wrappers, each with its place in the config."""
+    """The datasets inside wrappers, each with its position in the config."""
     inner = settings.get('dataset')
     several = settings.get('datasets')
     if isinstance(inner, Mapping):

@@ -11,14 +11,13 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmitpn.config_types import is_type, type_name
 from mmitpn.utils import evenly_spaced
 
-from .dataset_entries import DatasetEntry, find_datasets
+from .dataset_entries import SPLITS, DatasetEntry, find_datasets
 from .images import build_image_loader
-from .messages import format_list
+from .messages import format_list, numbered, quoted
 from .model import (
     check_segmentor_heads,
     compares_labels,
     one_class_reason,
-    quoted,
     segmentor_heads,
     two_class_options,
 )
@@ -35,7 +34,6 @@ from .semantic import (
     undecided,
 )
 
-SPLITS = ('train', 'val', 'test')
 SEARCHED = 1000
 """Label maps opened at most before a run is refused because of what a sample of them shows."""
 META_KEYS = {
@@ -309,9 +307,8 @@ def _check_fields(cfg: Mapping[str, Any], dataset: DatasetEntry) -> None:
                 f'{dataset.where} names no classes, which {dataset.split}_evaluator reads: set metainfo.classes'
             )
     needed = {name: META_KEYS['mmseg'] for name in (type_name(cfg.get('model')),) if name}
-    for one in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
-        if isinstance(one, Mapping):
-            needed[type_name(one)] = META_KEYS.get(type_name(one), ('img_path',) if one.get('output_dir') else ())
+    for _, one in numbered(evaluator, 'evaluator'):
+        needed[type_name(one)] = META_KEYS.get(type_name(one), ('img_path',) if one.get('output_dir') else ())
     for index, step in enumerate(steps):
         given = step.get('meta_keys') if isinstance(step, Mapping) and is_type(step, 'PackSegInputs') else None
         for reader, keys in needed.items():

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .dataset_entries import DatasetEntry, find_datasets
+from .dataset_entries import SPLITS, DatasetEntry, find_datasets
 from .images import ImageLoader, build_image_loader, read_header
-from .messages import format_list
-from .model import one_class_reason, option_key, two_class_options
+from .messages import format_list, option_key
+from .model import one_class_reason, two_class_options
 from .semantic import IGNORED, is_gray, plan_repair, read_stored
-from .semantic_config import SPLITS, build_semantic, is_semantic
+from .semantic_config import build_semantic, is_semantic
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -179,12 +179,12 @@ def _options(cfg: Mapping[str, Any], folders: Mapping[str, _LabelMapFolder], *, 
         folder = folders.get(str(entry.path(prefix))) or folders.get(str(prefix))
         if folder is None:
             continue
-        place = option_key(entry.where)
-        options.append(f'{place}.data_prefix.seg_map_path={folder.out}')
+        key = option_key(entry.where)
+        options.append(f'{key}.data_prefix.seg_map_path={folder.out}')
         if folder.suffix != folder.dataset.seg_map_suffix:
-            options.append(f'{place}.seg_map_suffix={folder.suffix}')
+            options.append(f'{key}.seg_map_suffix={folder.suffix}')
         if reset and folder.dataset.reduce_zero_label and one_class_reason(cfg, entry) is None:
-            options.append(f'{place}.reduce_zero_label=False')
+            options.append(f'{key}.reduce_zero_label=False')
     if any(one_class_reason(cfg, entry) for entry in datasets if is_semantic(entry)):
         options += two_class_options(cfg, datasets)
     return options

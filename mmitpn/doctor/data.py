@@ -31,8 +31,7 @@ def check_data(found: Diagnosis, config: str, options: Sequence[str]) -> None:
     if try_import('mmengine') is not None or try_import('mmitpn.config_check') is not None:
         found.row('data', None, f'not looked at: {config} cannot be read before the problems below are mended')
         return
-    from mmitpn.config_check.config import SPLITS
-    from mmitpn.config_check.dataset_entries import find_datasets
+    from mmitpn.config_check.dataset_entries import SPLITS, find_datasets
 
     cfg = read(config, options)
     try:
