@@ -119,10 +119,10 @@ def _data_set(where: str, split: str, settings: Mapping[str, Any], scope: str | 
         for key in ('classes', 'thing_classes')
     }
     classes_from = f'{where} (no metainfo.classes, so the classes of {kind} itself)'
-    for place, holder in ((f'{where}.metainfo', metainfo), (where, settings)):
+    for key, holder in ((f'{where}.metainfo', metainfo), (where, settings)):
         if 'CLASSES' in holder:
             raise ValueError(
-                f'{place}.CLASSES is not read by mmdet, mmseg and mmpretrain since their versions 3 and 1; write '
+                f'{key}.CLASSES is not read by mmdet, mmseg and mmpretrain since their versions 3 and 1; write '
                 'metainfo.classes'
             )
     if 'classes' in metainfo:
@@ -227,7 +227,7 @@ def _find_type(name: Any, scope: str | None) -> type | None:
 
 
 def _own_names(own: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
-    """Names a type of datasets has itself. They are the host's business: ImageNet's name two classes alike."""
+    """Names that a type of datasets has itself; they are not checked, since ImageNet's name two classes alike."""
     return tuple(own[key]) if isinstance(own.get(key), (list, tuple)) else None
 
 
