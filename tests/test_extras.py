@@ -234,6 +234,7 @@ backbone()
 import torch
 from mmengine.registry import init_default_scope
 from mmitpn.datasets import generate_shapes
+from mmitpn.evaluation import PanopticMetric
 init_default_scope('mmdet')
 import mmdet.models
 from mmdet.registry import MODELS

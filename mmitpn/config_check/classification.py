@@ -19,15 +19,15 @@ from mmitpn.utils import evenly_spaced, is_int
 
 from .dataset_entries import DatasetEntry
 from .images import build_image_loader
-from .messages import as_tuple, format_list
+from .messages import as_tuple, format_list, numbered
 
 
 @dataclass
 class ClassificationSummary:
-    """What a classification dataset holds.
+    """Content of a classification dataset.
 
     Args:
-        where: Its place in the config.
+        where: Its position in the config.
         split: ``train``, ``val`` or ``test``.
         names: Names of its classes, as far as they are known.
         folders: Names of its class folders in the order of their labels; None with an annotation file.
@@ -321,11 +321,8 @@ def _check_numbers(cfg: Mapping[str, Any], number: int | None, splits: set[str])
     if number is None:
         return
     for split in sorted(splits & {'val', 'test'}):
-        evaluators = cfg.get(f'{split}_evaluator')
-        several = isinstance(evaluators, (list, tuple))
-        for index, one in enumerate(evaluators if several else [evaluators]):
-            place = f'{split}_evaluator[{index}]' if several else f'{split}_evaluator'
-            _check_topk(one, place, number)
+        for where, one in numbered(cfg.get(f'{split}_evaluator'), f'{split}_evaluator'):
+            _check_topk(one, where, number)
     model = cfg['model']
     if 'train' in splits:
         _check_topk(model['head'], 'model.head', number, kind=None)
@@ -339,7 +336,7 @@ def _check_numbers(cfg: Mapping[str, Any], number: int | None, splits: set[str])
             )
 
 
-def _check_topk(part: Any, place: str, number: int, *, kind: str | None = 'Accuracy') -> None:
+def _check_topk(part: Any, where: str, number: int, *, kind: str | None = 'Accuracy') -> None:
     """The best 5 of 3 classes cannot be asked for; mmpretrain stops when it computes them."""
     if not isinstance(part, Mapping) or (kind is not None and not is_type(part, kind)):
         return
@@ -349,8 +346,8 @@ def _check_topk(part: Any, place: str, number: int, *, kind: str | None = 'Accur
     largest = max(topk) if isinstance(topk, (list, tuple)) and topk else topk
     if isinstance(largest, int) and largest > number:
         raise ValueError(
-            f'{place}.topk is {topk}, but model.head has {number} classes, on which mmpretrain stops at the first '
-            f'evaluation; set {place}.topk={_as_tuple([k for k in _several(topk) if k <= number] or [1])}'
+            f'{where}.topk is {topk}, but model.head has {number} classes, on which mmpretrain stops at the first '
+            f'evaluation; set {where}.topk={_as_tuple([k for k in _several(topk) if k <= number] or [1])}'
         )
 
 

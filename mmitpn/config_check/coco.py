@@ -51,7 +51,7 @@ MAX_SLIGHT = 0.5
 
 @dataclass(frozen=True)
 class CocoSummary:
-    """What an annotation file holds.
+    """Content of an annotation file.
 
     Args:
         path: The file.
@@ -357,6 +357,8 @@ def _refuse_bad(path: Path, findings: Sequence[Finding], total: int, max_bad_box
 
 def _check_kept_masks(remainder: Remainder, reader: DatasetEntry, of_classes: Sequence[Mapping]) -> list[str]:
     """What is wrong with the images that mmdet keeps: annotations without the mask that the pipeline loads."""
+    if not remainder.maskless:
+        return []
     without = set(remainder.maskless)
     inside = [annotation for annotation in of_classes if annotation['image_id'] in without]
     return check_mask_presence(inside, f'LoadAnnotations(with_mask=True) of {reader.where}.pipeline')[0]

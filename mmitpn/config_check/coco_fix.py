@@ -1,4 +1,4 @@
-"""Repair of what is mechanically repairable in a COCO annotation file."""
+"""Fix what has exactly one right answer in a COCO annotation file."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Changes = Counter[str]
 def fix_coco_json(
     path: str | Path, out: str | Path, img_dir: str | Path | None = None, *, seg_dir: str | Path | None = None
 ) -> dict[str, int]:
-    """Write a copy of an annotation file in which everything is put right that has one right answer only.
+    """Write a copy of an annotation file in which everything is fixed that has exactly one right answer.
 
-    Instance files: annotation ids that are 0, no numbers or used twice are renumbered from 1; ``area`` is computed
-    where it is no number above 0 (of the mask where there is one, else of the box), ``bbox`` from the mask where it is
-    absent; ``iscrowd`` becomes 0 where it is absent, and a number where it is a string; boxes are clipped to the image
-    and those without area removed; an empty ``segmentation`` is removed. Panoptic files: ``iscrowd`` likewise, and
-    ``bbox`` and ``area`` from the PNGs in ``seg_dir``. Both: names of categories become strings without spaces around
-    them; with ``img_dir``, width and height become those of the image as loaded (EXIF orientation included) where they
-    are absent or not above 0, or where the boxes of the image fit that size only.
+    Instance files: annotation ids that are 0, not numbers or used twice are renumbered from 1; ``area`` is computed
+    where it is not a number above 0 (of the mask where there is one, else of the box), ``bbox`` from the mask where it
+    is absent; ``iscrowd`` becomes 0 where it is absent, and a number where it is a string; boxes are clipped to the
+    image and those without area removed; an empty ``segmentation`` is removed. Panoptic files: ``iscrowd`` likewise,
+    and ``bbox`` and ``area`` from the PNGs in ``seg_dir``. Both: names of categories become strings without spaces
+    around them; with ``img_dir``, width and height become those of the image as loaded (EXIF orientation included)
+    where they are absent or not above 0, or where the boxes of the image fit that size only.
 
     Args:
         path: The annotation file.
@@ -206,7 +206,7 @@ def _fix_crowd(annotation: dict[str, Any], changes: Changes) -> None:
 
 
 def _fix_ids(annotations: list[dict[str, Any]], changes: Changes) -> None:
-    """Annotation ids from 1, if one is 0, no number or used twice."""
+    """Annotation ids from 1, if one is 0, not a number or used twice."""
     ids = [annotation.get('id') for annotation in annotations]
     if all(is_number(one) and one != 0 for one in ids) and len(set(ids)) == len(ids):
         return

@@ -1,4 +1,4 @@
-"""What can be said about a config before the training starts."""
+"""Whether a config and the data it names fit together, before the training starts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from mmitpn.config_types import is_type
 
 from .classification import check_classification
 from .coco import CocoSummary, check_coco_json, require_objects
-from .dataset_entries import DatasetEntry, find_datasets
-from .messages import format_list
+from .dataset_entries import SPLITS, DatasetEntry, find_datasets
+from .messages import format_list, numbered
 from .model import check_channels, check_mask_loading, check_num_classes
 from .semantic_config import check_label_maps, check_segmentation
-
-SPLITS = ('train', 'val', 'test')
 
 
 def check_config(
@@ -46,7 +44,7 @@ def check_config(
 
     Raises:
         ValueError: If something does not fit together; the message says what was seen, what is allowed, what to do.
-        FileNotFoundError: If an annotation file, a folder or a image is not there.
+        FileNotFoundError: If an annotation file, a folder or an image is not there.
         TypeError: If ``cfg`` is not a config, or a setting in it of the wrong type.
     """
     if not hasattr(cfg, 'get') or isinstance(cfg, (str, Path)):
@@ -62,36 +60,35 @@ def check_config(
         check_channels(model, scope=cfg.get('default_scope'))
         check_mask_loading(model, datasets)
     for dataset in datasets:
-        _check_files(dataset)
+        if dataset.is_local:
+            _check_files(dataset)
     for dataset in datasets:
         check_label_maps(dataset, cfg, sample=sample_images)
     check_classification(cfg, datasets, sample=sample_images)
-    summaries: dict[str, CocoSummary] = {}
-    for dataset in datasets:
-        if dataset.is_coco and dataset.is_local:
-            summaries[dataset.where] = _check_coco(dataset, cfg, sample_images=sample_images, open_images=open_images)
+    summaries = {
+        dataset.where: _check_coco(dataset, cfg, sample_images=sample_images, open_images=open_images)
+        for dataset in datasets
+        if dataset.is_coco and dataset.is_local
+    }
     for split in splits:
         of_split = [summaries[one.where] for one in datasets if one.split == split and one.where in summaries]
         if split == 'train' and len(of_split) == sum(one.split == split for one in datasets):
             require_objects('train_dataloader', [summary.remainder for summary in of_split])
-        _check_evaluators(cfg.get(f'{split}_evaluator'), f'{split}_evaluator', of_split)
+        for where, evaluator in numbered(cfg.get(f'{split}_evaluator'), f'{split}_evaluator'):
+            _check_evaluator_files(evaluator, where)
+            _check_evaluated_images(evaluator, where, of_split)
     return list(summaries.values())
 
 
 def _check_files(dataset: DatasetEntry) -> None:
-    """Look for the annotation file and the folders of a dataset."""
-    if not dataset.is_local:
-        return
+    """Look for the annotation file, the folders and other files of a dataset."""
     root = dataset.cfg.get('data_root')
     hint = f'data_root is {root!r}, from the folder {Path.cwd()}'
     path = dataset.path(dataset.ann_file)
     if dataset.ann_file and '://' not in dataset.ann_file and not path.exists():
-        near = sorted(found.name for found in path.parent.glob(f'*{path.suffix}')) if path.parent.is_dir() else []
-        there = f'{path.parent} holds {format_list(near)}' if near else f'there is no folder {path.parent}'
-        if path.parent.is_dir() and not near:
-            there = f'{path.parent} holds no {path.suffix} file'
         raise FileNotFoundError(
-            f'{dataset.where}: annotation file {path} not found ({there}; {hint}); correct data_root or ann_file'
+            f'{dataset.where}: annotation file {path} not found ({_what_is_near(path)}; {hint}); correct data_root or '
+            'ann_file'
         )
     for key, prefix in dataset.prefixes.items():
         path = dataset.path(prefix)
@@ -109,6 +106,14 @@ def _check_files(dataset: DatasetEntry) -> None:
         raise FileNotFoundError(f'{dataset.where}: {root} not found ({hint}); correct data_root, or put the data there')
 
 
+def _what_is_near(path: Path) -> str:
+    """What the folder of a missing file has, for messages."""
+    if not path.parent.is_dir():
+        return f'there is no folder {path.parent}'
+    near = sorted(found.name for found in path.parent.glob(f'*{path.suffix}'))
+    return f'{path.parent} holds {format_list(near) if near else f"no {path.suffix} file"}'
+
+
 def _check_coco(
     dataset: DatasetEntry, cfg: Mapping[str, Any], *, sample_images: int | None, open_images: bool
 ) -> CocoSummary:
@@ -117,36 +122,32 @@ def _check_coco(
     if not isinstance(ann_file, str) or not ann_file:
         raise ValueError(f'{dataset.where}.ann_file is {ann_file!r}; {dataset.kind} needs an annotation file')
     prefix = dataset.cfg.get('data_prefix') or {}
-    folder = prefix.get('img', prefix.get('img_path', ''))
     path = dataset.path(ann_file)
-    evaluators = [] if dataset.split == 'train' else _several(cfg.get(f'{dataset.split}_evaluator'))
-    here = [one for one in evaluators if _reads(one) and Path(one['ann_file']).resolve() == path.resolve()]
+    evaluators = []
+    if dataset.split != 'train':
+        evaluators = [one for _, one in numbered(cfg.get(f'{dataset.split}_evaluator'), 'evaluator')]
+    of_file = [one for one in evaluators if _reads(one) and Path(one['ann_file']).resolve() == path.resolve()]
     return check_coco_json(
         path,
         dataset.classes,
-        dataset.path(folder),
+        dataset.path(prefix.get('img', prefix.get('img_path', ''))),
         sample_images=sample_images,
         open_images=open_images,
         allow_class_subset=bool(cfg.get('allow_class_subset', False)),
         max_bad_boxes=cfg.get('max_bad_boxes'),
         need_annotations=dataset.split != 'test',
         classes_from=dataset.classes_from,
-        evaluation=bool(here),
-        masks_read_by=f'{dataset.split}_evaluator (metric segm)' if any(map(_reads_masks, here)) else None,
+        evaluation=bool(of_file),
+        masks_read_by=f'{dataset.split}_evaluator (metric segm)' if any(map(_reads_masks, of_file)) else None,
         maps_evaluated=any(is_type(one, 'PanopticMetric', 'CocoPanopticMetric') for one in evaluators),
         dataset=dataset,
         scope=cfg.get('default_scope'),
     )
 
 
-def _several(evaluators: Any) -> list[Mapping[str, Any]]:
-    """The configs of metrics: one, a list or none."""
-    return [one for one in (evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]) if one]
-
-
-def _reads(evaluator: Any) -> bool:
+def _reads(evaluator: Mapping[str, Any]) -> bool:
     """Whether a metric compares predictions with an annotation file of its own."""
-    known = isinstance(evaluator, Mapping) and is_type(evaluator, 'CocoMetric', 'CocoPanopticMetric')
+    known = is_type(evaluator, 'CocoMetric', 'CocoPanopticMetric')
     return known and isinstance(evaluator.get('ann_file'), str) and not evaluator.get('format_only')
 
 
@@ -156,40 +157,40 @@ def _reads_masks(evaluator: Mapping[str, Any]) -> bool:
     return is_type(evaluator, 'CocoMetric') and 'segm' in ([metric] if isinstance(metric, str) else metric)
 
 
-def _check_evaluators(evaluators: Any, where: str, summaries: Sequence[CocoSummary]) -> None:
-    """Look for the annotation files of metrics: a wrong one shows only after the first epoch."""
-    several = isinstance(evaluators, (list, tuple))
-    for index, evaluator in enumerate(evaluators if several else [evaluators]):
-        if not isinstance(evaluator, Mapping):
+def _check_evaluator_files(evaluator: Mapping[str, Any], where: str) -> None:
+    """Look for the files of a metric: a wrong path would be found after the first epoch only."""
+    for key, value in evaluator.items():
+        read = key == 'seg_prefix' or (key.endswith('_file') and not key.startswith('out'))
+        if read and isinstance(value, str) and '://' not in value and not evaluator.get('backend_args'):
+            path = Path(value)
+            if not path.exists():
+                raise FileNotFoundError(
+                    f'{where}.{key} {path} not found; it is not joined with data_root: write the whole path, as in '
+                    f'{key}=data_root + ...'
+                )
+
+
+def _check_evaluated_images(evaluator: Mapping[str, Any], where: str, summaries: Sequence[CocoSummary]) -> None:
+    """See that the annotation file of a CocoMetric has all images that are evaluated, if it is another file."""
+    ann_file = evaluator.get('ann_file')
+    if not is_type(evaluator, 'CocoMetric') or not isinstance(ann_file, str) or not Path(ann_file).is_file():
+        return
+    for summary in summaries:
+        if Path(ann_file).resolve() == summary.path.resolve():
             continue
-        place = f'{where}[{index}]' if several else where
-        for key, value in evaluator.items():
-            read = key == 'seg_prefix' or (key.endswith('_file') and not key.startswith('out'))
-            if read and isinstance(value, str) and '://' not in value and not evaluator.get('backend_args'):
-                path = Path(value)
-                if not path.exists():
-                    raise FileNotFoundError(
-                        f'{place}.{key} {path} not found; it is not joined with data_root: write the whole path, as in '
-                        f'{key}=data_root + ...'
-                    )
-        ann_file = evaluator.get('ann_file')
-        if not is_type(evaluator, 'CocoMetric') or not isinstance(ann_file, str):
-            continue
-        for summary in summaries:
-            if Path(ann_file).is_file() and Path(ann_file).resolve() != summary.path.resolve():
-                judged = check_coco_json(
-                    ann_file,
-                    summary.classes,
-                    need_annotations=False,
-                    allow_class_subset=True,
-                    max_bad_boxes=1.0,
-                    classes_from=f'the dataset of {summary.path}',
-                    evaluation=_reads(evaluator),
-                    masks_read_by=f'{place} (metric segm)' if _reads_masks(evaluator) else None,
-                ).image_ids
-                stray = sorted(summary.image_ids - judged, key=str)
-                if stray:
-                    raise ValueError(
-                        f'{place}.ann_file {ann_file} lacks {len(stray)} images of {summary.path} (image ids '
-                        f'{format_list(stray, limit=4)}), which the metric would fail on; point both to the same data'
-                    )
+        judged = check_coco_json(
+            ann_file,
+            summary.classes,
+            need_annotations=False,
+            allow_class_subset=True,
+            max_bad_boxes=1.0,
+            classes_from=f'the dataset of {summary.path}',
+            evaluation=_reads(evaluator),
+            masks_read_by=f'{where} (metric segm)' if _reads_masks(evaluator) else None,
+        ).image_ids
+        stray = sorted(summary.image_ids - judged, key=str)
+        if stray:
+            raise ValueError(
+                f'{where}.ann_file {ann_file} lacks {len(stray)} images of {summary.path} (image ids '
+                f'{format_list(stray, limit=4)}), which the metric would fail on; point both to the same data'
+            )

@@ -16,6 +16,7 @@ from mmitpn.config_types import type_name
 
 from .messages import as_tuple, format_list
 
+SPLITS = ('train', 'val', 'test')
 COCO_TYPES = ('CocoDataset', 'CocoPanopticDataset')
 
 
@@ -24,7 +25,7 @@ class DatasetEntry:
     """One dataset of a config, without the wrappers around it.
 
     Args:
-        where: Its place in the config, for messages.
+        where: Its position in the config, for messages.
         split: ``train``, ``val`` or ``test``.
         cfg: Its settings.
         kind: Name of its type, without scope.
@@ -92,7 +93,7 @@ def find_datasets(cfg: Mapping[str, Any], splits: Sequence[str]) -> list[Dataset
 
 
 def _unwrap(settings: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The datasets inside wrappers, each with its place in the config."""
+    """The datasets inside wrappers, each with its position in the config."""
     inner = settings.get('dataset')
     several = settings.get('datasets')
     if isinstance(inner, Mapping):
@@ -118,10 +119,10 @@ def _data_set(where: str, split: str, settings: Mapping[str, Any], scope: str | 
         for key in ('classes', 'thing_classes')
     }
     classes_from = f'{where} (no metainfo.classes, so the classes of {kind} itself)'
-    for place, holder in ((f'{where}.metainfo', metainfo), (where, settings)):
+    for key, holder in ((f'{where}.metainfo', metainfo), (where, settings)):
         if 'CLASSES' in holder:
             raise ValueError(
-                f'{place}.CLASSES is not read by mmdet, mmseg and mmpretrain since their versions 3 and 1; write '
+                f'{key}.CLASSES is not read by mmdet, mmseg and mmpretrain since their versions 3 and 1; write '
                 'metainfo.classes'
             )
     if 'classes' in metainfo:
@@ -226,7 +227,7 @@ def _find_type(name: Any, scope: str | None) -> type | None:
 
 
 def _own_names(own: Mapping[str, Any], key: str) -> tuple[str, ...] | None:
-    """Names a type of datasets has itself. They are the host's business: ImageNet's name two classes alike."""
+    """Names that a type of datasets has itself; they are not checked, since ImageNet's name two classes alike."""
     return tuple(own[key]) if isinstance(own.get(key), (list, tuple)) else None
 
 

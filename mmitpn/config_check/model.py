@@ -8,7 +8,6 @@ segmentor learn anything. The last section compares the classes of a trained mod
 from __future__ import annotations
 
 import math
-import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -21,16 +20,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmitpn.config_types import is_type, type_name
 
 from .dataset_entries import DatasetEntry
-from .messages import as_tuple, format_list
-
-
-def numbered(part: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """A part of a model, or each of a list of parts, with its position in the config."""
-    if isinstance(part, (list, tuple)):
-        yield from ((f'{where}[{index}]', one) for index, one in enumerate(part) if isinstance(one, Mapping))
-    elif isinstance(part, Mapping):
-        yield where, part
-
+from .messages import as_tuple, format_list, numbered, option_key
 
 # --- numbers of classes ---
 
@@ -369,18 +359,18 @@ def check_segmentor_heads(model: Mapping[str, Any]) -> None:
         channels = output_channels(head)
         if channels is None or not _is_pixel_head(head):
             continue
-        for place, loss in _losses(head, where):
+        for key, loss in _losses(head, where):
             weight = loss.get('class_weight')
             softmax = is_type(loss, 'CrossEntropyLoss') and not loss.get('use_sigmoid', False)
             if softmax and isinstance(weight, (list, tuple)) and len(weight) != channels:
                 raise ValueError(
-                    f'{place}.class_weight has {len(weight)} numbers, but {where} has {channels} channels; give one '
+                    f'{key}.class_weight has {len(weight)} numbers, but {where} has {channels} channels; give one '
                     'for each, or None'
                 )
             if channels == 1 and head.get('num_classes') != 1 and _teaches_nothing(loss):
                 raise ValueError(
                     f'{where} has one channel, over which the softmax of {type_name(loss)} is always 1 and its loss 0: '
-                    f'set {place}.use_sigmoid=True, or {where}.out_channels={head.get("num_classes")}'
+                    f'set {key}.use_sigmoid=True, or {where}.out_channels={head.get("num_classes")}'
                 )
 
 
@@ -426,13 +416,13 @@ def two_class_options(
     for one in datasets:
         if len(one.classes or ()) != 1:
             continue
-        place = option_key(one.where)
-        options.append(f'{place}.metainfo.classes={as_tuple(("background", *one.classes))}'.replace(', ', ','))
+        key = option_key(one.where)
+        options.append(f'{key}.metainfo.classes={as_tuple(("background", *one.classes))}'.replace(', ', ','))
         palette = (one.cfg.get('metainfo') or {}).get('palette')
         if palette is not None and len(palette) == 1:
-            options.append(f'{place}.metainfo.palette={[[0, 0, 0], list(palette[0])]}'.replace(', ', ','))
+            options.append(f'{key}.metainfo.palette={[[0, 0, 0], list(palette[0])]}'.replace(', ', ','))
         if zero_is_background and one.cfg.get('reduce_zero_label', False):
-            options.append(f'{place}.reduce_zero_label=False')
+            options.append(f'{key}.reduce_zero_label=False')
     for where, head in segmentor_heads(cfg.get('model') or {}):
         if head.get('num_classes') == 1:
             options.append(f'{option_key(where)}.num_classes=2')
@@ -440,24 +430,11 @@ def two_class_options(
         if single != (head.get('out_channels') == 1):
             options.append(f'{option_key(where)}.out_channels={1 if single else 2}')
         channels = 1 if single else 2
-        for place, loss in _losses(head, where):
+        for key, loss in _losses(head, where):
             weight = loss.get('class_weight')
             if isinstance(weight, (list, tuple)) and len(weight) != channels:
-                options.append(f'{option_key(place)}.class_weight=None')
+                options.append(f'{option_key(key)}.class_weight=None')
     return options
-
-
-def option_key(where: str) -> str:
-    """A position in a config as ``--cfg-options`` takes it: ``a.datasets[0]`` is ``a.datasets.0``."""
-    return where.replace('[', '.').replace(']', '')
-
-
-def quoted(option: str) -> str:
-    """An option as it is typed into a shell."""
-    key, _, value = option.partition('=')
-    if any(sign in value for sign in '"$`\\!'):
-        return shlex.quote(option)
-    return f'{key}="{value}"' if any(sign in value for sign in "([' ;&|<>*?#~{") else option
 
 
 def segmentor_heads(model: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -475,9 +452,8 @@ def output_channels(head: Mapping[str, Any]) -> int | None:
 
 def compares_labels(evaluators: Any) -> bool:
     """Whether one of the metrics compares label maps class by class."""
-    several = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
     return any(
-        isinstance(one, Mapping) and is_type(one, 'IoUMetric') and not one.get('format_only', False) for one in several
+        is_type(one, 'IoUMetric') and not one.get('format_only', False) for _, one in numbered(evaluators, 'evaluator')
     )
 
 

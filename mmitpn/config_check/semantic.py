@@ -30,10 +30,10 @@ FIX = 'tools/data/check_semantic.py CONFIG --fix OUT'
 
 @dataclass
 class SemanticSummary:
-    """What a semantic dataset holds.
+    """Content of a semantic dataset.
 
     Args:
-        where: Its place in the config.
+        where: Its position in the config.
         classes: Names of its classes.
         ignored_label: The label, as it is loaded, of pixels without a class.
         reduce_zero_label: As of the dataset.
@@ -105,7 +105,7 @@ def check_semantic(
         dataset: A built ``BaseDataset``.
         labels: Loads its label maps; None counts no labels.
         images: Loads its images; None leaves the sizes of the maps unchecked.
-        indices: Which images to look at; shows progress while it is gone through. None looks at all.
+        indices: Which images to look at, perhaps wrapped in a progress bar; None looks at all.
 
     Returns:
         ``summary``; nothing is raised for a broken file.

@@ -11,14 +11,13 @@ from mmengine.registry import DATASETS, DefaultScope
 from mmitpn.config_types import is_type, type_name
 from mmitpn.utils import evenly_spaced
 
-from .dataset_entries import DatasetEntry, find_datasets
+from .dataset_entries import SPLITS, DatasetEntry, find_datasets
 from .images import build_image_loader
-from .messages import format_list
+from .messages import format_list, numbered, quoted
 from .model import (
     check_segmentor_heads,
     compares_labels,
     one_class_reason,
-    quoted,
     segmentor_heads,
     two_class_options,
 )
@@ -35,7 +34,6 @@ from .semantic import (
     undecided,
 )
 
-SPLITS = ('train', 'val', 'test')
 SEARCHED = 1000
 """Label maps opened at most before a run is refused because of what a sample of them shows."""
 META_KEYS = {
@@ -180,19 +178,21 @@ def scan_label_maps(
     )
     chosen = evenly_spaced(range(len(built)), sample)
     images = build_image_loader(dataset.cfg.get('pipeline'), scope=scope)
-    indices = progress(chosen, dataset.where) if progress else chosen
-    check_semantic(summary, built, labels, images, indices=indices)
-    if labels is None:
-        return summary
-    if len(chosen) < len(built) and not summary.problems and undecided(summary):
-        rest = sorted(set(range(len(built))) - set(chosen))
-        step = max(1, -(-len(rest) // SEARCHED))
-        for index in rest[::step]:
-            count_labels(summary, built.get_data_info(index), labels)
-            if not undecided(summary):
-                break
-    judge_labels(summary, train=dataset.split == 'train')
+    check_semantic(summary, built, labels, images, indices=progress(chosen, dataset.where) if progress else chosen)
+    if labels is not None:
+        if not summary.problems:
+            _search_further(summary, built, labels, sorted(set(range(len(built))) - set(chosen)))
+        judge_labels(summary, train=dataset.split == 'train')
     return summary
+
+
+def _search_further(summary: SemanticSummary, built: Any, labels: LabelLoader, rest: Sequence[int]) -> None:
+    """Count labels of more images, evenly spaced, as long as those seen so far may mislead."""
+    step = max(1, -(-len(rest) // SEARCHED))
+    for index in rest[::step]:
+        if not undecided(summary):
+            break
+        count_labels(summary, built.get_data_info(index), labels)
 
 
 def one_class_problem(
@@ -295,8 +295,8 @@ def _check_fields(cfg: Mapping[str, Any], dataset: DatasetEntry) -> None:
     if dataset.split == 'train' or not evaluator:
         return
     steps = dataset.cfg.get('pipeline') or ()
-    scope = cfg.get('default_scope') or 'mmseg'
     if compares_labels(evaluator):
+        scope = cfg.get('default_scope') or 'mmseg'
         known = all(isinstance(step, Mapping) and _is_plain(step) for step in steps)
         if steps and known and build_label_loader(steps, scope=scope) is None:
             raise ValueError(
@@ -308,10 +308,14 @@ def _check_fields(cfg: Mapping[str, Any], dataset: DatasetEntry) -> None:
             raise ValueError(
                 f'{dataset.where} names no classes, which {dataset.split}_evaluator reads: set metainfo.classes'
             )
+    _check_meta_keys(cfg, dataset, evaluator, steps)
+
+
+def _check_meta_keys(cfg: Mapping[str, Any], dataset: DatasetEntry, evaluator: Any, steps: Sequence[Any]) -> None:
+    """See that PackSegInputs packs what the model and the metrics read of an evaluated image."""
     needed = {name: META_KEYS['mmseg'] for name in (type_name(cfg.get('model')),) if name}
-    for one in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
-        if isinstance(one, Mapping):
-            needed[type_name(one)] = META_KEYS.get(type_name(one), ('img_path',) if one.get('output_dir') else ())
+    for _, one in numbered(evaluator, 'evaluator'):
+        needed[type_name(one)] = META_KEYS.get(type_name(one), ('img_path',) if one.get('output_dir') else ())
     for index, step in enumerate(steps):
         given = step.get('meta_keys') if isinstance(step, Mapping) and is_type(step, 'PackSegInputs') else None
         for reader, keys in needed.items():

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .dataset_entries import DatasetEntry, find_datasets
+from .dataset_entries import SPLITS, DatasetEntry, find_datasets
 from .images import ImageLoader, build_image_loader, read_header
-from .messages import format_list
-from .model import one_class_reason, option_key, two_class_options
+from .messages import format_list, option_key
+from .model import one_class_reason, two_class_options
 from .semantic import IGNORED, is_gray, plan_repair, read_stored
-from .semantic_config import SPLITS, build_semantic, is_semantic
+from .semantic_config import build_semantic, is_semantic
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -79,46 +79,64 @@ def fix_semantic(
     out = Path(out).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f'--fix {out}: it is there already; name a new folder')
+    progress = progress or (lambda indices, _: indices)
+    folders = _find_folders(cfg, splits)
+    number = _number_of_classes(folders)
+    repair = Repair()
+    values = _read_maps(folders, repair, progress)
+    repair.values = plan_repair(values, number)
+    if repair.values is None:
+        reduced = bool(folders[0].dataset.reduce_zero_label)
+        _refuse_unclear(repair, values, number=max(number, 2), reduced=reduced)
+    for position, folder in enumerate(folders):
+        folder.out = out / (folder.entry.split if len(folders) <= len(set(splits)) else str(position))
+        for index in progress(range(len(folder.dataset)), f'{folder.entry.where}: writing'):
+            folder.write(index, repair.values)
+            repair.written += 1
+    repair.options = _options(cfg, folders, reset=repair.values is not None)
+    return repair
+
+
+def _find_folders(cfg: Mapping[str, Any], splits: Sequence[str]) -> list[_LabelMapFolder]:
+    """The folders of label maps of a config's datasets, each once."""
     scope = cfg.get('default_scope') or 'mmseg'
     folders: dict[str, _LabelMapFolder] = {}
     for entry in find_datasets(cfg, splits):
         if is_semantic(entry):
             folder = _LabelMapFolder(entry, build_semantic(entry, scope), scope)
             folders.setdefault(folder.prefix, folder)
-    several = {folder.entry.classes for folder in folders.values()}
+    return list(folders.values())
+
+
+def _number_of_classes(folders: Sequence[_LabelMapFolder]) -> int:
+    """The number of classes, which all datasets must share."""
+    several = {folder.entry.classes for folder in folders}
     if len(several) != 1:
         raise ValueError(f'--fix needs datasets of the same classes, but there are {format_list(map(str, several))}')
-    number = len(next(iter(several)) or ())
-    repair = Repair()
+    return len(next(iter(several)) or ())
+
+
+def _read_maps(folders: Sequence[_LabelMapFolder], repair: Repair, progress: Progress) -> set[int]:
+    """Read all label maps; return their values, and count in ``repair`` what else there is to do."""
     values: set[int] = set()
-    for folder in folders.values():
-        indices = range(len(folder.dataset))
-        for index in progress(indices, f'{folder.entry.where}: reading') if progress else indices:
+    for folder in folders:
+        for index in progress(range(len(folder.dataset)), f'{folder.entry.where}: reading'):
             labels, gray, turned = folder.read(index)
             values.update(np.unique(labels).tolist())
             repair.gray += gray
             repair.turned += turned
-    repair.values = plan_repair(values, number)
-    first = next(iter(folders.values()))
-    reduced = bool(first.dataset.reduce_zero_label)
-    if repair.values is None:
-        strange = sorted(values - {IGNORED, *range(max(number, 2) + reduced)})
-        if strange:
-            raise ValueError(
-                f'the label maps hold {len(values)} values for {max(number, 2)} classes '
-                f'({format_list(sorted(values))}), '
-                'which can be seen in several ways; write maps with the labels of the classes yourself'
-            )
-        if not repair.gray and not repair.turned:
-            raise ValueError('the label maps need no repair that --fix knows; nothing was written')
-    for position, folder in enumerate(folders.values()):
-        folder.out = out / (folder.entry.split if len(folders) <= len(set(splits)) else str(position))
-        indices = range(len(folder.dataset))
-        for index in progress(indices, f'{folder.entry.where}: writing') if progress else indices:
-            folder.write(index, repair.values)
-            repair.written += 1
-    repair.options = _options(cfg, folders, reset=repair.values is not None)
-    return repair
+    return values
+
+
+def _refuse_unclear(repair: Repair, values: set[int], *, number: int, reduced: bool) -> None:
+    """Raise if the values have no single repair although they are not labels, or if nothing needs a repair."""
+    if values - {IGNORED, *range(number + reduced)}:
+        raise ValueError(
+            f'the label maps hold {len(values)} values for {number} classes ({format_list(sorted(values))}), '
+            'which can be seen in several ways; write maps with the labels of the classes yourself'
+        )
+    if not repair.gray and not repair.turned:
+        raise ValueError('the label maps need no repair that --fix knows; nothing was written')
 
 
 class _LabelMapFolder:
@@ -168,23 +186,24 @@ class _LabelMapFolder:
         Image.fromarray(labels.astype(np.uint8)).save(target)
 
 
-def _options(cfg: Mapping[str, Any], folders: Mapping[str, _LabelMapFolder], *, reset: bool) -> list[str]:
+def _options(cfg: Mapping[str, Any], folders: Sequence[_LabelMapFolder], *, reset: bool) -> list[str]:
     """The settings of all datasets that use one of the folders; ``reset`` says that labels now begin with 0."""
+    by_prefix = {folder.prefix: folder for folder in folders}
     options = []
     datasets = find_datasets(cfg, SPLITS)
     for entry in datasets:
         prefix = (entry.cfg.get('data_prefix') or {}).get('seg_map_path')
         if not is_semantic(entry) or prefix is None:
             continue
-        folder = folders.get(str(entry.path(prefix))) or folders.get(str(prefix))
+        folder = by_prefix.get(str(entry.path(prefix))) or by_prefix.get(str(prefix))
         if folder is None:
             continue
-        place = option_key(entry.where)
-        options.append(f'{place}.data_prefix.seg_map_path={folder.out}')
+        key = option_key(entry.where)
+        options.append(f'{key}.data_prefix.seg_map_path={folder.out}')
         if folder.suffix != folder.dataset.seg_map_suffix:
-            options.append(f'{place}.seg_map_suffix={folder.suffix}')
+            options.append(f'{key}.seg_map_suffix={folder.suffix}')
         if reset and folder.dataset.reduce_zero_label and one_class_reason(cfg, entry) is None:
-            options.append(f'{place}.reduce_zero_label=False')
+            options.append(f'{key}.reduce_zero_label=False')
     if any(one_class_reason(cfg, entry) for entry in datasets if is_semantic(entry)):
         options += two_class_options(cfg, datasets)
     return options

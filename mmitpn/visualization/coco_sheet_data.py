@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmitpn.utils import evenly_spaced
+
 
 @dataclass(frozen=True)
 class Thing:
@@ -121,7 +123,7 @@ def read_pictures(
                     segmentation=one.get('segmentation'),
                 )
             )
-    chosen = [images[i * len(images) // min(number, len(images))]['id'] for i in range(min(number, len(images)))]
+    chosen = [image['id'] for image in evenly_spaced(images, number)]
     for image_id in chosen:
         pictures[image_id].found = sorted(by_image[image_id], key=lambda thing: -thing.score)
         if not pictures[image_id].path.is_file():

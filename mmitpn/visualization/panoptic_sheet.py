@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mmitpn.utils import rgb2id
+
 from .semantic_sheet import LabelMap, draw_maps, evenly
 
 
 def segments_of(path: str | Path) -> np.ndarray:
     """Numbers of segments, ``(h, w)``, of a COCO panoptic PNG."""
     with Image.open(path) as opened:
-        red, green, blue = np.moveaxis(np.asarray(opened.convert('RGB')).astype(np.int64), -1, 0)
-    return red + 256 * green + 65536 * blue
+        return rgb2id(np.asarray(opened.convert('RGB')))
 
 
 def draw_segments(

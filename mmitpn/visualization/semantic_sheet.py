@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
+from mmitpn.utils import evenly_spaced
+
 from .palette import class_colour
 
 DPI = 100
@@ -106,8 +108,7 @@ def evenly(pictures: Sequence, number: int, *, columns: int, tile: int) -> list:
         raise ValueError(f'columns, tile, number are {columns}, {tile}, {number}; allowed: from 1, from 64, from 1')
     if not pictures:
         raise ValueError('there is no picture to draw')
-    number = min(number, len(pictures))
-    return [pictures[index * len(pictures) // number] for index in range(number)]
+    return evenly_spaced(pictures, number)
 
 
 def draw_label_maps(

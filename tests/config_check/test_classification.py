@@ -24,7 +24,7 @@ def save(path: Path) -> None:
 @pytest.fixture
 def cfg(tmp_path) -> Config:
     """Class folders cat, dog and eel for training and validation, and a head of three classes."""
-    made = {
+    cfg = {
         'default_scope': 'mmpretrain',
         'model': {'type': 'ImageClassifier', 'head': {'type': 'LinearClsHead', 'num_classes': 3, 'in_channels': 4}},
     }
@@ -33,14 +33,14 @@ def cfg(tmp_path) -> Config:
             save(tmp_path / split / name / 'a.jpg')
             save(tmp_path / split / name / 'b.PNG')
         dataset = {'type': 'CustomDataset', 'data_root': str(tmp_path), 'data_prefix': split, 'pipeline': PIPELINE}
-        made[f'{split}_dataloader'] = {'dataset': dataset}
-        made[f'{split}_evaluator'] = {'type': 'Accuracy', 'topk': (1,)}
-    made['test_dataloader'], made['test_evaluator'] = made['val_dataloader'], made['val_evaluator']
-    return Config(made)
+        cfg[f'{split}_dataloader'] = {'dataset': dataset}
+        cfg[f'{split}_evaluator'] = {'type': 'Accuracy', 'topk': (1,)}
+    cfg['test_dataloader'], cfg['test_evaluator'] = cfg['val_dataloader'], cfg['val_evaluator']
+    return Config(cfg)
 
 
 def lines(cfg: Config, text: str, split: str = 'train') -> None:
-    """Annotation lines in the place of class folders."""
+    """Annotation lines instead of class folders."""
     dataset = cfg[f'{split}_dataloader'].dataset
     (Path(dataset.data_root) / f'{split}.txt').write_text(text)
     dataset.update(ann_file=f'{split}.txt')
@@ -111,14 +111,14 @@ def test_images_beside_instead_of_in_class_folders(cfg, tmp_path):
 
 
 def test_an_empty_class_folder_is_a_warning(cfg, tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr('mmitpn.config_check.classification.print_log', lambda text, *_: said.append(text))
+    logged = []
+    monkeypatch.setattr('mmitpn.config_check.classification.print_log', lambda text, *_: logged.append(text))
     for path in (tmp_path / 'train' / 'dog').iterdir():
         path.unlink()
     assert check_config(cfg) == []
-    assert len(said) == 1
-    assert '1 of 3 class folders hold no images' in said[0]
-    assert said[0].endswith("'dog'")
+    assert len(logged) == 1
+    assert '1 of 3 class folders hold no images' in logged[0]
+    assert logged[0].endswith("'dog'")
     for path in (tmp_path / 'train' / 'eel').iterdir():
         path.unlink()
     with pytest.raises(ValueError, match="all images have one label, 'cat', of 3 classes"):
@@ -136,14 +136,14 @@ def test_a_class_folder_that_one_split_lacks_moves_the_labels(cfg, tmp_path):
 
 
 def test_class_folders_and_classes(cfg, tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr('mmitpn.config_check.classification.print_log', lambda text, *_: said.append(text))
+    logged = []
+    monkeypatch.setattr('mmitpn.config_check.classification.print_log', lambda text, *_: logged.append(text))
     cfg.train_dataloader.dataset.metainfo = {'classes': ('cat', 'dog', 'eel', 'fox')}
     with pytest.raises(ValueError, match=r"holds 3 class folders, but there are 4 classes \('fox' differ\)"):
         check_config(cfg, splits=['train'])
     cfg.train_dataloader.dataset.metainfo = {'classes': ('dog', 'cat', 'eel')}
     assert check_config(cfg, splits=['train']) == []
-    assert "numbered by the sorted folders ('cat', 'dog', 'eel'), but metainfo.classes has the order" in said[0]
+    assert "numbered by the sorted folders ('cat', 'dog', 'eel'), but metainfo.classes has the order" in logged[0]
 
 
 def test_more_class_folders_than_classes_of_the_head(cfg):

@@ -23,12 +23,12 @@ from .test_data_tools import tool
 def perfect_ap(path) -> float:
     """AP of predictions that are the ground truth."""
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(path))
+        gt = COCO(str(path))
         boxes = [
             {key: one[key] for key in ('image_id', 'category_id', 'bbox')} | {'score': 0.9}
-            for one in truth.dataset['annotations']
+            for one in gt.dataset['annotations']
         ]
-        evaluation = COCOeval(truth, truth.loadRes(boxes), 'bbox')
+        evaluation = COCOeval(gt, gt.loadRes(boxes), 'bbox')
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

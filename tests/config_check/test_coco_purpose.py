@@ -38,9 +38,9 @@ def evaluates(path) -> bool:
     """Whether pycocotools compares predictions with a file."""
     with contextlib.redirect_stdout(io.StringIO()):
         try:
-            truth = COCO(str(path))
+            gt = COCO(str(path))
             box = {'image_id': 1, 'category_id': 10, 'bbox': [4, 4, 20, 30], 'score': 0.9}
-            COCOeval(truth, truth.loadRes([box]), 'bbox').evaluate()
+            COCOeval(gt, gt.loadRes([box]), 'bbox').evaluate()
         except (KeyError, TypeError, ValueError, OverflowError):
             return False
     return True

@@ -70,7 +70,7 @@ def test_missing_evaluator_file(cfg):
         check_config(cfg)
 
 
-def test_evaluator_on_other_pictures(cfg, tiny_coco, tmp_path):
+def test_evaluator_on_other_images(cfg, tiny_coco, tmp_path):
     content = {**tiny_coco[2], 'images': tiny_coco[2]['images'][:1]}
     other = tmp_path / 'other.json'
     other.write_text(json.dumps(content))
@@ -114,7 +114,7 @@ def test_categories_the_config_lacks(cfg):
         lambda one: {'type': 'RepeatDataset', 'times': 2, 'dataset': {'type': 'ConcatDataset', 'datasets': [one]}},
     ],
 )
-def test_data_sets_in_wrappers_are_checked(cfg, wrap):
+def test_datasets_in_wrappers_are_checked(cfg, wrap):
     cfg.train_dataloader.dataset = wrap(cfg.train_dataloader.dataset)
     assert check_config(cfg)
     cfg.model.bbox_head.num_classes = 80
@@ -123,7 +123,7 @@ def test_data_sets_in_wrappers_are_checked(cfg, wrap):
 
 
 @needs_mmdet
-def test_classes_of_the_data_set_itself(cfg):
+def test_classes_of_the_dataset_itself(cfg):
     for split in ('train', 'val'):
         del cfg[f'{split}_dataloader'].dataset['metainfo']
     with pytest.raises(ValueError, match=r'has 80 classes .*no metainfo.classes, so the classes of CocoDataset itself'):

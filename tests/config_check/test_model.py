@@ -94,7 +94,7 @@ def test_masks_and_stuff_that_a_head_learns_from_are_loaded(cfg, tiny_coco):
     assert check_config(cfg)
 
 
-def test_heads_differ_without_a_data_set():
+def test_heads_differ_without_a_dataset():
     segmentor = {
         'decode_head': {'type': 'UPerHead', 'num_classes': 150},
         'auxiliary_head': {'type': 'FCNHead', 'num_classes': 19},

@@ -27,7 +27,7 @@ train_dataloader = dict(
 
 
 @pytest.fixture
-def made(tmp_path):
+def root(tmp_path):
     """Two images with maps of labels 0 to 2, and the config for them."""
     for name in ('images', 'maps'):
         (tmp_path / name).mkdir()
@@ -49,8 +49,8 @@ def check(root: Path, capsys, *arguments: str, reduce: bool = True) -> tuple[int
     return status, shown.out, shown.err
 
 
-def test_a_good_set_and_its_balance(made, capsys):
-    status, out, err = check(made, capsys)
+def test_a_good_dataset_and_its_balance(root, capsys):
+    status, out, err = check(root, capsys)
     assert (status, err.strip()) == (0, '')
     assert 'no error found' in out
     assert [cell.strip() for cell in next(x for x in out.splitlines() if 'cat' in x).split('│')[1:-1]] == [
@@ -59,22 +59,22 @@ def test_a_good_set_and_its_balance(made, capsys):
     assert '50.0% of the pixels without a class' in out
 
 
-def test_reduce_zero_label_forgotten(made, capsys):
-    status, _, err = check(made, capsys, reduce=False)
+def test_reduce_zero_label_forgotten(root, capsys):
+    status, _, err = check(root, capsys, reduce=False)
     assert status == 1
     assert 'label values without a class (2 classes: 0 to 1' in err
     assert '2 in 2 map(s)' in err
     assert 'set it to True' in err
 
 
-def test_reduce_zero_label_too_much(made, capsys):
-    for path in (made / 'maps').iterdir():
+def test_reduce_zero_label_too_much(root, capsys):
+    for path in (root / 'maps').iterdir():
         Image.fromarray(np.ones((6, 8), np.uint8)).save(path)
-    status, out, _ = check(made, capsys)
+    status, out, _ = check(root, capsys)
     assert status == 0
     assert 'is label 0 a class?' in out
     assert "never seen: 'dog'" in out
-    assert check(made, capsys, '--strict')[0] == 1
+    assert check(root, capsys, '--strict')[0] == 1
 
 
 def damage(root: Path, kind: str) -> str:
@@ -107,9 +107,9 @@ def damage(root: Path, kind: str) -> str:
 @pytest.mark.parametrize(
     'kind', ['color', 'gray', 'size', 'sixteen bits', 'no map', 'cut off', 'no image', 'bad image']
 )
-def test_broken_files_are_named(made, capsys, kind):
-    wanted = damage(made, kind)
-    status, _, err = check(made, capsys)
+def test_broken_files_are_named(root, capsys, kind):
+    wanted = damage(root, kind)
+    status, _, err = check(root, capsys)
     assert status == 1
     assert f'1 {wanted}' in err
     assert '0.png' in err
@@ -122,12 +122,12 @@ def test_folders_that_are_not_there(tmp_path, capsys):
     assert f'error: train_dataloader.dataset: {tmp_path / "images"} not found' in err
 
 
-def test_no_images_with_this_suffix(made, capsys):
-    for path in (made / 'images').iterdir():
+def test_no_images_with_this_suffix(root, capsys):
+    for path in (root / 'images').iterdir():
         path.rename(path.with_suffix('.JPG'))
-    status, _, err = check(made, capsys)
+    status, _, err = check(root, capsys)
     assert status == 1
-    assert f"no images found with img_suffix='.png': {made / 'images'} holds files with '.JPG'" in err
+    assert f"no images found with img_suffix='.png': {root / 'images'} holds files with '.JPG'" in err
 
 
 def checked_before_training(
@@ -137,16 +137,16 @@ def checked_before_training(
     return check_config(Config.fromstring(text, '.py'), splits=['train'])
 
 
-def test_before_a_training_run_some_maps_are_opened(made):
-    assert checked_before_training(made) == []
-    Image.fromarray(np.arange(144).reshape(6, 8, 3).astype(np.uint8)).save(made / 'maps' / '1.png')
+def test_before_a_training_run_some_maps_are_opened(root):
+    assert checked_before_training(root) == []
+    Image.fromarray(np.arange(144).reshape(6, 8, 3).astype(np.uint8)).save(root / 'maps' / '1.png')
     with pytest.raises(ValueError, match=r'1 label maps that are color images.*1\.png.*check_semantic'):
-        checked_before_training(made)
-    Image.fromarray(np.full((6, 8), 9, np.uint8)).save(made / 'maps' / '1.png')
+        checked_before_training(root)
+    Image.fromarray(np.full((6, 8), 9, np.uint8)).save(root / 'maps' / '1.png')
     with pytest.raises(ValueError, match='label values without a class'):
-        checked_before_training(made)
+        checked_before_training(root)
 
 
-def test_maps_of_a_loader_that_is_not_registered_are_left_alone(made):
-    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(made / 'maps' / '1.png')
-    assert checked_before_training(made, pipeline="[dict(type='LoadImageFromFile'), dict(type='LoadMyMaps')]") == []
+def test_maps_of_a_loader_that_is_not_registered_are_left_alone(root):
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(root / 'maps' / '1.png')
+    assert checked_before_training(root, pipeline="[dict(type='LoadImageFromFile'), dict(type='LoadMyMaps')]") == []

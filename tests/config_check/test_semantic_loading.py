@@ -162,14 +162,14 @@ def test_own_loaders_are_called(tmp_path):
         check_config(cfg, splits=['train'])
 
 
-@pytest.mark.parametrize('told', [True, False])
-def test_two_settings_of_reduce_zero_label_that_disagree(tmp_path, told):
+@pytest.mark.parametrize('value', [True, False])
+def test_two_settings_of_reduce_zero_label_that_disagree(tmp_path, value):
     write(tmp_path, maps_of([0, 1, 2]))
-    loading = [LOADING[0], {'type': 'LoadAnnotations', 'reduce_zero_label': told}]
-    cfg = config(tmp_path, pipeline=loading, metainfo={'classes': ('a', 'b', 'c')}, reduce_zero_label=not told)
+    loading = [LOADING[0], {'type': 'LoadAnnotations', 'reduce_zero_label': value}]
+    cfg = config(tmp_path, pipeline=loading, metainfo={'classes': ('a', 'b', 'c')}, reduce_zero_label=not value)
     with pytest.raises(AssertionError, match='reduce_zero_label'):
         of_mmseg(cfg)
-    with pytest.raises(ValueError, match=rf'dataset.reduce_zero_label is {not told}, but LoadAnnotations .*={told}'):
+    with pytest.raises(ValueError, match=rf'dataset.reduce_zero_label is {not value}, but LoadAnnotations .*={value}'):
         check_config(cfg, splits=['train'])
     del cfg.train_dataloader.dataset.pipeline[1]['reduce_zero_label']  # the advice
     cfg.train_dataloader.dataset.reduce_zero_label = False

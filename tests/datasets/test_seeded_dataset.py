@@ -77,14 +77,16 @@ def drawn(numbers: SeededDataset, workers: int = 0) -> list[int]:
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_the_next_takes_the_place_of_a_broken_sample(workers, monkeypatch):
-    said = []
-    monkeypatch.setattr(seeded_dataset, 'print_log', lambda text, *_: said.append(text))
+    logged = []
+    monkeypatch.setattr(seeded_dataset, 'print_log', lambda text, *_: logged.append(text))
     numbers = SeededDataset(Numbers(broken=(2, 3, 7)), max_broken=3)
     for _ in range(2):  # a sample counts once, whoever meets it
         assert drawn(numbers, workers) == [0, 1, 4, 4, 4, 5, 6, 8, 8, 9]
     if not workers:
-        assert len(said) == 3
-        assert said[2].startswith('sample 7 (7.jpg) cannot be loaded: OSError: cut off; the next takes its place (3 of')
+        assert len(logged) == 3
+        assert logged[2].startswith(
+            'sample 7 (7.jpg) cannot be loaded: OSError: cut off; the next takes its place (3 of'
+        )
 
 
 # The workers of a loader that has raised are waited for, 5 seconds each.

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 
 from mmitpn.datasets import SHAPES_CLASSES, generate_images, generate_shapes
-from mmitpn.datasets.shapes.api import STAMP, STARTED, read_stamp
-from mmitpn.datasets.shapes.drawing import MIN_VISIBLE_PIXELS, draw_image
-from mmitpn.datasets.shapes.layout import image_of
-from mmitpn.datasets.shapes.outlines import Outline, coverage
-from mmitpn.datasets.shapes.polygons import segmentation_of, trace
+from mmitpn.datasets.shapes.annotations import segmentation_of, trace
+from mmitpn.datasets.shapes.drawing import MIN_VISIBLE_PIXELS, Outline, coverage, draw_image
+from mmitpn.datasets.shapes.generate import STAMP, STARTED, image_of, read_stamp
 from mmitpn.visualization.contact_sheet import decode
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mmitpn.config_check.model import quoted
+from mmitpn.config_check.messages import quoted
 from mmitpn.config_check.semantic import SemanticSummary
 from mmitpn.config_check.semantic_config import check_semantic_config
 from mmitpn.config_check.semantic_fix import Repair, fix_semantic

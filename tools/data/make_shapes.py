@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from mmitpn.datasets.shapes import generate_images, generate_shapes
-from mmitpn.datasets.shapes.api import read_stamp
+from mmitpn.datasets.shapes.generate import read_stamp
 from mmitpn.visualization.contact_sheet import coco_images, draw_grid
 
 

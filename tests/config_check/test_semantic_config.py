@@ -31,10 +31,10 @@ def cfg(tmp_path) -> Config:
             {'type': 'PackSegInputs'},
         ],
     }
-    made = {'default_scope': 'mmseg', 'model': {'type': 'EncoderDecoder'}}
+    cfg = {'default_scope': 'mmseg', 'model': {'type': 'EncoderDecoder'}}
     for split in ('val', 'test'):
-        made |= {f'{split}_dataloader': {'dataset': dataset}, f'{split}_evaluator': {'type': 'IoUMetric'}}
-    return Config(made)
+        cfg |= {f'{split}_dataloader': {'dataset': dataset}, f'{split}_evaluator': {'type': 'IoUMetric'}}
+    return Config(cfg)
 
 
 @pytest.mark.parametrize('split', ['val', 'test'])
