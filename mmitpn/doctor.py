@@ -18,7 +18,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mmitpn import installation
 from mmitpn.installation import HOSTS, LIBRARIES, ROOT, installed, one_line, try_import, version_tuple
@@ -184,17 +183,17 @@ def check_known_combinations(found: Diagnosis) -> None:
                 f'{host} {installed(host)} needs mmcv below 2.2.0, and {mmcv} is installed',
                 installation.install_mmcv('openmmlab'),
             )
-    official = {name for names in HOSTS.values() for name, stack in names.items() if stack == 'openmmlab'}
-    for stack, name, wrong in (
-        (
-            'openmmlab',
-            'the official OpenMMLab packages need numpy below 2',
-            numpy >= (2,) and any(map(installed, official)),
-        ),
-        ('onedl', 'onedl-mmsegmentation needs numpy 2', () < numpy < (2,) and installed('onedl-mmsegmentation')),
-    ):
-        if wrong:
-            found.problem(f'{name}, and {installed("numpy")} is installed', installation.install(stack, 'numpy'))
+    official = any(installed(name) for names in HOSTS.values() for name, stack in names.items() if stack == 'openmmlab')
+    if numpy >= (2,) and official:
+        found.problem(
+            f'the official OpenMMLab packages need numpy below 2, and {installed("numpy")} is installed',
+            installation.install('openmmlab', 'numpy'),
+        )
+    if () < numpy < (2,) and installed('onedl-mmsegmentation'):
+        found.problem(
+            f'onedl-mmsegmentation needs numpy 2, and {installed("numpy")} is installed',
+            installation.install('onedl', 'numpy'),
+        )
 
 
 def check_project(found: Diagnosis) -> None:
@@ -229,59 +228,32 @@ def check_data(found: Diagnosis, config: str, options: Sequence[str]) -> None:
         found: Gets a row for each path, and a problem for each that is missing or does not fit.
         config: Config file, or HOST::NAME.
         options: Overrides, as ``a.b.c=1``.
-
-    Raises:
-        ValueError: If an override cannot be read.
-        OSError: If the config is not there.
     """
-    if try_import('mmengine') is not None or try_import('mmitpn.config_check') is not None:
+    if try_import('mmengine') is not None or try_import('mmitpn.config_check.data_paths') is not None:
         found.row('data', None, f'not checked: {config} cannot be read before the problems below are fixed')
         return
-    from mmitpn.config_check import check_config
-    from mmitpn.config_check.config import SPLITS
-    from mmitpn.config_check.data_paths import find_data_paths
+    from mmitpn.config_check.data_paths import report_data
     from mmitpn.engine.cli import load_config, parse_options
     from mmitpn.engine.config_utils import register_host_configs
 
     register_host_configs()
-    cfg = load_config(config, parse_options(options))
     words = [*(sys.executable, str(ROOT / 'tools/data/check_coco.py'), config), *(['--cfg-options'] if options else [])]
-    try:
-        paths = find_data_paths(cfg)
-    except (ValueError, TypeError) as error:
-        found.problem(str(error), shlex.join([*words, *options]))
-        return
-    missing: dict[str, list[Any]] = {}  # by the command that provides them
-    for one in paths:
-        note = f'{one.root} is not checked' if one.path is None else str(one.path)
-        found.row(f'{one.splits[0]} data', one.content, note)
-        if one.is_missing:
-            missing.setdefault(one.fix(ROOT / 'tools/data/make_shapes.py'), []).append(one)
-    for fix, those in missing.items():
-        splits = [split for split in SPLITS if any(split in one.splits for one in those)]
-        names = ', '.join(str(one.path) for one in those)
-        found.problem(f'{config} needs {names} ({", ".join(splits)} data): not there', fix)
-    if not paths:
-        found.row('data', None, f'{config} names no dataset')
-    incomplete = {split for those in missing.values() for one in those for split in one.splits}
-    for splits in (SPLITS, [split for split in SPLITS if split not in incomplete]):
-        try:
-            check_config(cfg, splits=splits)
-        except (ValueError, TypeError, OSError) as error:
-            if incomplete and splits is SPLITS and isinstance(error, FileNotFoundError):
-                continue  # named above; the other data may not fit either
-            found.problem(one_line(error).partition(': ')[2], shlex.join([*words, *options]))
-        break
+    rows, problems = report_data(
+        load_config(config, parse_options(options)),
+        config,
+        check_again=shlex.join([*words, *options]),
+        make_shapes=ROOT / 'tools/data/make_shapes.py',
+    )
+    for row in rows:
+        found.row(*row)
+    for problem in problems:
+        found.problem(*problem)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; a mistake is one line and status 2."""
-    parser = argparse.ArgumentParser(
-        prog='python -m mmitpn.doctor',
-        usage=argparse.SUPPRESS,
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    layout = {'usage': argparse.SUPPRESS, 'formatter_class': argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(prog='python -m mmitpn.doctor', description=__doc__, **layout)
     parser.add_argument('--config', metavar='CONFIG', help='also look for the data of this config, or of HOST::NAME')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override settings of CONFIG')
     args = parser.parse_args(argv)

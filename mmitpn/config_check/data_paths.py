@@ -1,17 +1,17 @@
-"""The files and folders that a config's datasets are read from: what exists, how large it is, and how to provide it."""
+"""The files and folders that a config's data are read from: what exists, how large it is, and how to provide it."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .config import SPLITS
-from .dataset_entries import find_datasets
+from .config import check_config
+from .dataset_entries import SPLITS, find_datasets
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
@@ -93,3 +93,51 @@ def find_data_paths(cfg: Mapping[str, Any]) -> list[DataPath]:
                 found.append(known[path])
             known[path].splits.append(dataset.split)
     return found
+
+
+def report_data(
+    cfg: Mapping[str, Any], name: str, *, check_again: str, make_shapes: Path
+) -> tuple[list[tuple[str, str, str]], list[tuple[str, str]]]:
+    """Look for the data of a config, then run the checks that the tools run before a training run.
+
+    Args:
+        cfg: The config.
+        name: Its name, for messages.
+        check_again: The command that shows what does not fit in detail.
+        make_shapes: The tool that generates the images of the quick start.
+
+    Returns:
+        A row for each path (which data, content, path), and the problems: message and the command that fixes it.
+    """
+    try:
+        paths = find_data_paths(cfg)
+    except (ValueError, TypeError) as error:
+        return [], [(str(error), check_again)]
+    rows = []
+    missing: dict[str, list[DataPath]] = {}  # by the command that provides them
+    for one in paths:
+        note = f'{one.root} is not checked' if one.path is None else str(one.path)
+        rows.append((f'{one.splits[0]} data', one.content, note))
+        if one.is_missing:
+            missing.setdefault(one.fix(make_shapes), []).append(one)
+    problems = []
+    for fix, absent in missing.items():
+        splits = ', '.join(split for split in SPLITS if any(split in one.splits for one in absent))
+        names = ', '.join(str(one.path) for one in absent)
+        problems.append((f'{name} needs {names} ({splits} data): not there', fix))
+    incomplete = {split for absent in missing.values() for one in absent for split in one.splits}
+    error = _misfit(cfg, SPLITS)
+    if incomplete and isinstance(error, FileNotFoundError):  # named above; the other data may not fit either
+        error = _misfit(cfg, [split for split in SPLITS if split not in incomplete])
+    if error is not None:
+        problems.append((' '.join(str(error).split())[:300], check_again))
+    return rows or [('data', '', f'{name} names no dataset')], problems
+
+
+def _misfit(cfg: Mapping[str, Any], splits: Sequence[str]) -> Exception | None:
+    """What is wrong with the data of a config; None where nothing is."""
+    try:
+        check_config(cfg, splits=splits)
+    except (ValueError, TypeError, OSError) as error:
+        return error
+    return None

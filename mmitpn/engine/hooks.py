@@ -25,6 +25,12 @@ from torch.utils.hooks import RemovableHandle
 from mmitpn.engine.checkpointing import AtomicCheckpointHook
 from mmitpn.registry import FUNCTIONS, HOOKS
 
+
+def _check_interval(interval: int, unit: str) -> None:
+    if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+        raise ValueError(f'interval is {interval!r}; give an integer number of {unit} of at least 1')
+
+
 # --- NaN and infinite values -----------------------------------------------------------------------------------------
 
 
@@ -46,8 +52,7 @@ class StopOnInvalidLossHook(Hook):
     priority = 'VERY_HIGH'
 
     def __init__(self, interval: int = 1) -> None:
-        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-            raise ValueError(f'interval is {interval!r}; give an integer number of iterations of at least 1')
+        _check_interval(interval, 'iterations')
         self.interval = interval
         self._handles: list[RemovableHandle] = []
         self._losses: dict[str, list[Tensor]] = {}  # of the last forward pass, until they were checked
@@ -225,8 +230,7 @@ class StopOnSignalHook(Hook):
         unknown = [name for name in signals if not hasattr(signal, name)]
         if isinstance(signals, str) or unknown:
             raise ValueError(f"signals is {signals!r}; give a list of names such as 'SIGTERM', 'SIGUSR1'")
-        if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
-            raise ValueError(f'interval is {interval!r}; give an integer number of steps of at least 1')
+        _check_interval(interval, 'steps')
         self._signals = [getattr(signal, name) for name in signals]
         self._interval = interval
         self._before: dict[int, Any] = {}

@@ -1,4 +1,4 @@
-"""Training in shards on two processes (gloo): the losses of DDP, and checkpoints that are read everywhere."""
+"""Sharded training on two processes (gloo): the losses of DDP, and checkpoints that are read everywhere."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ def train(tmp_path_factory) -> Iterator[Callable[..., list[dict]]]:
         status: int = 0,
     ):
         base = str(ROOT / 'configs/quickstart/dino_fast-itpn-nano_shapes.py')
-        in_shards = f', {str(ROOT / "configs/_base_/fsdp.py")!r}' if fsdp else ''
+        base_fsdp = f', {str(ROOT / "configs/_base_/fsdp.py")!r}' if fsdp else ''
         optim = "type='OptimWrapper', " if fsdp else ''
         text = CONFIG.format(
-            base=base, fsdp=in_shards, data=f'{folder}/shapes/coco/', optim=optim, more=more, start=str(start)
+            base=base, fsdp=base_fsdp, data=f'{folder}/shapes/coco/', optim=optim, more=more, start=str(start)
         )
         (folder / f'{name}.py').write_text(text)
         with socket.socket() as one:
@@ -103,7 +103,7 @@ def train(tmp_path_factory) -> Iterator[Callable[..., list[dict]]]:
 
 @pytest.fixture(scope='module')
 def runs(train) -> dict[str, list[float]]:
-    """Losses of four steps by DDP, and in shards with either kind of checkpoint."""
+    """Losses of four steps by DDP, and sharded with either kind of checkpoint."""
     found = {'ddp': train('ddp')}
     for kind in ('full', 'sharded'):
         found[kind] = train(kind, fsdp=True, more=f'strategy = dict(checkpoints={kind!r})')
@@ -128,7 +128,7 @@ def test_weights_of_all_kinds_of_checkpoints_are_the_same(runs, train):
         torch.testing.assert_close(value, ddp[name], rtol=1e-2, atol=2e-4)  # AdamW's first steps are signs
 
 
-def test_both_kinds_are_evaluated_alike(runs, train):
+def test_both_kinds_have_the_same_scores(runs, train):
     assert runs
     for kind in ('full', 'sharded'):
         checkpoint = str(train.folder / kind / 'iter_4.pth')
@@ -138,7 +138,7 @@ def test_both_kinds_are_evaluated_alike(runs, train):
 
 
 @pytest.mark.parametrize('kind', ['full', 'sharded'])
-def test_a_training_in_shards_goes_on(runs, train, kind):
+def test_a_sharded_run_resumes(runs, train, kind):
     checkpoint = str(train.folder / kind / 'iter_2.pth')
     more = f'strategy = dict(checkpoints={kind!r})'
     lines = train(f'{kind}_resumed', '--resume', checkpoint, fsdp=True, more=more)
@@ -159,7 +159,7 @@ def test_another_model_is_not_resumed(runs, train, kind):
     assert f'load_from={checkpoint} in place of --resume' in said
 
 
-def test_shards_start_another_model(runs, train):
+def test_a_sharded_checkpoint_starts_another_model(runs, train):
     assert runs
     checkpoint = str(train.folder / 'sharded' / 'iter_2.pth')
     more = f"strategy = dict(checkpoints='sharded')\n{WIDER}"
@@ -171,7 +171,7 @@ def test_shards_start_another_model(runs, train):
     torch.testing.assert_close(new['backbone.pos_embed'], old['backbone.pos_embed'], rtol=0, atol=2e-3)
 
 
-def test_shards_without_fsdp_are_weights(runs, train):
+def test_a_sharded_checkpoint_without_fsdp_is_weights(runs, train):
     assert runs
     checkpoint = str(train.folder / 'sharded' / 'iter_2.pth')
     said = train('one_resumed', '--resume', checkpoint, processes=1, status=2)
@@ -180,7 +180,7 @@ def test_shards_without_fsdp_are_weights(runs, train):
     assert torch.equal(state['backbone.pos_embed'], read_sharded(checkpoint)['backbone.pos_embed'])
 
 
-def test_a_damaged_folder_of_shards_is_reported(runs, train, tmp_path):
+def test_a_damaged_sharded_checkpoint_is_reported(runs, train, tmp_path):
     assert runs
     folder = tmp_path / 'damaged'
     shutil.copytree(train.folder / 'sharded' / 'iter_2.pth', folder)
