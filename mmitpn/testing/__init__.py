@@ -1,4 +1,4 @@
-"""What checks of exactness are made with. What needs a host is imported at its first use."""
+"""Builders of reference cases, for tests of exactness. Those that need a framework are imported at first use."""
 
 from __future__ import annotations
 

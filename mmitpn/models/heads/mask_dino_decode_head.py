@@ -32,6 +32,7 @@ class MaskDINODecodeHead(BaseModule):
         align_corners: As in mmseg, for the final upsampling.
         ignore_index: Label of pixels without a class.
         temperature: See :class:`MaskDINOFusionHead`; for the sigmoid loss only.
+        test_cfg: Not used: mmseg passes the segmentor's to :meth:`predict`.
         init_cfg: As in mmengine.
         **settings: See :class:`~mmitpn.models.mask_dino.MaskDINOCore`. Defaults are those published for ADE20K: 100
             learned queries, ``box_start='no'``, a softmax loss with a background class.
@@ -46,6 +47,7 @@ class MaskDINODecodeHead(BaseModule):
         align_corners: bool = False,
         ignore_index: int = 255,
         temperature: float | None = 0.06,
+        test_cfg: Mapping | None = None,  # noqa: ARG002
         init_cfg: Mapping | None = None,
         **settings: Any,
     ) -> None:

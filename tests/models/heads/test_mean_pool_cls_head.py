@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -97,3 +100,17 @@ def test_the_backbone_alone_starts_from_any_file(authors_weights, norm):
     assert report.count('matched') == len(backbone.state_dict())
     assert report.parts['main'].ignored == ['norm.weight', 'norm.bias']
     assert torch.equal(backbone.blocks[0].norm1.weight, weights['blocks.5.norm1.weight'])
+
+
+def test_the_head_does_not_need_mmdet():
+    code = (
+        'import importlib.util, sys\n'
+        'find = importlib.util.find_spec\n'
+        "importlib.util.find_spec = lambda name, *rest: None if name == 'mmdet' else find(name, *rest)\n"
+        "sys.modules['mmdet'] = None\n"
+        'import mmitpn.models.heads as heads\n'
+        'print(heads.__all__)\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip().splitlines()[-1] == "['MeanPoolClsHead']"
