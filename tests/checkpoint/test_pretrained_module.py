@@ -158,7 +158,9 @@ def test_a_checkpoint_of_a_whole_model_and_a_prefix(tmp_path):
         (ITPNPyramid, 'fast', {'kind': 'linear'}, r"set kind='fast' on the neck"),
     ],
 )
-def test_files_that_do_not_fit(saved, authors_weights, authors_itpn_weights, finetuned, cls, weights, settings, message):
+def test_files_that_do_not_fit(
+    saved, authors_weights, authors_itpn_weights, finetuned, cls, weights, settings, message
+):
     state = {
         'fast': lambda: authors_weights(pyramid=24),
         'itpn': authors_itpn_weights,
