@@ -135,19 +135,19 @@ class ChunkedAttention(Attention):
 class ChunkedGatheringAttention(ChunkedAttention, GatheringAttention):
     """A :class:`GatheringAttention` that projects some tokens, and attends with some heads, at a time."""
 
-    def attend(self, attend: GlobalAttend | GatheringAttend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(self, rule: GlobalAttend | GatheringAttend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See :class:`GatheringAttention`: keys and values are copied, with the gathered ones, of few heads only."""
         batch, heads, _, dim = query.shape
-        if not isinstance(attend, GatheringAttend) or not should_chunk(query):
-            return super().attend(attend, query, key, value)
-        step = chunk_size(batch * attend.num_keys * dim)
+        if not isinstance(rule, GatheringAttend) or not should_chunk(query):
+            return super().attend(rule, query, key, value)
+        step = chunk_size(batch * rule.num_keys * dim)
         if step >= heads:
-            return super().attend(attend, query, key, value)
+            return super().attend(rule, query, key, value)
         out = torch.empty_like(query)
         for first in range(0, heads, step):
             some = slice(first, first + step)
             offset = None if self.gathering_offset is None else self.gathering_offset[:, some]
-            out[:, some] = attend(query[:, some], key[:, some], value[:, some], offset)
+            out[:, some] = rule(query[:, some], key[:, some], value[:, some], offset)
         return out
 
 

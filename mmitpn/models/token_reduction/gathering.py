@@ -108,9 +108,9 @@ class GatheringAttention(Attention):
         out = self.attend(attend, *self.project(x.flatten(1, -2)))
         return self.proj(out.transpose(1, 2).reshape(x.shape))
 
-    def attend(self, attend: GlobalAttend | GatheringAttend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(self, rule: GlobalAttend | GatheringAttend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Queries, keys, values ``(B, heads, N, d)`` to the same shape."""
-        return attend(query, key, value, self.gathering_offset)
+        return rule(query, key, value, self.gathering_offset)
 
 
 class GlobalAttend:
