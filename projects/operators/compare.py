@@ -786,7 +786,7 @@ def main(argv: list[str] | None = None) -> int:
     found = status()
     if found.kind != 'compiled':
         seen = found.message.partition(';')[0]
-        print(f'error: this script compares with a compiled mmcv, but {seen}; {COMPILED}', file=sys.stderr)  # noqa: T201
+        print(f'error: this script compares with a compiled mmcv, but {seen}; {COMPILED}', file=sys.stderr)
         return 2
     theirs = import_module('mmcv._ext')
     torch.set_num_threads(args.threads)
@@ -795,7 +795,7 @@ def main(argv: list[str] | None = None) -> int:
     results: dict[str, Any] = {'environment': facts}
 
     def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)  # noqa: T201 - a command line prints
+        print(text, file=sys.stderr, flush=True)
 
     def chosen(items: tuple[Any, ...]) -> list[Any]:
         return [item for item in items if not args.only or any(word in item.label for word in args.only)]
@@ -824,7 +824,7 @@ def main(argv: list[str] | None = None) -> int:
     text = '\n\n'.join(report)
     if args.out:
         args.out.write_text(text + '\n', encoding='utf-8')
-    print(json.dumps(results, indent=2) if args.json else text)  # noqa: T201
+    print(json.dumps(results, indent=2) if args.json else text)
     return 0
 
 

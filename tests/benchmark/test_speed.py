@@ -129,7 +129,7 @@ def test_a_job_in_a_fresh_process(tmp_path: Path) -> None:
     job = {'module': 'toy_worker', 'environment': {'PYTHONPATH': f'{tmp_path}:{root}'}, 'n': 3}
     cases = [BenchmarkCase('backbone', (32, 48), arch='nano'), BenchmarkCase('pyramid', (64, 64), arch='nano')]
     assert worker.run_job('count', cases, **job) == {'sizes': [[32, 48], [64, 64]], 'n': 3}
-    with pytest.raises(RuntimeError, match=r"(?s)the memory of nano backbone, nano pyramid failed .*allowed: count"):
+    with pytest.raises(RuntimeError, match=r'(?s)the memory of nano backbone, nano pyramid failed .*allowed: count'):
         worker.run_job('memory', cases, **job)
 
 

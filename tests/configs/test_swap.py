@@ -25,7 +25,7 @@ def swap_neck(cfg, **kwargs):
 
 
 def keep_neck(cfg, **kwargs):
-    """mmdet's own neck on the backbone's maps, without the pyramid."""
+    """The own neck of mmdet on the backbone's maps, without the pyramid."""
     cfg.model.neck.update(kwargs)
 
 

@@ -44,9 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--part', nargs='+', choices=PARTS, default=['backbone'], help='what to measure')
     parser.add_argument('--arch', nargs='+', choices=list(ARCHS), default=['base'], help='of the backbone')
     parser.add_argument('--config', nargs='+', default=[], help='configs of whole models, for --part detector')
-    parser.add_argument(
-        '--size', nargs='+', type=parse_size, default=[(224, 224)], metavar='HxW', help='of the images'
-    )
+    parser.add_argument('--size', nargs='+', type=parse_size, default=[(224, 224)], metavar='HxW', help='of the images')
     parser.add_argument('--batch', type=int, default=1, help='number of images')
     parser.add_argument('--dtype', nargs='+', choices=list(DTYPES), default=['fp32'], help='bf16 means autocast')
     parser.add_argument('--train', action='store_true', help='a training step: forward and backward')

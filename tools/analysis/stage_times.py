@@ -40,9 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', nargs='+', metavar='CONFIG', help='config files')
-    parser.add_argument(
-        '--size', nargs='+', type=parse_size, default=[(512, 512)], metavar='HxW', help='of the images'
-    )
+    parser.add_argument('--size', nargs='+', type=parse_size, default=[(512, 512)], metavar='HxW', help='of the images')
     parser.add_argument('--rounds', type=int, default=3, help='predictions of each (default: 3)')
     parser.add_argument('--threads', type=int, help="of the CPU; default: torch's own choice")
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
