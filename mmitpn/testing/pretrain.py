@@ -15,7 +15,7 @@ from .reference import build_reference_case
 
 
 class PretrainCase(nn.Module):
-    """Pictures and masks to the predictions of the masked patches.
+    """Images and masks to the predictions of the masked patches.
 
     Args:
         model: The network.
@@ -26,7 +26,7 @@ class PretrainCase(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor, masks: Tensor) -> Tensor:
-        """Pictures ``(B, 3, H, W)`` and masks ``(B, h, w)``, True where masked, to ``(masked patches, channels)``."""
+        """Images ``(B, 3, H, W)`` and masks ``(B, h, w)``, True where masked, to ``(masked patches, channels)``."""
         return self.model.head(self.model.backbone, self.model.neck, images, masks)['tokens'][masks]
 
 

@@ -1,4 +1,4 @@
-"""The backbone in configs of the installed host, changed by the lines that the README shows."""
+"""The backbone in configs of the installed mmdet, swapped by the lines that the README shows."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def swap_neck(cfg, **kwargs):
 
 
 def keep_neck(cfg, **kwargs):
-    """The host's own neck on the backbone's maps, without the pyramid."""
+    """The own neck of mmdet on the backbone's maps, without the pyramid."""
     cfg.model.neck.update(kwargs)
 
 
 def swap_mask2former(cfg):
     cfg.model.neck = pyramid(num_outs=4)
     cfg.model.panoptic_head.in_channels = [256] * 4
-    cfg.model.data_preprocessor.batch_augments = None  # would pad the small picture to 1024x1024
+    cfg.model.data_preprocessor.batch_augments = None  # would pad the small image to 1024x1024
 
 
 CASES = {
@@ -56,7 +56,7 @@ CASES = {
 
 
 def sample(model, with_masks: bool):
-    """One made-up picture with two boxes."""
+    """One random image with two boxes."""
     from mmdet.testing import demo_mm_inputs
 
     data = demo_mm_inputs(

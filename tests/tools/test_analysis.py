@@ -61,9 +61,9 @@ def test_get_flops_counts_by_part(retinanet: Path, tmp_path: Path, capsys: pytes
     # ResNet-18 without its classifier: 11.177 M parameters; 1.814 GMAC at 224 x 224, here fewer pixels.
     assert parts['backbone']['parameters'] == 11_176_512
     assert parts['backbone']['macs'] == pytest.approx(1.8136e9 * 64 * 96 / 224**2, rel=1e-3)
-    said = capsys.readouterr().out
-    assert 'backbone' in said
-    assert 'total' in said
+    shown = capsys.readouterr().out
+    assert 'backbone' in shown
+    assert 'total' in shown
 
 
 def test_get_flops_lists_deeper_parts(retinanet: Path) -> None:
@@ -72,7 +72,7 @@ def test_get_flops_lists_deeper_parts(retinanet: Path) -> None:
     assert sum(below) == figures['parts']['backbone']['macs'] > 0
 
 
-def test_a_missing_config_is_told(capsys: pytest.CaptureFixture) -> None:
+def test_a_missing_config_is_reported(capsys: pytest.CaptureFixture) -> None:
     assert load('get_flops').main(['nowhere.py']) == 2
     assert 'nowhere.py' in capsys.readouterr().err
     assert load('activation_memory').main(['--config', 'nowhere.py']) == 2
@@ -172,7 +172,7 @@ def test_benchmark_measures(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_benchmark_tells_why_a_measurement_failed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_benchmark_reports_why_a_measurement_failed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = tmp_path / 'empty.py'
     config.write_text('x = 1\n')
     assert load('benchmark').main(['--part', 'detector', '--config', str(config), '--size', '32']) == 1

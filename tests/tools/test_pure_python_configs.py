@@ -427,19 +427,6 @@ def test_analysis(folder, kind, name, tmp_path, monkeypatch):
         assert np.unique(np.asarray(Image.open('sheet.png').convert('L'))).size > 20
 
 
-def test_the_memory_plan_sees_the_optimizer(folder):
-    from mmitpn.analysis.model_facts import model_facts
-
-    cfg = Config.fromfile(folder / 'detection.py')
-    plan = tool('analysis/memory_plan')
-    assert plan.precision_of(cfg) == 'fp32'
-    tool('train').apply_amp(cfg)
-    assert plan.precision_of(cfg) == 'bf16'
-    facts = model_facts(build(cfg), Config.fromfile(folder / 'detection.py'))
-    assert facts.optimizer == 'AdamW'
-    assert facts.averaged == facts.trainable + facts.frozen
-
-
 def test_the_shared_case(folder, tmp_path):
     cases = TOOLS.parents[1] / 'shared' / 'cases' / 'cfg'
     if not cases.is_dir():

@@ -1,4 +1,4 @@
-"""What a model and its optimiser hold whatever the pictures: parameters, gradients, states, and units to shard."""
+"""Memory that does not depend on the images: parameters, gradients, optimizer states, and the units of sharding."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ from torch import Tensor, nn
 
 from mmitpn.config_types import type_name
 from mmitpn.engine.fsdp import is_unit
-
-from .host_model import quiet_logger
+from mmitpn.testing.demo_inputs import quiet_logger
 
 
 @dataclass(frozen=True)
-class ModelFacts:
-    """A model and its optimiser, in bytes unless said otherwise.
+class ModelStates:
+    """Memory of a model and its optimizer, in bytes.
 
     Attributes:
-        trainable: Parameters that are trained.
-        frozen: The others.
-        buffers: Such as the statistics of BatchNorm.
-        averaged: What an averaged copy of the model takes, 0 where the config has none (mmengine's ``EMAHook``).
-        gradients: Parameter name -> its gradient.
-        states: What the optimiser keeps from step to step.
-        step_foreach: What its step needs on a GPU, where it works on a group of parameters at once.
-        step_loop: What its step needs on a CPU, where it works on one after the other.
-        largest_unit: Parameters of the largest part that is sharded for itself, see :func:`shard_units`.
-        root: Parameters outside of all such parts.
-        keeps_gradients: Whether gradients stay for the next forward pass (``accumulative_counts``).
-        bucket_view: Whether gradients lie in the buckets that processes exchange (``gradient_as_bucket_view``).
-        optimizer: Its class.
-        count: Parameters, a number.
+        trainable: Trainable parameters.
+        frozen: Frozen parameters.
+        buffers: Buffers, such as the statistics of BatchNorm.
+        averaged: An averaged copy of the model (mmengine's ``EMAHook``), 0 without one.
+        gradients: Parameter name -> size of its gradient.
+        states: Optimizer states.
+        step_foreach: Temporaries of the optimizer's step on a GPU, where it updates a group of parameters at once.
+        step_loop: Temporaries of its step on a CPU, where it updates one parameter after the other.
+        largest_unit: Parameters of the largest unit of sharding, see :func:`shard_units`.
+        root: Parameters outside of all units.
+        keeps_gradients: Whether gradients are kept for the next forward pass (``accumulative_counts``).
+        bucket_view: Whether gradients are views of the buckets that processes reduce (``gradient_as_bucket_view``).
+        optimizer: Class of the optimizer.
+        count: Number of parameters.
     """
 
     trainable: int
@@ -58,11 +57,11 @@ def nbytes(tensors: Iterator[Tensor]) -> int:
 
 
 def shard_units(model: nn.Module) -> dict[str, nn.Module]:
-    """The parts whose parameters are gathered, used and let go as one where parameters are sharded.
+    """The modules whose parameters are gathered and freed together where parameters are sharded.
 
     Returns:
         Outermost blocks of the backbone and the pyramid, and layers of encoders and decoders (:func:`is_unit`), by
-        name. What is in none is gathered for the whole step.
+        name. Parameters in none of them are gathered for the whole step.
     """
     units: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
@@ -71,34 +70,35 @@ def shard_units(model: nn.Module) -> dict[str, nn.Module]:
     return units
 
 
-def model_facts(model: nn.Module, cfg: Any) -> ModelFacts:
-    """Count a model and the optimiser of its config.
+def model_states(model: nn.Module, cfg: Any) -> ModelStates:
+    """Count the memory of a model and the optimizer of its config.
 
-    The optimiser is built as the training builds it and runs one step on the meta device, which has sizes but no
-    memory: so its states are those of this optimiser with these settings, whatever it is.
+    The optimizer is built as for training and runs one step on the meta device, which has sizes but no memory: its
+    states are its own, whatever it is.
 
     Args:
-        model: The model; it is moved to the meta device and of no use after that.
+        model: The model; it is moved to the meta device and cannot be used after that.
         cfg: The whole config, with ``optim_wrapper``.
 
     Raises:
-        ValueError: If the config has no ``optim_wrapper``, or its optimiser does not run on the meta device.
+        ValueError: If the config has no ``optim_wrapper``, or its optimizer does not run on the meta device.
+        TypeError: If the optim_wrapper has several optimizers.
     """
     from mmengine.optim import build_optim_wrapper
 
     if not cfg.get('optim_wrapper'):
-        raise ValueError('the config has no `optim_wrapper`, so it is none of a training; add one')
+        raise ValueError('the config has no `optim_wrapper`, so it is not for training; add one')
     model = model.to('meta')
     with quiet_logger():
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     optimizer = getattr(wrapper, 'optimizer', None)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f'optim_wrapper is a {type(wrapper).__name__}; allowed: one with a single optimizer')
-    trained = {name: param for name, param in model.named_parameters() if param.requires_grad}
-    for param in trained.values():
+    trainable = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    for param in trainable.values():
         param.grad = torch.zeros_like(param)
     foreach, loop = _step_bytes(optimizer)
-    for group in optimizer.param_groups:  # fused kernels want a real device; the states are the same
+    for group in optimizer.param_groups:  # fused kernels need a real device; the states are the same
         group.update({key: False for key in ('fused', 'foreach') if key in group})
     try:
         optimizer.step()
@@ -109,14 +109,17 @@ def model_facts(model: nn.Module, cfg: Any) -> ModelFacts:
     )
     units = shard_units(model)
     in_units = {id(param) for unit in units.values() for param in unit.parameters()}
-    trainable, frozen = nbytes(iter(trained.values())), nbytes(p for p in model.parameters() if not p.requires_grad)
+    trainable_bytes, frozen_bytes = (
+        nbytes(iter(trainable.values())),
+        nbytes(p for p in model.parameters() if not p.requires_grad),
+    )
     averages = any('EMAHook' in type_name(hook) for hook in cfg.get('custom_hooks') or ())
-    return ModelFacts(
-        trainable=trainable,
-        frozen=frozen,
+    return ModelStates(
+        trainable=trainable_bytes,
+        frozen=frozen_bytes,
         buffers=nbytes(model.buffers()),
-        averaged=(trainable + frozen) if averages else 0,
-        gradients={name: nbytes(iter([param])) for name, param in trained.items()},
+        averaged=(trainable_bytes + frozen_bytes) if averages else 0,
+        gradients={name: nbytes(iter([param])) for name, param in trainable.items()},
         states=states,
         step_foreach=foreach,
         step_loop=loop,
@@ -130,10 +133,10 @@ def model_facts(model: nn.Module, cfg: Any) -> ModelFacts:
 
 
 def _step_bytes(optimizer: torch.optim.Optimizer) -> tuple[int, int]:
-    """What a step needs beside its states: with torch's grouped kernels, and with its loop over parameters.
+    """Temporaries of a step: with torch's grouped kernels, and with its loop over parameters.
 
     Grouped kernels make one copy of a group (Adam: the roots of the squares; SGD: gradients with weight decay), the
-    loop two of a parameter. Fused kernels make none.
+    loop two copies of a parameter, fused kernels none.
     """
     groups = [[param for param in group['params'] if param.grad is not None] for group in optimizer.param_groups]
     loop = 2 * max((nbytes(iter([param])) for group in groups for param in group), default=0)

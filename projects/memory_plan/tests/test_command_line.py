@@ -1,4 +1,4 @@
-"""tools/analysis/memory_plan.py: what a training needs, and whether a real one needs that."""
+"""plan.py: the estimate of a config, and the memory of a process that really trains."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from mmengine.config import ConfigDict
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 QUICKSTART = ROOT / 'configs/quickstart/dino_fast-itpn-nano_shapes.py'
 
 
 @pytest.fixture(scope='module')
 def tool() -> ModuleType:
     pytest.importorskip('mmdet')
-    path = ROOT / 'tools/analysis/memory_plan.py'
-    spec = importlib.util.spec_from_file_location('tool_memory_plan', path)
+    path = ROOT / 'projects/memory_plan/plan.py'
+    spec = importlib.util.spec_from_file_location('memory_plan_script', path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -27,10 +28,10 @@ def test_table_verdicts_and_file(tool: ModuleType, tmp_path: Path, capsys: pytes
     out = tmp_path / 'new' / 'plan.json'
     command = [str(QUICKSTART), '--size', '96x128', '--batch', '1', '--gpus', '1', '4', '--card', '1.55']
     assert tool.main([*command, '--json', str(out)]) == 0  # also where something does not fit
-    said = capsys.readouterr().out
-    for words in ('optimiser states', 'overhead (not run here)', 'checkpointing, FSDP 4: fits 1.55 GB', 'AdamW'):
-        assert words in said
-    assert 'no checkpointing, DDP 4: does not fit 1.55 GB' in said
+    shown = capsys.readouterr().out
+    for words in ('optimizer states', 'overhead (not run here)', 'checkpointing, FSDP 4: fits 1.55 GB', 'AdamW'):
+        assert words in shown
+    assert 'no checkpointing, DDP 4: does not fit 1.55 GB' in shown
     figures = json.loads(out.read_text())
     assert (figures['batch'], figures['size'], figures['precision']) == (1, [96, 128], 'fp32')
     columns = {(c['gpus'], c['sharded'], c['checkpointing']): c for c in figures['columns']}
@@ -48,15 +49,15 @@ def test_table_verdicts_and_file(tool: ModuleType, tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.slow
-def test_bf16_holds_less(tool: ModuleType, tmp_path: Path) -> None:
-    held = {}
+def test_bf16_needs_less(tool: ModuleType, tmp_path: Path) -> None:
+    columns = {}
     for precision in ('fp32', 'bf16'):
         out = tmp_path / f'{precision}.json'
         command = [str(QUICKSTART), '--size', '128', '--batch', '1', '--precision', precision, '--json', str(out)]
         assert tool.main(command) == 0
-        held[precision] = json.loads(out.read_text())['columns'][0]
-    assert held['bf16']['parameters'] == held['fp32']['parameters']  # autocast keeps them in fp32
-    assert 0.4 < held['bf16']['activations'] / held['fp32']['activations'] < 1
+        columns[precision] = json.loads(out.read_text())['columns'][0]
+    assert columns['bf16']['parameters'] == columns['fp32']['parameters']  # autocast keeps them in fp32
+    assert 0.4 < columns['bf16']['activations'] / columns['fp32']['activations'] < 1
 
 
 @pytest.mark.parametrize(
@@ -92,13 +93,21 @@ def test_bad_configs(
         config.write_text(content + '\n')
     batch = [] if content and 'dataloader' in content else ['--batch', '1']
     assert tool.main([str(config), '--size', '64', *batch]) == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith('error: ')
-    assert words in said
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith('error: ')
+    assert words in message
+
+
+def test_precision_of_a_config(tool: ModuleType) -> None:
+    from mmengine.optim import AmpOptimWrapper, OptimWrapper
+
+    assert tool.precision_of(ConfigDict(optim_wrapper={'type': OptimWrapper})) == 'fp32'
+    for mixed in (AmpOptimWrapper, 'AmpOptimWrapper', 'mmitpn.BFloat16OptimWrapper'):
+        assert tool.precision_of(ConfigDict(optim_wrapper={'type': mixed})) == 'bf16'
 
 
 @pytest.mark.slow
-def test_a_real_training_needs_what_was_predicted(tool: ModuleType, tmp_path: Path) -> None:
+def test_a_training_process_needs_what_was_predicted(tool: ModuleType, tmp_path: Path) -> None:
     out = tmp_path / 'check.json'
     command = [str(QUICKSTART), '--size', '384x416', '--batch', '4', '--check', '--json', str(out)]
     assert tool.main(command) == 0

@@ -1,0 +1,1 @@
+"""The memory that a training run needs on each GPU, estimated on a CPU."""
