@@ -11,6 +11,7 @@ from operator import itemgetter
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from mmitpn.benchmark.memory import memory_events
@@ -84,7 +85,8 @@ def record_step(
                 raise ValueError(f'the loss of the step is {value!r}; it must be one number with a gradient')
             with record_function(MARK):
                 pass
-            torch.autograd.backward(value)  # the tensor's method would run outside of torch function modes
+            # From a tensor, backward would run outside of torch function modes (GpuAutocast).
+            torch.autograd.backward([get_gradient_edge(value)], [torch.ones_like(value)])
             with record_function(MARK):
                 pass
             del value
