@@ -350,9 +350,9 @@ def test_what_a_file_lists_and_is_not_there_is_a_sentence(tmp_path, tool, checkp
     )
 
 
-def readme_options() -> dict[str, list[str]]:
-    """The overrides that README.md names for own data, by the config they are for, as bash reads them."""
-    section = (ROOT / 'README.md').read_text().partition('## Your own data')[2].partition('\n## ')[0]
+def documented_options() -> dict[str, list[str]]:
+    """The overrides that docs/own_data.md names, by the config they are for, as bash reads them."""
+    section = (ROOT / 'docs/own_data.md').read_text()
     found = {}
     for block in re.findall(r'```\n(.*?)```', section, re.DOTALL):
         script = block.partition('python ')[0] + '\nprintf "%s\\n" "$CONFIG" "${OPTIONS[@]}"'
@@ -363,12 +363,12 @@ def readme_options() -> dict[str, list[str]]:
     return found
 
 
-def test_the_readme_names_all_that_own_data_need():
+def test_the_document_names_all_that_own_data_need():
     from mmitpn.config_check.dataset_entries import find_datasets
     from mmitpn.config_check.model import check_num_classes
     from mmitpn.engine.cli import add_common_arguments, merge_options
 
-    found = readme_options()
+    found = documented_options()
     assert len(found) == 3
     for name, options in found.items():
         parser = argparse.ArgumentParser()

@@ -14,11 +14,11 @@ from .pyramid_sum import PyramidSum, spread
 
 
 class FeatureHead(nn.Module):
-    """What a teacher's stages say of the whole picture, from the pyramid of the masked one (arXiv 2211.12735, 3.1).
+    """What a teacher's stages say of the whole image, from the pyramid of the masked one (arXiv 2211.12735, 3.1).
 
-    The paper gives neither weights nor the form of the predictions. Our reading: masked patches are replaced right
-    after the patch embedding; LayerNorm and a linear layer on each level; targets normed over their channels; every
-    level and the pixels count alike; only what is masked counts.
+    The paper gives neither weights nor the form of the predictions. Our interpretation: masked patches are replaced
+    right after the patch embedding; LayerNorm and a linear layer on each level; targets normed over their channels;
+    every level and the pixels count alike; only what is masked counts.
 
     Args:
         backbone: The backbone.
@@ -87,7 +87,7 @@ class FeatureHead(nn.Module):
         return found
 
     def targets(self, maps: Sequence[Tensor], images: Tensor) -> dict[str, Tensor]:
-        """What each prediction is to be, from the teacher's maps ``(B, H_i, W_i, C_i)`` and the pictures."""
+        """What each prediction is to be, from the teacher's maps ``(B, H_i, W_i, C_i)`` and the images."""
         found = {f'stride{4 << i}': layer_normed(one) if self.normalize_targets else one for i, one in enumerate(maps)}
         if self.embed is not None:
             found['tokens'] = normed_pixels(images)

@@ -1,4 +1,4 @@
-"""Integral pre-training: a masked picture, backbone and pyramid, and a teacher."""
+"""Integral pre-training: a masked image, backbone and pyramid, and a teacher."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ class ITPNPretrain(QuietInit, BaseModel):
     =========  ===================================  ========================  ===============================
 
     The first three are those of the released code: Fast-iTPN's, and iTPN's with CLIP and with pixel supervision. 'mfm'
-    is the paper's own description, of which no code is public: see :class:`FeatureHead` for our reading. 'hog' is
-    FastMIM's (arXiv 2212.06593), to be used with small pictures.
+    is the paper's own description, of which no code is public: see :class:`FeatureHead` for our interpretation. 'hog'
+    is FastMIM's (arXiv 2212.06593), to be used with small images.
 
     Args:
         backbone: Config of a FastITPN or ITPN with all three maps.
@@ -63,11 +63,11 @@ class ITPNPretrain(QuietInit, BaseModel):
         form: See the table.
         teacher: Config of a teacher, or the name of one that needs no settings: ``'pixels'``, ``'hog'``,
             ``'moving_average'``, and ``'random'`` for tests. None: that of the form; 'fast' and 'clip' have none.
-        masking: ``'random'``: ``mask_ratio`` of the patches, as many in every picture; ``'pipeline'``: the masks that
+        masking: ``'random'``: ``mask_ratio`` of the patches, as many in every image; ``'pipeline'``: the masks that
             mmpretrain's mask generators made (``BEiTMaskGenerator`` masks by blocks).
         mask_ratio: Share of masked patches, for ``masking='random'``.
         head: More settings of the form's head (:class:`TokenHead`, :class:`PixelHead`, :class:`FeatureHead`).
-        data_preprocessor: As in mmpretrain; None: pictures come normalised.
+        data_preprocessor: As in mmpretrain; None: images come normalised.
         init_cfg: As in mmengine.
 
     Raises:
@@ -144,9 +144,9 @@ class ITPNPretrain(QuietInit, BaseModel):
         """The host's entry.
 
         Args:
-            inputs: Normalised pictures ``(B, 3, H, W)``, sides multiples of 16.
-            data_samples: One a picture; with ``masking='pipeline'`` they hold ``mask``.
-            mode: ``'loss'``, or ``'tensor'``: the pyramid's levels of the whole pictures.
+            inputs: Normalised images ``(B, 3, H, W)``, sides multiples of 16.
+            data_samples: One per image; with ``masking='pipeline'`` they hold ``mask``.
+            mode: ``'loss'``, or ``'tensor'``: the pyramid's levels of the whole images.
 
         Returns:
             Losses by name, or maps.
@@ -176,10 +176,10 @@ class ITPNPretrain(QuietInit, BaseModel):
 
     @torch.no_grad()
     def reconstruct(self, inputs: Tensor, masks: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Predictions and targets of pictures, to look at.
+        """Predictions and targets of images, to look at.
 
         Args:
-            inputs: Normalised pictures ``(B, 3, H, W)``.
+            inputs: Normalised images ``(B, 3, H, W)``.
             masks: ``(B, h, w)``, True where masked.
 
         Returns:

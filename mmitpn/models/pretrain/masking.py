@@ -1,4 +1,4 @@
-"""Which patches are masked, and what the network sees of a picture with masked patches."""
+"""Which patches are masked, and what the network sees of an image with masked patches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_mask_ratio(value: float) -> float:
 
 
 def grid_of(images: Tensor) -> tuple[int, int]:
-    """Patches of pictures ``(B, 3, H, W)`` along height and width.
+    """Patches of images ``(B, 3, H, W)`` along height and width.
 
     Raises:
         ValueError: If 16 does not divide the sides: no patch may be in part outside.
@@ -28,14 +28,14 @@ def grid_of(images: Tensor) -> tuple[int, int]:
     height, width = images.shape[-2:]
     if height % PATCH or width % PATCH:
         raise ValueError(
-            f'the pictures are {height}x{width} pixels; pre-training needs sides that are multiples of {PATCH}:'
+            f'the images are {height}x{width} pixels; pre-training needs sides that are multiples of {PATCH}:'
             ' set the crop of the pipeline (RandomResizedCrop scale=...)'
         )
     return height // PATCH, width // PATCH
 
 
 def random_masks(batch: int, grid: tuple[int, int], ratio: float, device: torch.device | None = None) -> Tensor:
-    """Mask patches at random, as many in every picture, at least one and not all.
+    """Mask patches at random, as many in every image, at least one and not all.
 
     Returns:
         ``(B, h, w)``, True where masked.
@@ -66,7 +66,7 @@ def masks_of(data_samples: Sequence[Any] | None, grid: tuple[int, int], device: 
         mask = torch.as_tensor(sample.mask)
         if tuple(mask.shape) != grid:
             raise ValueError(
-                f'the pipeline made a mask for {"x".join(map(str, mask.shape))} patches, but the picture has'
+                f'the pipeline made a mask for {"x".join(map(str, mask.shape))} patches, but the image has'
                 f' {grid[0]}x{grid[1]}: set input_size={grid[0]} of the mask generator'
             )
         masks.append(mask)
@@ -108,13 +108,13 @@ def visible_places(masks: Tensor) -> Tensor:
     """Positions of the patches that are not masked, ``(B, n)``, ascending.
 
     Raises:
-        ValueError: If not every picture has as many, or one has none.
+        ValueError: If not every image has as many, or one has none.
     """
     hidden = masks.flatten(1)
     counts = (~hidden).sum(1).tolist()
     if len(set(counts)) > 1 or not counts[0]:
         raise ValueError(
-            f'the pictures of a batch have {sorted(set(counts))} visible patches; removing the others needs as many in'
+            f'the images of a batch have {sorted(set(counts))} visible patches; removing the others needs as many in'
             ' each and at least one: let the mask generator mask a fixed number'
         )
     # A stable sort puts the visible ones first and keeps their order.
@@ -122,7 +122,7 @@ def visible_places(masks: Tensor) -> Tensor:
 
 
 def row_of_patches(images: Tensor, places: Tensor) -> Tensor:
-    """Some patches of each picture side by side: what never leaves its patch works on them as on any picture.
+    """Some patches of each image side by side: what never leaves its patch works on them as on any image.
 
     Args:
         images: ``(B, 3, H, W)``.

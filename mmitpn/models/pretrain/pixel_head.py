@@ -100,7 +100,7 @@ class PixelHead(nn.Module):
         batch, height, width = masks.shape
         if (height, width) != tuple(backbone.grid):
             raise ValueError(
-                f'the pictures have {height}x{width} patches; the decoder was built for'
+                f'the images have {height}x{width} patches; the decoder was built for'
                 f' {"x".join(map(str, backbone.grid))}: set img_size of the backbone to the size of the crop'
             )
         places = visible_places(masks)

@@ -11,7 +11,7 @@ PIXEL_CHANNELS = 3 * PATCH * PATCH
 
 
 def patches_of(images: Tensor) -> Tensor:
-    """Pictures ``(B, 3, H, W)`` as patches ``(B, h, w, 768)``: row, column, colour."""
+    """Images ``(B, 3, H, W)`` as patches ``(B, h, w, 768)``: row, column, colour."""
     height, width = grid_of(images)
     x = images.view(len(images), 3, height, PATCH, width, PATCH)
     return x.permute(0, 2, 4, 3, 5, 1).flatten(3)

@@ -56,5 +56,5 @@ def side_by_side(x: Tensor, sides: Sequence[int], levels: Sequence[Tensor]) -> T
 
 
 def spread(masks: Tensor, places: int) -> Tensor:
-    """Masks ``(B, h, w)`` for a level with so many places along a patch's side."""
+    """Masks ``(B, h, w)`` for a level with ``places`` tokens along a patch's side."""
     return masks.repeat_interleave(places, 1).repeat_interleave(places, 2)

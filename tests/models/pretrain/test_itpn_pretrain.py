@@ -75,14 +75,14 @@ def test_bfloat16(form, build, images):
 
 
 @pytest.mark.parametrize('form', ['fast', 'clip', 'mfm', 'hog'])
-def test_pictures_of_other_shapes(form, build):
+def test_images_of_other_shapes(form, build):
     losses = step(build(form), torch.randn(1, 3, 48, 96))
     assert all(loss.isfinite() for loss in losses.values())
 
 
 @pytest.mark.parametrize('form', FORMS)
 def test_masked_pixels_are_not_seen(form, build, images):
-    """Two pictures that differ in masked patches only are the same to the network."""
+    """Two images that differ in masked patches only are the same to the network."""
     model = build(form).eval()
     masks = model.masks(images)
     other = images_of(torch.where(masks[..., None], torch.randn(2, 4, 4, 768), patches_of(images)))
@@ -142,7 +142,7 @@ def test_removed_patches_are_not_computed(build, images):
 
 
 def test_all_patches_visible_is_the_backbone_itself(build, images):
-    """The row of patches of the removing form gives what the network gives of the picture, but for attention."""
+    """The row of patches of the removing form gives what the network gives of the image, but for attention."""
     model = build('pixel').eval()
     model.backbone.blocks = torch.nn.ModuleList()  # nothing but what works on every patch for itself
     from mmitpn.models.layers import nhwc_to_nchw
@@ -213,7 +213,7 @@ def test_masks_of_the_pipeline(build, images):
     assert masks.sum() == 2
     assert masks[:, 1, 2].all()
     samples[1].set_field(torch.zeros(14, 14), 'mask')
-    with pytest.raises(ValueError, match='mask for 14x14 patches, but the picture has 4x4: set input_size=4'):
+    with pytest.raises(ValueError, match='mask for 14x14 patches, but the image has 4x4: set input_size=4'):
         model.masks(images, samples)
     samples[1] = DataSample()
     with pytest.raises(ValueError, match='but a sample has no mask'):
@@ -264,7 +264,7 @@ def test_bad_settings(settings, message, build):
 
 
 def test_sizes_that_do_not_fit(build):
-    with pytest.raises(ValueError, match='the pictures are 60x64 pixels; pre-training needs sides that are multiples'):
+    with pytest.raises(ValueError, match='the images are 60x64 pixels; pre-training needs sides that are multiples'):
         build('fast').loss(torch.randn(1, 3, 60, 64))
     with pytest.raises(ValueError, match='4x6 patches; the decoder was built for 4x4: set img_size of the backbone'):
         build('pixel').loss(torch.randn(1, 3, 64, 96))

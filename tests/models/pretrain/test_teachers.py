@@ -57,7 +57,7 @@ def test_histograms_are_the_hosts_on_its_own_grid():
     assert_close(HogTeacher()(images, (14, 14)).flatten(1, 2), HOGGenerator()(images.clone()))
 
 
-def test_histograms_of_a_wide_picture_are_those_of_its_part_of_a_square():
+def test_histograms_of_a_wide_image_are_those_of_its_part_of_a_square():
     images = torch.randn(1, 3, 96, 96)
     teacher = HogTeacher()
     whole, part = teacher(images, (6, 6)), teacher(images[:, :, :48], (3, 6))
@@ -81,7 +81,7 @@ def test_a_networks_own_layer(stem):
     assert teacher.state_dict() == {}
 
 
-def test_pictures_are_resized_so_that_the_grids_match(stem):
+def test_images_are_resized_so_that_the_grids_match(stem):
     network, file = stem
     teacher = FeatureTeacher(network, weights=file, layer='trunk', image_size=64)
     assert teacher(torch.randn(1, 3, 128, 128), (4, 4)).shape == (1, 4, 4, 24)

@@ -28,7 +28,7 @@ class Teacher(nn.Module):
     network: nn.Module | None = None
 
     def see(self, images: Tensor, grid: tuple[int, int]) -> Any:
-        """What the teacher says of pictures ``(B, 3, H, W)`` that are normalised as the student's."""
+        """What the teacher says of images ``(B, 3, H, W)`` that are normalised as the student's."""
         raise NotImplementedError
 
     def load(self) -> None:
@@ -50,7 +50,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, grid: tuple[int, int]) -> Any:
-        """Targets of pictures.
+        """Targets of images.
 
         Args:
             images: ``(B, 3, H, W)``, normalised as the student's.
@@ -89,7 +89,7 @@ def check_grid(name: str, found: Sequence[int], grid: tuple[int, int], advice: s
 
 
 def renormalize(images: Tensor, source: Mapping[str, Sequence[float]], target: Mapping[str, Sequence[float]]) -> Tensor:
-    """Pictures normalised with one mean and deviation (of 0 to 255), normalised with another."""
+    """Images normalised with one mean and deviation (of 0 to 255), normalised with another."""
     (mean, std), (new_mean, new_std) = (
         (images.new_tensor(one['mean']), images.new_tensor(one['std'])) for one in (source, target)
     )

@@ -20,16 +20,16 @@ class ClipTeacher(Teacher):
     """Tokens of CLIP's image tower, in the space that images and texts share.
 
     Fast-iTPN's teacher is CLIP-L/14, fed at 196 pixels, so that its 14x14 tokens are those of a student at 224: the
-    pictures are resized here. Every patch token is normed and projected as CLIP does with its class token.
+    images are resized here. Every patch token is normed and projected as CLIP does with its class token.
 
     Args:
         weights: Folder with ``config.json`` and ``model.safetensors`` as transformers saves them, or the name of a
             repository of its hub, such as ``'openai/clip-vit-large-patch14'``.
         channels: Channels of its tokens, 768 for CLIP-L/14. Where they are given, the weights are only loaded with
             the model's (``init_weights``); None: at once.
-        image_size: Side in pixels that the student's whole picture is resized to; None: so that the grids match.
+        image_size: Side in pixels that the student's whole image is resized to; None: so that the grids match.
         project: False leaves the last projection out: tokens of the tower's own width.
-        student_mean: Mean that the student's pictures are normalised with, of 0 to 255.
+        student_mean: Mean that the student's images are normalised with, of 0 to 255.
         student_std: Deviation that they are normalised with.
 
     Raises:

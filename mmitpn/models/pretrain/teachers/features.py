@@ -27,12 +27,12 @@ class FeatureTeacher(Teacher):
             allowed for a module, and for a config whose ``init_cfg`` is of type ``'Pretrained'``.
         prefix: Take only the names below this prefix of the file.
         layer: Name of the submodule whose output is the map; None: the network's own output (the last of several).
-        image_size: Side in pixels that pictures are resized to; None: as the student sees them.
+        image_size: Side in pixels that images are resized to; None: as the student sees them.
         channels: Channels of the map. Where they are given, the network is only made with the model's weights
             (``init_weights``); None: at once, and they are found by a trial.
-        mean: Mean that the network's pictures are normalised with, of 0 to 255.
+        mean: Mean that the network's images are normalised with, of 0 to 255.
         std: Deviation that they are normalised with.
-        student_mean: Mean that the student's pictures are normalised with.
+        student_mean: Mean that the student's images are normalised with.
         student_std: Deviation that they are normalised with.
 
     Raises:

@@ -30,10 +30,11 @@ class _Average(ExponentialMovingAverage):
 
 @MODELS.register_module()
 class MovingAverageTeacher(Teacher):
-    """A moving average of the backbone that sees the whole picture (arXiv 2211.12735, 3.1).
+    """A moving average of the backbone that sees the whole image (arXiv 2211.12735, 3.1).
 
-    The momentum is not published. Our reading: from 0.996 to 1 by a cosine over the run. It moves at every training
-    step, with gradient accumulation once for each part. Checkpoints hold it, so that a resumed run goes on exactly.
+    The momentum is not published. Our interpretation: from 0.996 to 1 by a cosine over the run. It moves at every
+    training step, with gradient accumulation once for each part. Checkpoints hold it, so that a resumed run
+    goes on exactly.
 
     Args:
         momentum: Share of itself that the average keeps at first.

@@ -66,7 +66,7 @@ class HogTeacher(Teacher):
     def _see(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         if images.shape[-1] == images.shape[-2]:
             cells = self.network(images.float())
-        else:  # the host repeats its Gaussian window by the height only: a square holds the picture
+        else:  # the host repeats its Gaussian window by the height only: a square holds the image
             side = max(images.shape[-2:])
             square = F.pad(images.float(), (0, side - images.shape[-1], 0, side - images.shape[-2]), mode='replicate')
             cells = self.network(square)
@@ -99,5 +99,5 @@ class RandomTeacher(Teacher):
     def see(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """``(B, h, w, channels)``."""
         tokens = self.network(images).permute(0, 2, 3, 1)
-        check_grid('random', tokens.shape[1:3], grid, 'give pictures of whole patches')
+        check_grid('random', tokens.shape[1:3], grid, 'give images of whole patches')
         return tokens
