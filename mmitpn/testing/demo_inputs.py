@@ -196,8 +196,8 @@ def _detection_sample(model: nn.Module, size: tuple[int, int], objects: int, dev
         mask[y1:y2, x1:x2] = 1
     instances.masks = BitmapMasks(masks, *size)
     sample = DetDataSample(metainfo=_meta(size), gt_instances=instances)
-    # Fast R-CNN reads its proposals from a file; detectors with a region proposal network ignore these.
-    sample.proposals = InstanceData(bboxes=_boxes(size, 50).to(device), scores=torch.rand(50, device=device))
+    if not getattr(model, 'with_rpn', True):  # Fast R-CNN reads its proposals from a file
+        sample.proposals = InstanceData(bboxes=_boxes(size, 50).to(device), scores=torch.rand(50, device=device))
     if any('Semantic' in name or 'PanopticFPN' in name for name in names) or getattr(model, 'num_stuff_classes', 0):
         sample.gt_sem_seg = PixelData(sem_seg=torch.zeros(1, *size, dtype=torch.long, device=device))
     sample.ignored_instances = InstanceData(
