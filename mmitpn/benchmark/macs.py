@@ -80,6 +80,18 @@ class MacReport:
         return sum(n for name, n in self.by_module.items() if name == prefix or name.startswith(f'{prefix}.'))
 
 
+class _NoModuleTracker:
+    """Stands in for torch's tracker of modules, which fails without gradients where a parameter is a module's input."""
+
+    parents = frozenset({'Global'})
+
+    def __enter__(self) -> None:
+        """Nothing to set up."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to restore."""
+
+
 @contextmanager
 def _module_hooks(model: nn.Module, enter: Callable[[str], None], leave: Callable[[], None]) -> Iterator[None]:
     """Call ``enter(name)`` and ``leave()`` around the forward of every module."""
@@ -119,6 +131,7 @@ def count_macs(model: nn.Module, *inputs: Any, call: Callable[[], Any] | None = 
     if call is not None and inputs:
         raise ValueError('count_macs was given both inputs and call; give one of them')
     counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    counter.mod_tracker = _NoModuleTracker()
     by_module: Counter[str] = Counter()
     stack = ['']
     seen = 0

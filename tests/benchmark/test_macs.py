@@ -97,6 +97,23 @@ def test_a_module_called_past_its_parent_is_still_counted_for_itself() -> None:
     assert report.by_module[''] == 3 * 5 * 2
 
 
+@pytest.mark.parametrize('guard', [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_a_parameter_may_be_the_input_of_a_module(guard: type) -> None:
+    """As the queries of DINO are, which torch's own tracker of modules does not take without gradients."""
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.queries, self.layer = nn.Parameter(torch.rand(3, 4)), nn.Linear(4, 5)
+
+        def forward(self) -> torch.Tensor:
+            return self.layer(self.queries)
+
+    with guard():
+        report = count_macs(Decoder())
+    assert (report.total, report.of('layer')) == (3 * 4 * 5, 3 * 4 * 5)
+
+
 def test_hooks_are_gone_afterwards_even_after_a_failure() -> None:
     layer = nn.Linear(4, 4)
     with pytest.raises(RuntimeError, match='shapes cannot be multiplied'):
