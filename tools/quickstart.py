@@ -1,4 +1,4 @@
-"""Train, evaluate and picture a small model with a Fast-iTPN backbone and pyramid, on generated images.
+"""Train and evaluate a small model with a Fast-iTPN backbone and pyramid on generated images, and draw its predictions.
 
     bash tools/quickstart.sh                 # sets the environment up first; a DINO detector
     bash tools/quickstart.sh --task seg      # a UperNet segmentor
@@ -6,8 +6,8 @@
     python tools/quickstart.py --seed 1 --work-dir work_dirs/quickstart_1
 
 Everything happens on the CPU; progress and remaining time are logged every 50 iterations,
-and an interrupted run goes on with --resume. In the work dir afterwards: the checkpoint, metrics.json,
-training_curve.png and predictions.png (predictions next to the truth on held-out images).
+and --resume continues an interrupted run. In the work dir afterwards: the checkpoint, metrics.json,
+training_curve.png and predictions.png (predictions next to the ground truth on held-out images).
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ NEXT = {
     'seg': """\
   1. ADE20K (needs data/ade/ADEChallengeData2016 and GPUs):
      python tools/train.py configs/upernet/upernet_fast-itpn-t_8xb2-160k_ade20k-512x512.py
-  2. Your own label maps, one PNG a picture, from the weights just trained:
+  2. Your own label maps, one PNG an image, from the weights just trained:
      python tools/train.py {config} --cfg-options load_from={checkpoint} \\
        train_dataloader.dataset.data_root=MY_DATA val_dataloader.dataset.data_root=MY_DATA
      (other classes: also num_classes of both heads and the metainfo; tools/data/check_semantic.py checks them)""",
@@ -121,7 +121,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--seed', type=int, default=0, help='of the training; the images are always the same')
     parser.add_argument('--work-dir', help='default: work_dirs/quickstart, or work_dirs/quickstart_TASK')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings')
-    parser.add_argument('--resume', action='store_true', help='go on from the last checkpoint in the work dir')
+    parser.add_argument('--resume', action='store_true', help='resume from the last checkpoint in the work dir')
     parser.add_argument('--num-train', type=int, default=400, help='images to generate (default: 400)')
     parser.add_argument('--num-val', type=int, default=100, help='held-out images to generate (default: 100)')
     parser.add_argument('--debug', action='store_true', help='show where an error was raised')
@@ -151,7 +151,7 @@ def prepare_run(cfg: Config, args: argparse.Namespace) -> None:
         return
     # What an earlier run left must not be taken for this one's, should this one be killed before its first checkpoint.
     for path in Path(cfg.work_dir).glob('iter_*.pth'):
-        print(f'[quickstart] removing {path} of an earlier run (--resume goes on with one)')
+        print(f'[quickstart] removing {path} of an earlier run (--resume continues one)')
         path.unlink()
 
 
@@ -183,23 +183,23 @@ def write_metrics(path: Path, metrics: dict[str, Any], **facts: Any) -> None:
 
 
 def draw_sheet(cfg: Config, task: str, work_dir: Path, *, title: str) -> Path:
-    """Draw the predictions that the evaluation left in the work dir next to the truth."""
-    data_set, out_file = cfg.test_dataloader.dataset, work_dir / 'predictions.png'
-    root, prefix = Path(data_set.data_root), data_set.data_prefix
+    """Draw the predictions that the evaluation left in the work dir next to the ground truth."""
+    dataset, out_file = cfg.test_dataloader.dataset, work_dir / 'predictions.png'
+    root, prefix = Path(dataset.data_root), dataset.data_prefix
     if task in ('det', 'instance'):
         kind = 'bbox' if task == 'det' else 'segm'
         results = work_dir / f'predictions.{kind}.json'
-        truth = cfg.test_evaluator.ann_file
-        return draw_predictions(truth, root / prefix.img, results, out_file, title=title, masks=kind == 'segm')
+        ann_file = cfg.test_evaluator.ann_file
+        return draw_predictions(ann_file, root / prefix.img, results, out_file, title=title, masks=kind == 'segm')
     if task == 'panoptic':
-        truth = root / data_set.ann_file
+        ann_file = root / dataset.ann_file
         folders = (root / prefix.img, root / prefix.seg, work_dir / 'predictions')
-        return draw_segments(truth, *folders, out_file, title=title)
-    pictures = [
-        (picture, root / prefix.seg_map_path / f'{picture.stem}.png', work_dir / 'predictions' / f'{picture.stem}.png')
-        for picture in sorted((root / prefix.img_path).iterdir())
+        return draw_segments(ann_file, *folders, out_file, title=title)
+    images = [
+        (image, root / prefix.seg_map_path / f'{image.stem}.png', work_dir / 'predictions' / f'{image.stem}.png')
+        for image in sorted((root / prefix.img_path).iterdir())
     ]
-    return draw_label_maps(pictures, data_set.metainfo.classes, out_file, reduce_zero_label=True, title=title)
+    return draw_label_maps(images, dataset.metainfo.classes, out_file, reduce_zero_label=True, title=title)
 
 
 def quickstart(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
@@ -218,7 +218,7 @@ def quickstart(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     print('[quickstart] 3/4 evaluating on the held-out images')
     metrics = runner.test()
 
-    print('[quickstart] 4/4 writing the checkpoint, the figures and the pictures')
+    print('[quickstart] 4/4 writing the checkpoint, the metrics and the figures')
     checkpoint = save_checkpoint(work_dir, f'{stem}.pth')
     write_metrics(
         work_dir / 'metrics.json',

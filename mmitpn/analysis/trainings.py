@@ -35,8 +35,8 @@ def test_set_options(task: str, root: Path) -> list[str]:
     generate_shapes(root, 1, TEST_IMAGES, seed=TEST_SEED)  # nothing to do where it is there
     if task == 'seg':
         return [f'test_dataloader.dataset.data_root={root}/ade/ADEChallengeData2016/']
-    truth = f'test_evaluator.ann_file={root}/coco/annotations/instances_val2017.json'
-    return [f'test_dataloader.dataset.data_root={root}/coco/', truth]
+    ann_file = f'test_evaluator.ann_file={root}/coco/annotations/instances_val2017.json'
+    return [f'test_dataloader.dataset.data_root={root}/coco/', ann_file]
 
 
 def evaluate(config: str, folder: Path, metric: str, options: Sequence[str]) -> float:

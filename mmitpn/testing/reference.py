@@ -35,7 +35,7 @@ class ReferenceCase(nn.Module):
         self.neck = neck
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Pictures ``(B, 3, H, W)`` to the case's outputs: maps, strides 4, 8, 16 (then 32, and 64 in detection)."""
+        """Images ``(B, 3, H, W)`` to the case's outputs: maps, strides 4, 8, 16 (then 32, and 64 in detection)."""
         return self.neck(self.backbone(x))
 
 

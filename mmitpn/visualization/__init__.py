@@ -1,4 +1,4 @@
-"""Pictures of a training: its curve, and its predictions next to the truth."""
+"""Figures of a training: its curve, and its predictions next to the ground truth."""
 
 from .curves import History, draw_curve, find_scalars, read_history
 from .panoptic_sheet import draw_segments

@@ -1,4 +1,4 @@
-"""What a sheet of predictions shows: pictures, their objects and what a detector found, from COCO files."""
+"""What a sheet of predictions shows: images, their objects and what a detector found, from COCO files."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ class Thing:
 
 
 @dataclass
-class Picture:
-    """A picture with both.
+class SheetImage:
+    """An image with its true objects and the predicted ones.
 
     Attributes:
         path: Its file.
-        truth: True objects.
+        ground_truth: True objects.
         found: Predictions of at least the threshold, best first.
     """
 
     path: Path
-    truth: list[Thing] = field(default_factory=list)
+    ground_truth: list[Thing] = field(default_factory=list)
     found: list[Thing] = field(default_factory=list)
 
 
@@ -66,25 +66,25 @@ def _results(results: str | Path | Sequence[dict]) -> list[dict]:
     return found
 
 
-def read_pictures(
+def read_sheet_images(
     ann_file: str | Path,
     img_dir: str | Path,
     results: str | Path | Sequence[dict],
     *,
     number: int,
     score_threshold: float,
-) -> tuple[list[Picture], list[str]]:
-    """Choose pictures evenly from an annotation file and collect what is on them.
+) -> tuple[list[SheetImage], list[str]]:
+    """Choose images evenly from an annotation file and collect what is on them.
 
     Args:
         ann_file: COCO instances.
         img_dir: Folder that its file names start from.
         results: COCO detections, or the JSON file of them.
-        number: Pictures wanted; fewer where the file has fewer.
+        number: Images wanted; fewer where the file has fewer.
         score_threshold: Predictions below are left out.
 
     Returns:
-        The pictures, and the class names by place.
+        The images, and the class names by place.
 
     Raises:
         FileNotFoundError: If a file is missing.
@@ -92,14 +92,18 @@ def read_pictures(
     """
     if number < 1 or not 0 <= score_threshold <= 1:
         raise ValueError(f'number is {number} and score_threshold {score_threshold}; allowed: 1 and up, 0 to 1')
-    truth = _read(ann_file, 'annotation file')
-    if not isinstance(truth, dict) or not {'images', 'annotations', 'categories'} <= set(truth) or not truth['images']:
+    content = _read(ann_file, 'annotation file')
+    if (
+        not isinstance(content, dict)
+        or not {'images', 'annotations', 'categories'} <= set(content)
+        or not content['images']
+    ):
         raise ValueError(f'{ann_file} is no COCO file with images, annotations and categories')
-    places = {category['id']: place for place, category in enumerate(truth['categories'])}
-    images = truth['images']
-    pictures = {image['id']: Picture(Path(img_dir) / image['file_name']) for image in images}
-    for one in truth['annotations']:
-        pictures[one['image_id']].truth.append(
+    places = {category['id']: place for place, category in enumerate(content['categories'])}
+    images = content['images']
+    sheet_images = {image['id']: SheetImage(Path(img_dir) / image['file_name']) for image in images}
+    for one in content['annotations']:
+        sheet_images[one['image_id']].ground_truth.append(
             Thing(
                 tuple(one['bbox']),
                 places[one['category_id']],
@@ -109,10 +113,10 @@ def read_pictures(
         )
     by_image = defaultdict(list)
     for one in _results(results):
-        if one['image_id'] not in pictures or one['category_id'] not in places:
+        if one['image_id'] not in sheet_images or one['category_id'] not in places:
             raise ValueError(
                 f'a result names image {one["image_id"]!r} and category {one["category_id"]!r}, which {ann_file} does'
-                ' not have: the results belong to another data set'
+                ' not have: the results belong to another dataset'
             )
         if one['score'] >= score_threshold:
             by_image[one['image_id']].append(
@@ -125,7 +129,10 @@ def read_pictures(
             )
     chosen = [image['id'] for image in evenly_spaced(images, number)]
     for image_id in chosen:
-        pictures[image_id].found = sorted(by_image[image_id], key=lambda thing: -thing.score)
-        if not pictures[image_id].path.is_file():
-            raise FileNotFoundError(f'no picture at {pictures[image_id].path}; is {img_dir} the folder of {ann_file}?')
-    return [pictures[image_id] for image_id in chosen], [category['name'] for category in truth['categories']]
+        sheet_images[image_id].found = sorted(by_image[image_id], key=lambda thing: -thing.score)
+        if not sheet_images[image_id].path.is_file():
+            raise FileNotFoundError(
+                f'no image at {sheet_images[image_id].path}; is {img_dir} the folder of {ann_file}?'
+            )
+    names = [category['name'] for category in content['categories']]
+    return [sheet_images[image_id] for image_id in chosen], names

@@ -1,4 +1,4 @@
-"""A sheet of predicted panoptic segments next to the truth, for a person to look at."""
+"""A sheet of predicted panoptic segments next to the ground truth, for a person to look at."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def draw_segments(
     tile: int = 220,
     title: str = '',
 ) -> Path:
-    """Draw pictures in threes, the picture, the true and the predicted segments, into one PNG.
+    """Draw images in threes, the image, the true and the predicted segments, into one PNG.
 
     Args:
         ann_file: COCO panoptic annotations.
-        img_dir: Folder of the pictures.
+        img_dir: Folder of the images.
         seg_dir: Folder of the true segments.
         results_dir: Folder of the predicted ones, as ``PanopticMetric(output_dir=...)`` writes them: their numbers are
             class + 1000 * number of the thing.
         out_file: Where to write it; folders are made.
-        number: Pictures, taken evenly.
+        number: Images, taken evenly.
         columns: Threes in a row.
-        tile: Side of a picture on the sheet in pixels, at least 64.
+        tile: Side of an image on the sheet in pixels, at least 64.
         title: One line above all.
 
     Returns:
@@ -50,19 +50,19 @@ def draw_segments(
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If there is no picture, or an argument is out of range.
+        ValueError: If there is no image, or an argument is out of range.
     """
-    truth = json.loads(Path(ann_file).read_text(encoding='utf-8'))
-    names = [category['name'] for category in truth['categories']]
-    places = {category['id']: place for place, category in enumerate(truth['categories'])}
-    files = {image['id']: image['file_name'] for image in truth['images']}
-    pictures = []
-    for one in evenly(truth['annotations'], number, columns=columns, tile=tile):
+    content = json.loads(Path(ann_file).read_text(encoding='utf-8'))
+    names = [category['name'] for category in content['categories']]
+    places = {category['id']: place for place, category in enumerate(content['categories'])}
+    files = {image['id']: image['file_name'] for image in content['images']}
+    images = []
+    for one in evenly(content['annotations'], number, columns=columns, tile=tile):
         true = segments_of(Path(seg_dir) / one['file_name'])
         labels = np.full(true.shape, len(names))
         for segment in one['segments_info']:
             labels[true == segment['id']] = places[segment['category_id']]
         found = segments_of(Path(results_dir) / one['file_name'])
         predicted = LabelMap(np.minimum(found % 1000, len(names)), found)
-        pictures.append((Path(img_dir) / files[one['image_id']], LabelMap(labels, true), predicted))
-    return draw_maps(pictures, names, out_file, columns=columns, tile=tile, title=title)
+        images.append((Path(img_dir) / files[one['image_id']], LabelMap(labels, true), predicted))
+    return draw_maps(images, names, out_file, columns=columns, tile=tile, title=title)

@@ -1,4 +1,4 @@
-"""Pictures, their masks, and what pre-training makes of them."""
+"""Images, their masks, and what pre-training makes of them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _GREY = 110  # brightness of a masked patch
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One picture.
+    """One image.
 
     Attributes:
-        image: The picture, ``(H, W, 3)``, RGB, 8 bits.
+        image: The image, ``(H, W, 3)``, RGB, 8 bits.
         mask: Which pixels are masked, ``(H, W)``.
-        pixels: The reconstructed picture, ``(H, W, 3)``, RGB, 8 bits; None where no pixels are predicted.
+        pixels: The reconstructed image, ``(H, W, 3)``, RGB, 8 bits; None where no pixels are predicted.
         distances: For each target (a title) how far the prediction is from it at every place, ``(h, w)``.
     """
 
@@ -35,10 +35,10 @@ class Reconstruction:
 
 
 def draw_reconstructions(found: Sequence[Reconstruction], out_file: str | Path, *, title: str = '') -> Path:
-    """Draw one PNG, a picture a row: input, what the network sees, reconstruction, distances.
+    """Draw one PNG, an image a row: input, what the network sees, reconstruction, distances.
 
     Args:
-        found: The pictures; all with the same targets.
+        found: The images; all with the same targets.
         out_file: The PNG; its folder is made.
         title: What stands above it.
 
@@ -46,10 +46,10 @@ def draw_reconstructions(found: Sequence[Reconstruction], out_file: str | Path, 
         Its path.
 
     Raises:
-        ValueError: If there are no pictures.
+        ValueError: If there are no images.
     """
     if not found:
-        raise ValueError('there is no picture to draw')
+        raise ValueError('there is no image to draw')
     names = list(found[0].distances)
     headings = ['input', 'seen', *(['reconstruction'] if found[0].pixels is not None else []), *names]
     height, width = found[0].image.shape[:2]

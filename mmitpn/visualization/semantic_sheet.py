@@ -1,4 +1,4 @@
-"""A sheet of predicted label maps next to the truth, for a person to look at."""
+"""A sheet of predicted label maps next to the ground truth, for a person to look at."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmitpn.utils import evenly_spaced
 from .palette import class_colour
 
 DPI = 100
-_STRENGTH = 0.65  # of the colour over the picture
+_STRENGTH = 0.65  # of the colour over the image
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class LabelMap:
 
 
 def overlay(image: np.ndarray, shown: LabelMap, classes: int) -> np.ndarray:
-    """The picture with each class in its colour and a line between segments; pixels of no class stay grey."""
+    """The image with each class in its colour and a line between segments; pixels of no class stay grey."""
     colours = np.array([class_colour(index) for index in range(classes)]) * 255
     known = shown.labels < classes
     grey = image.mean(axis=2, keepdims=True)
@@ -49,7 +49,7 @@ def overlay(image: np.ndarray, shown: LabelMap, classes: int) -> np.ndarray:
 
 
 def draw_maps(
-    pictures: Sequence[tuple[str | Path, LabelMap, LabelMap]],
+    images: Sequence[tuple[str | Path, LabelMap, LabelMap]],
     classes: Sequence[str],
     out_file: str | Path,
     *,
@@ -57,21 +57,21 @@ def draw_maps(
     tile: int,
     title: str,
 ) -> Path:
-    """Draw pictures in threes, the picture, the truth and the prediction, into one PNG.
+    """Draw images in threes, the image, the ground truth and the prediction, into one PNG.
 
     Args:
-        pictures: Path of the picture, truth and prediction.
+        images: Path of the image, ground truth and prediction.
         classes: Names of the classes.
         out_file: Where to write it; folders are made.
         columns: Threes in a row.
-        tile: Side of a picture on the sheet in pixels.
+        tile: Side of an image on the sheet in pixels.
         title: One line above all.
 
     Returns:
         The path written.
     """
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
     figure = Figure(figsize=(columns * 3 * tile / DPI, (rows * (tile + 24) + 90) / DPI), dpi=DPI, layout='constrained')
     FigureCanvasAgg(figure)
     figure.suptitle(title)
@@ -79,13 +79,13 @@ def draw_maps(
     seen: set[int] = set()
     for axes in grid.flat:
         axes.axis('off')
-    for index, (picture, truth, predicted) in enumerate(pictures):
+    for index, (image_file, ground_truth, predicted) in enumerate(images):
         row, start = index // columns, 3 * (index % columns)
-        with Image.open(picture) as opened:
+        with Image.open(image_file) as opened:
             image = np.asarray(opened.convert('RGB'))
         grid[row][start].imshow(image)
-        grid[row][start].set_title(Path(picture).stem, fontsize=7)
-        for offset, (name, shown) in enumerate((('truth', truth), ('prediction', predicted)), start=1):
+        grid[row][start].set_title(Path(image_file).stem, fontsize=7)
+        for offset, (name, shown) in enumerate((('ground truth', ground_truth), ('prediction', predicted)), start=1):
             seen |= set(np.unique(shown.labels[shown.labels < len(classes)]).tolist())
             grid[row][start + offset].imshow(overlay(image, shown, len(classes)))
             grid[row][start + offset].set_title(name, fontsize=7)
@@ -98,21 +98,21 @@ def draw_maps(
     return path
 
 
-def evenly(pictures: Sequence, number: int, *, columns: int, tile: int) -> list:
-    """So many of the pictures, from all of them.
+def evenly(images: Sequence, number: int, *, columns: int, tile: int) -> list:
+    """At most ``number`` of the images, evenly spaced over all of them.
 
     Raises:
-        ValueError: If there is no picture, or an argument is out of range.
+        ValueError: If there is no image, or an argument is out of range.
     """
     if columns < 1 or tile < 64 or number < 1:
         raise ValueError(f'columns, tile, number are {columns}, {tile}, {number}; allowed: from 1, from 64, from 1')
-    if not pictures:
-        raise ValueError('there is no picture to draw')
-    return evenly_spaced(pictures, number)
+    if not images:
+        raise ValueError('there is no image to draw')
+    return evenly_spaced(images, number)
 
 
 def draw_label_maps(
-    pictures: Sequence[tuple[str | Path, str | Path, str | Path]],
+    images: Sequence[tuple[str | Path, str | Path, str | Path]],
     classes: Sequence[str],
     out_file: str | Path,
     *,
@@ -122,16 +122,16 @@ def draw_label_maps(
     tile: int = 220,
     title: str = '',
 ) -> Path:
-    """Draw pictures in threes, the picture, the truth and the prediction, into one PNG.
+    """Draw images in threes, the image, the ground truth and the prediction, into one PNG.
 
     Args:
-        pictures: Paths of picture, label map and predicted label map; taken evenly.
+        images: Paths of image, label map and predicted label map; taken evenly.
         classes: Names of the classes.
         out_file: Where to write it; folders are made.
         reduce_zero_label: Whether both maps hold 0 for no class and 1 for the first one, as ADE20K's.
-        number: Pictures.
+        number: Images.
         columns: Threes in a row.
-        tile: Side of a picture on the sheet in pixels, at least 64.
+        tile: Side of an image on the sheet in pixels, at least 64.
         title: One line above all.
 
     Returns:
@@ -139,12 +139,12 @@ def draw_label_maps(
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If there is no picture, or an argument is out of range.
+        ValueError: If there is no image, or an argument is out of range.
     """
-    chosen = evenly(pictures, number, columns=columns, tile=tile)
+    chosen = evenly(images, number, columns=columns, tile=tile)
     maps = [
-        (picture, *(LabelMap(_read(path, reduce_zero_label=reduce_zero_label)) for path in paths))
-        for picture, *paths in chosen
+        (image_file, *(LabelMap(_read(path, reduce_zero_label=reduce_zero_label)) for path in paths))
+        for image_file, *paths in chosen
     ]
     return draw_maps(maps, classes, out_file, columns=columns, tile=tile, title=title)
 

@@ -1,4 +1,4 @@
-"""A sheet of predictions next to the truth, for a person to look at."""
+"""A sheet of predictions next to the ground truth, for a person to look at."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
-from .coco_sheet_data import Picture, Thing, read_pictures
+from .coco_sheet_data import SheetImage, Thing, read_sheet_images
 from .contact_sheet import decode
 from .palette import class_colour, text_colour
 
 DPI = 100
 _GAP = 8  # pixels between the two halves of a pair
 _MARGIN = 18  # pixels around a pair
-_CAPTION = 22  # pixels for the line above a picture
+_CAPTION = 22  # pixels for the line above an image
 _TITLE = 44  # pixels for the title
 _LEGEND_ROW = 20  # pixels for a row of the legend
 _FONT = 8.5  # points
@@ -29,7 +29,7 @@ _CHARACTER, _LINE = 0.61 * _FONT * DPI / 72, 1.45 * _FONT * DPI / 72  # pixels, 
 
 
 def _fit(path: Path, tile: int) -> tuple[np.ndarray, float, tuple[int, int]]:
-    """A picture scaled to fit the tile, the factor, and its own width and height.
+    """An image scaled to fit the tile, the factor, and its own width and height.
 
     Small ones grow by whole pixels' worth: nothing is invented.
     """
@@ -107,11 +107,11 @@ def _draw_masks(axes: Axes, things: Sequence[Thing], size: tuple[int, int], limi
     axes.imshow(shade, extent=(0, limits[0], limits[1], 0), interpolation='nearest')
 
 
-def _caption(picture: Picture, *, truth: bool) -> str:
-    if truth:
-        number = sum(not thing.crowd for thing in picture.truth)
-        return f'truth: {number or "no"} object{"" if number == 1 else "s"}'
-    return f'prediction: {len(picture.found) or "none"}'
+def _caption(sheet_image: SheetImage, *, ground_truth: bool) -> str:
+    if ground_truth:
+        number = sum(not thing.crowd for thing in sheet_image.ground_truth)
+        return f'ground truth: {number or "no"} object{"" if number == 1 else "s"}'
+    return f'prediction: {len(sheet_image.found) or "none"}'
 
 
 def draw_predictions(
@@ -127,9 +127,9 @@ def draw_predictions(
     title: str = '',
     masks: bool = False,
 ) -> Path:
-    """Draw pictures in pairs, the truth on the left and the predictions on the right, into one PNG.
+    """Draw images in pairs, the ground truth on the left and the predictions on the right, into one PNG.
 
-    Pictures are taken evenly from the whole file. A label that would lie on another one is left out; the colour still
+    Images are taken evenly from the whole file. A label that would lie on another one is left out; the colour still
     names the class.
 
     Args:
@@ -137,10 +137,10 @@ def draw_predictions(
         img_dir: Folder that its file names start from.
         results: COCO detections (bbox as x, y, width, height in pixels), or the JSON file of them.
         out_file: Where to write it; folders are made.
-        number: Pictures.
+        number: Images.
         score_threshold: Predictions below are not drawn.
         columns: Pairs in a row.
-        tile: Longer side of every picture on the sheet, in pixels, at least 64.
+        tile: Longer side of every image on the sheet, in pixels, at least 64.
         title: One line above all.
         masks: Shade the masks too, where both files have them.
 
@@ -153,15 +153,15 @@ def draw_predictions(
     """
     if columns < 1 or tile < 64:
         raise ValueError(f'columns is {columns} and tile {tile}; allowed: 1 and up, 64 and up')
-    pictures, names = read_pictures(ann_file, img_dir, results, number=number, score_threshold=score_threshold)
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    fitted = [_fit(picture.path, tile) for picture in pictures]
+    sheet_images, names = read_sheet_images(ann_file, img_dir, results, number=number, score_threshold=score_threshold)
+    columns = min(columns, len(sheet_images))
+    rows = -(-len(sheet_images) // columns)
+    fitted = [_fit(sheet_image.path, tile) for sheet_image in sheet_images]
     heights = [max(image.shape[0] for image, _, _ in fitted[r * columns : (r + 1) * columns]) for r in range(rows)]
 
     pair = 2 * tile + _GAP
     width = columns * (pair + _MARGIN) + _MARGIN
-    used = sorted({thing.category for picture in pictures for thing in (*picture.truth, *picture.found)})
+    used = sorted({thing.category for one in sheet_images for thing in (*one.ground_truth, *one.found)})
     a_row = max(1, int((width - 2 * _MARGIN) // (max((len(names[i]) for i in used), default=1) * _CHARACTER + 50)))
     legend = -(-len(used) // a_row) * _LEGEND_ROW + (_MARGIN if used else 0)
     height = _TITLE + sum(heights) + rows * (_CAPTION + _MARGIN) + legend
@@ -177,21 +177,22 @@ def draw_predictions(
     for row in range(rows):
         for column in range(columns):
             index = row * columns + column
-            if index >= len(pictures):
+            if index >= len(sheet_images):
                 break
-            picture, (image, factor, own_size) = pictures[index], fitted[index]
+            sheet_image, (image, factor, own_size) = sheet_images[index], fitted[index]
             for half in (0, 1):
                 left = _MARGIN + column * (pair + _MARGIN) + half * (tile + _GAP)
+                caption = _caption(sheet_image, ground_truth=half == 0)
                 figure.text(
-                    left / width, 1 - (top + _CAPTION - 4) / height, _caption(picture, truth=half == 0), fontsize=9.5,
-                    va='bottom', color='#333333',
+                    left / width, 1 - (top + _CAPTION - 4) / height, caption, fontsize=9.5, va='bottom',
+                    color='#333333',
                 )  # fmt: skip
                 h, w = image.shape[:2]
                 axes = figure.add_axes((left / width, 1 - (top + _CAPTION + h) / height, w / width, h / height))
                 axes.imshow(image, extent=(0, w, h, 0), interpolation='nearest')
                 axes.set(xlim=(0, w), ylim=(h, 0))
                 axes.axis('off')
-                things = picture.found if half else picture.truth
+                things = sheet_image.found if half else sheet_image.ground_truth
                 if masks:
                     _draw_masks(axes, things, own_size, (w, h))
                 _draw_things(axes, things, factor, (w, h), names)

@@ -71,7 +71,7 @@ def test_draws_pixels_and_distances(form, columns, tool, picture, tmp_path, monk
 def test_mistakes(tool, picture, tmp_path, capsys):
     file = config('pixel', tmp_path)
     assert tool.main([str(tmp_path / 'gone.png'), '--config', str(file)]) == 2
-    assert 'no picture' in capsys.readouterr().err
+    assert 'no image' in capsys.readouterr().err
     other = tmp_path / 'other.py'
     other.write_text("default_scope = 'mmpretrain'\nmodel = {'type': 'mmitpn.FastITPN', 'arch': 'nano'}\n")
     assert tool.main([str(picture), '--config', str(other)]) == 2

@@ -27,7 +27,7 @@ def run(folder: Path, *arguments: str, iterations: int) -> subprocess.CompletedP
 
 
 @pytest.mark.slow
-def test_leaves_what_it_promises_and_goes_on(tmp_path: Path) -> None:
+def test_leaves_what_it_promises_and_resumes(tmp_path: Path) -> None:
     pytest.importorskip('mmdet')
     done = run(tmp_path, '--seed', '3', iterations=2)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""The sheet of predictions next to the truth."""
+"""The sheet of predictions next to the ground truth."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from mmitpn.visualization import draw_predictions
-from mmitpn.visualization.coco_sheet_data import read_pictures
+from mmitpn.visualization.coco_sheet_data import read_sheet_images
 from mmitpn.visualization.palette import class_colour, text_colour
 from mmitpn.visualization.sheet import _place_label
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> dict:
-    """Five pictures of different shapes, the second without objects, and predictions for them."""
+    """Five images of different shapes, the second without objects, and predictions for them."""
     images, annotations, results = [], [], []
     for i, (width, height) in enumerate([(120, 80), (80, 120), (100, 100), (64, 64), (200, 90)]):
         Image.fromarray(np.full((height, width, 3), 40 * i, np.uint8)).save(tmp_path / f'{i}.png')
@@ -37,21 +37,21 @@ def data(tmp_path: Path) -> dict:
 
 
 def read(data: dict, **settings: float) -> tuple[list, list[str]]:
-    return read_pictures(**data, **{'number': 5, 'score_threshold': 0.5, **settings})
+    return read_sheet_images(**data, **{'number': 5, 'score_threshold': 0.5, **settings})
 
 
-def test_collects_truth_and_predictions(data: dict) -> None:
-    pictures, names = read(data)
+def test_collects_ground_truth_and_predictions(data: dict) -> None:
+    sheet_images, names = read(data)
     assert names == ['cat', 'dog']
-    assert [len(picture.truth) for picture in pictures] == [1, 0, 1, 1, 1]
-    assert pictures[2].truth[0].crowd
-    assert [thing.score for thing in pictures[0].found] == [0.9, 0.6]
-    assert pictures[0].found[0].category == 1
+    assert [len(sheet_image.ground_truth) for sheet_image in sheet_images] == [1, 0, 1, 1, 1]
+    assert sheet_images[2].ground_truth[0].crowd
+    assert [thing.score for thing in sheet_images[0].found] == [0.9, 0.6]
+    assert sheet_images[0].found[0].category == 1
 
 
-def test_takes_pictures_evenly(data: dict) -> None:
-    pictures, _ = read(data, number=2)
-    assert [picture.path.name for picture in pictures] == ['0.png', '2.png']
+def test_takes_images_evenly(data: dict) -> None:
+    sheet_images, _ = read(data, number=2)
+    assert [sheet_image.path.name for sheet_image in sheet_images] == ['0.png', '2.png']
     assert len(read(data, number=50)[0]) == 5
 
 
@@ -63,10 +63,10 @@ def test_draws(data: dict, tmp_path: Path, number: int, columns: int) -> None:
         width, height = image.size
     assert width == min(columns, number) * (2 * 100 + 8 + 18) + 18
     assert 150 < height < 700
-    assert_classes(out, tile=100, columns=min(columns, number), truth={0}, found={1})
+    assert_classes(out, tile=100, columns=min(columns, number), ground_truth={0}, found={1})
 
 
-def assert_classes(path: Path, *, tile: int, columns: int, truth: set[int], found: set[int]) -> None:
+def assert_classes(path: Path, *, tile: int, columns: int, ground_truth: set[int], found: set[int]) -> None:
     """Of which classes boxes are drawn, by their colors: on the left of each pair, and on the right."""
     with Image.open(path) as image:
         pixels = np.asarray(image.convert('RGB')).astype(int)[:-60]  # without the legend
@@ -75,7 +75,7 @@ def assert_classes(path: Path, *, tile: int, columns: int, truth: set[int], foun
         left = 18 + column * (2 * tile + 8 + 18)
         halves[0].append(pixels[:, left : left + tile])
         halves[1].append(pixels[:, left + tile + 8 : left + tile + 8 + tile])
-    for half, expected in zip(halves, (truth, found), strict=True):
+    for half, expected in zip(halves, (ground_truth, found), strict=True):
         drawn = np.concatenate([part.reshape(-1, 3) for part in half])
         for category in (0, 1):
             same = (np.abs(drawn - np.asarray(class_colour(category)) * 255).max(axis=1) < 4).sum()
@@ -85,7 +85,7 @@ def assert_classes(path: Path, *, tile: int, columns: int, truth: set[int], foun
 def test_no_predictions_at_all_still_draw(data: dict, tmp_path: Path) -> None:
     data['results'] = []
     out = draw_predictions(**data, out_file=tmp_path / 'sheet.png', tile=64)
-    assert_classes(out, tile=64, columns=2, truth={0}, found=set())
+    assert_classes(out, tile=64, columns=2, ground_truth={0}, found=set())
 
 
 def test_labels_never_overlap() -> None:
@@ -115,7 +115,7 @@ def test_wrong_files_are_told(data: dict, tmp_path: Path) -> None:
         read({**data, 'ann_file': tmp_path / 'no.json'})
     with pytest.raises(FileNotFoundError, match='no file of results at'):
         read({**data, 'results': tmp_path / 'no.json'})
-    with pytest.raises(FileNotFoundError, match='no picture at'):
+    with pytest.raises(FileNotFoundError, match='no image at'):
         read({**data, 'img_dir': tmp_path / 'elsewhere'})
     with pytest.raises(ValueError, match='no list of COCO detections'):
         read({**data, 'results': data['ann_file']})
@@ -127,9 +127,9 @@ def test_wrong_files_are_told(data: dict, tmp_path: Path) -> None:
         read({**data, 'ann_file': broken})
 
 
-def test_results_of_another_data_set_are_told(data: dict) -> None:
+def test_results_of_another_dataset_are_told(data: dict) -> None:
     data['results'] = [{'image_id': 999, 'category_id': 7, 'bbox': [0, 0, 1, 1], 'score': 1.0}]
-    with pytest.raises(ValueError, match='belong to another data set'):
+    with pytest.raises(ValueError, match='belong to another dataset'):
         read(data)
 
 

@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def pretrain(form: str, args: argparse.Namespace) -> Path:
-    """Pre-train, or go on with a run that was stopped; the file of backbone and pyramid."""
+    """Pre-train, or resume a run that was stopped, and return the file of backbone and pyramid."""
     folder = args.work_dir / form
     file = folder / 'pretrained.pth'
     if not file.is_file():
@@ -79,7 +79,7 @@ def schedule_options(iters: int) -> list[str]:
 
 
 def score_of(form: str | None, words: str, seed: int, args: argparse.Namespace) -> float:
-    """Fine-tune, or go on with a training that was stopped, and evaluate."""
+    """Fine-tune, or resume a training that was stopped, and evaluate."""
     start = start_options(form, PARTS.get(words, ()), args)
     folder = args.work_dir / f'{form or "scratch"}_{words.replace(" ", "-")}_{args.labels}_{args.iters}_{seed}'
     options = [*start, f'train_dataloader.dataset.indices={args.labels}', *schedule_options(args.iters)]

@@ -2,7 +2,7 @@ r"""What a step of pre-training costs: against the machine's own peak, and again
 
     python tools/analysis/pretraining_cost.py --arch tiny --batch 16 --threads 2
 
-Steps are forward and backward, without the optimizer, in fp32, with random pictures and no teacher but the targets that
+Steps are forward and backward, without the optimizer, in fp32, with random images and no teacher but the targets that
 cost nothing; all rows and the matrix product (GEMM) run in turns in one process. The last column is the time in units
 of a step of the same family's whole backbone, without masks, pyramid and prediction. Form pixel has a decoder of 8
 blocks of 512 channels over all patches whatever the size of the backbone, so its step is also shown without: what the
@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--arch', default='tiny', choices=tuple(ARCHS))
     parser.add_argument('--form', nargs='+', default=['fast', 'pixel'], choices=[row[0] for row in ROWS])
-    parser.add_argument('--size', type=int, default=224, help='side of the pictures')
+    parser.add_argument('--size', type=int, default=224, help='side of the images')
     parser.add_argument('--batch', type=int, default=16)
     parser.add_argument('--threads', type=int, help="of the CPU; default: torch's own choice")
     parser.add_argument('--seconds', type=float, default=60.0, help='time for all, at least')
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     macs = [count_macs(model, call=step).total for model, step in built]
     gemm = MatmulPeak(torch.device('cpu'), torch.float32)
     timings = interleave([step for _, step in built], gemm, seconds=args.seconds, min_rounds=args.rounds)
-    table = Table(title=f'a training step: {args.arch}, {args.batch} pictures of {args.size} pixels')
+    table = Table(title=f'a training step: {args.arch}, {args.batch} images of {args.size} pixels')
     for heading in ('step', 'GMAC', 'share of the GEMM peak', 'time / backbone alone'):
         table.add_column(heading, justify='left' if heading == 'step' else 'right')
     whole = dict(zip(families, timings[-len(families) :], strict=True))

@@ -1,10 +1,10 @@
-r"""Draw what pre-training makes of masked pictures: reconstructed pixels, or how far predictions are from the teacher.
+r"""Draw what pre-training makes of masked images: reconstructed pixels, or how far predictions are from the teacher.
 
     python tools/analysis/visualize_reconstruction.py IMAGE [IMAGE ...] --config CONFIG --checkpoint FILE
 
-CONFIG is one of configs/pretrain or of the quick start's pre-training; FILE a checkpoint of it. Pictures are resized to
+CONFIG is one of configs/pretrain or of the quick start's pre-training; FILE a checkpoint of it. Images are resized to
 the size it was trained at. Pixels are normalised patch by patch where the form predicts them so: each patch is drawn
-with its own mean and deviation, as is usual. Masked patches show the prediction, the others the picture.
+with its own mean and deviation, as is usual. Masked patches show the prediction, the others the image.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from mmitpn.visualization.reconstruction import Reconstruction, draw_reconstruct
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('image', nargs='+', type=Path, help='pictures')
+    parser.add_argument('image', nargs='+', type=Path, help='image files')
     parser.add_argument('--config', required=True, help='config file')
-    parser.add_argument('--checkpoint', help='weights; without them the pictures show what random weights do')
+    parser.add_argument('--checkpoint', help='weights; without them the images show what random weights do')
     parser.add_argument('--mask-ratio', type=float, help="share of masked patches (default: the config's)")
     parser.add_argument('--seed', type=int, default=0, help='of the masks')
     parser.add_argument('--out', type=Path, default=Path('reconstruction.png'), metavar='FILE.png')
@@ -46,9 +46,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def read(path: Path, side: int) -> np.ndarray:
-    """A picture of ``side`` pixels, RGB, 8 bits."""
+    """An image of ``side`` pixels, RGB, 8 bits."""
     if not path.is_file():
-        raise FileNotFoundError(f'no picture {path}')
+        raise FileNotFoundError(f'no image {path}')
     with Image.open(path) as image:
         return np.asarray(image.convert('RGB').resize((side, side), Image.Resampling.BICUBIC))
 
@@ -73,9 +73,9 @@ def build(args: argparse.Namespace) -> ITPNPretrain:
     return model.eval()
 
 
-def look(model: ITPNPretrain, pictures: list[np.ndarray], ratio: float, seed: int) -> list[Reconstruction]:
-    """What the network makes of the pictures."""
-    raw = torch.stack([torch.from_numpy(picture.copy()).permute(2, 0, 1) for picture in pictures])
+def look(model: ITPNPretrain, images: list[np.ndarray], ratio: float, seed: int) -> list[Reconstruction]:
+    """What the network makes of the images."""
+    raw = torch.stack([torch.from_numpy(image.copy()).permute(2, 0, 1) for image in images])
     bgr = raw.flip(1)  # the hosts' pipelines load BGR
     inputs = model.data_preprocessor({'inputs': bgr, 'data_samples': None}, False)['inputs']
     torch.manual_seed(seed)
@@ -94,17 +94,17 @@ def look(model: ITPNPretrain, pictures: list[np.ndarray], ratio: float, seed: in
             distances[f'{name}: {"1 - cosine" if loss == "cosine" else "squared error"}'] = values
     return [
         Reconstruction(
-            picture,
+            image,
             hidden[i],
             None if pixels is None else pixels[i],
             {name: values[i].numpy() for name, values in distances.items()},
         )
-        for i, picture in enumerate(pictures)
+        for i, image in enumerate(images)
     ]
 
 
 def reconstructed(raw: Tensor, prediction: Tensor, masks: Tensor) -> np.ndarray:
-    """Masked patches as predicted, with the picture's own mean and deviation of each patch."""
+    """Masked patches as predicted, with the image's own mean and deviation of each patch."""
     patches = patches_of(raw.float())
     mean, deviation = statistics_of(patches)
     # The normalisation of colours is linear and nearly the same for all three: it is left out.
@@ -117,8 +117,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         model = build(args)
         side = model.backbone.grid[0] * PATCH
-        pictures = [read(path, side) for path in args.image]
-        found = look(model, pictures, args.mask_ratio or model.mask_ratio, args.seed)
+        images = [read(path, side) for path in args.image]
+        found = look(model, images, args.mask_ratio or model.mask_ratio, args.seed)
     except (ValueError, TypeError, KeyError, OSError) as error:
         sys.stderr.write(f'error: {error}\n')
         return 2
