@@ -41,7 +41,18 @@ FORBIDDEN = {
 def written_files() -> list[Path]:
     """The files that people read: package, tools, configs, documents."""
     listed = subprocess.run(
-        ['git', 'ls-files', '-co', '--exclude-standard', 'mmitpn', 'tools', 'configs', 'docs', 'README.md', 'CONTRIBUTING.md'],
+        [
+            'git',
+            'ls-files',
+            '-co',
+            '--exclude-standard',
+            'mmitpn',
+            'tools',
+            'configs',
+            'docs',
+            'README.md',
+            'CONTRIBUTING.md',
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -132,8 +143,10 @@ def test_packages_have_no_cycle():
     for path in modules():
         start = path.relative_to(PACKAGE).parent.as_posix()
         for one in imports(path):
-            target = next((folder for folder in sorted(known, key=len, reverse=True) if f'{one}/'.startswith(f'{folder}/')), None)
-            if target and start != '.' and target != start and not start.startswith(f'{target}/'):
+            target = next(
+                (folder for folder in sorted(known, key=len, reverse=True) if f'{one}/'.startswith(f'{folder}/')), None
+            )
+            if target and start not in ('.', target) and not start.startswith(f'{target}/'):
                 arrows[start].add(target)
 
     def reach(start: str) -> set[str]:

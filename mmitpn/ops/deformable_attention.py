@@ -7,7 +7,10 @@ image that is more than a gigabyte a layer. Here each query and head sums the ro
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
+from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -26,6 +29,44 @@ from .sampling import (
 )
 
 Shapes = list[list[int]]
+
+
+def triton_kernels(value: Tensor) -> ModuleType | None:
+    """The kernels of :mod:`mmitpn.ops.deformable_attention_triton`, if they can sample a tensor.
+
+    Args:
+        value: ``(B, N, heads, C / heads)``.
+
+    Returns:
+        The module; None on another device than CUDA, for types and widths of heads that the kernels do not take, while
+        a graph is traced, and where Triton does not work, which is tried and reported once.
+    """
+    if not value.is_cuda or value.dtype == torch.float64 or value.shape[3] % 8:
+        return None
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        return None
+    return _load_triton(value.device)
+
+
+@cache
+def _load_triton(device: torch.device) -> ModuleType | None:
+    try:
+        from . import deformable_attention_triton as kernels
+
+        value = torch.zeros(1, 4, 1, 8, device=device)
+        shapes = torch.tensor([[2, 2]], device=device)
+        points, weights = value.new_zeros(1, 1, 1, 1, 1, 2), value.new_ones(1, 1, 1, 1, 1)
+        kernels.gradients(value, shapes, shapes.new_zeros(1), points, weights, value.new_ones(1, 1, 8))
+        kernels.sample(value, shapes, shapes.new_zeros(1), points, weights)
+    except Exception as error:  # noqa: BLE001 - Triton calls a compiler, and either raises anything
+        reason = ' '.join(str(error).split())[:200] or type(error).__name__
+        warnings.warn(
+            f'Triton cannot build deformable attention ({reason}): PyTorch samples on the GPU, slower and with more '
+            "memory; Triton needs a C compiler and Python's headers (apt-get install gcc python3-dev)",
+            stacklevel=2,
+        )
+        return None
+    return kernels
 
 
 @operator
@@ -52,6 +93,11 @@ def ms_deform_attn_forward(
     Returns:
         ``(B, Q, C)``.
     """
+    kernels = triton_kernels(value)
+    if kernels is not None:
+        return kernels.sample(
+            value, value_spatial_shapes, value_level_start_index, sampling_locations, attention_weights
+        )
     dtype = accumulation_dtype(value.dtype)
     values, points, weights = value.to(dtype), sampling_locations.to(dtype), attention_weights.to(dtype)
     batch, queries, heads = points.shape[:3]
@@ -90,6 +136,14 @@ def ms_deform_attn_backward(
     Defined by ``ms_deformable_col2im_gpu_kernel_*`` and ``ms_deform_attn_col2im_bilinear``.
     """
     if not sampling_locations.numel() or not value.numel():
+        return
+    kernels = triton_kernels(value)
+    if kernels is not None:
+        maps = value, value_spatial_shapes, value_level_start_index
+        of_value, of_points, of_weights = kernels.gradients(*maps, sampling_locations, attention_weights, grad_output)
+        grad_value.add_(of_value.to(grad_value.dtype))
+        grad_sampling_loc.copy_(of_points)
+        grad_attn_weight.copy_(of_weights)
         return
     dtype = accumulation_dtype(value.dtype)
     values, points, weights = value.to(dtype), sampling_locations.to(dtype), attention_weights.to(dtype)

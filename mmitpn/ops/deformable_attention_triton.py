@@ -7,16 +7,13 @@ in fp32 registers, whatever the type of the inputs.
 Memory traffic, with ``S = levels * points`` samples of a query and head, ``e`` bytes per element, ``c`` per coordinate
 and weight: the forward pass reads ``B * Q * heads * S * (4 * dim * e + 3 * c)`` bytes (four cells, x, y and weight of
 each sample) and writes the output once, ``B * Q * heads * dim * e``. The ideal reads every value once, ``B * N * heads *
-dim * e``, in place of ``4 * S / (N / Q)`` times: neighboring queries share cells, which is left to the caches. Nothing
-is kept for the backward pass but the inputs; ``grid_sample`` writes and reads all samples, ``B * Q * heads * S * dim``
-values, in between. The backward pass reads the same and the output's gradient, writes the gradients of coordinates and
-weights once, and adds to the gradient of the values atomically, in fp32, four rows per sample. Not run on a GPU here.
+dim * e``: neighboring queries share cells, which is left to the caches. Nothing is kept for the backward pass but the
+inputs; ``grid_sample`` writes and reads all samples, ``B * Q * heads * S * dim`` values, in between. The backward pass
+reads the same and the output's gradient, writes the gradients of coordinates and weights once, and adds to the gradient
+of the values atomically, in fp32, four rows per sample. Not run on a GPU here.
 """
 
 from __future__ import annotations
-
-import functools
-import warnings
 
 import torch
 import triton
@@ -166,8 +163,7 @@ def sample(value: Tensor, shapes: Tensor, starts: Tensor, points: Tensor, weight
     """
     _check(value)
     value, points, weights = value.contiguous(), points.contiguous(), weights.contiguous()
-    batch, queries, heads, levels, samples = weights.shape
-    out = value.new_zeros(batch, queries, heads, value.shape[3])
+    out = value.new_zeros(*weights.shape[:3], value.shape[3])
     if weights.numel() and value.numel():
         _launch(_sample_kernel, value, shapes, starts, points, weights, out)
     return out.flatten(2)
@@ -176,7 +172,22 @@ def sample(value: Tensor, shapes: Tensor, starts: Tensor, points: Tensor, weight
 def gradients(
     value: Tensor, shapes: Tensor, starts: Tensor, points: Tensor, weights: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``value`` (fp32), ``points`` and ``weights``; arguments as of :func:`sample`, ``grad`` as its result."""
+    """Gradients of :func:`sample`.
+
+    Args:
+        value: As there, like the next four.
+        shapes: As there.
+        starts: As there.
+        points: As there.
+        weights: As there.
+        grad: Gradient of the result, ``(B, Q, heads * dim)``.
+
+    Returns:
+        Those of ``value``, in fp32, of ``points`` and of ``weights``.
+
+    Raises:
+        ValueError: If ``dim`` is not a multiple of 8.
+    """
     _check(value)
     value, points, weights, grad = (tensor.contiguous() for tensor in (value, points, weights, grad))
     of_value = torch.zeros_like(value, dtype=torch.float32)
@@ -209,21 +220,3 @@ class TritonSample(torch.autograd.Function):
         """See :func:`gradients`."""
         of_value, of_points, of_weights = gradients(*ctx.saved_tensors, grad)
         return of_value.to(ctx.saved_tensors[0].dtype), None, None, of_points, of_weights
-
-
-@functools.cache
-def works_on(device: torch.device) -> bool:
-    """Whether Triton builds and runs the kernels on a GPU: tried once, with a warning where it does not."""
-    try:
-        value = torch.zeros(1, 4, 1, 8, device=device)
-        shapes = torch.tensor([[2, 2]], device=device)
-        sample(value, shapes, shapes.new_zeros(1), value.new_zeros(1, 1, 1, 1, 1, 2), value.new_ones(1, 1, 1, 1, 1))
-    except Exception as error:  # noqa: BLE001 - a compiler raises anything
-        reason = ' '.join(str(error).split())[:200] or type(error).__name__
-        warnings.warn(
-            f'Triton cannot build deformable attention ({reason}): grid_sample takes its place, slower and with more '
-            "memory; Triton needs a C compiler and Python's headers (apt-get install gcc python3-dev)",
-            stacklevel=2,
-        )
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""The Triton kernels, run by Triton's interpreter on CPU tensors in a process of their own, against PyTorch's operator."""
+"""The Triton kernels, in Triton's interpreter on CPU tensors, against the operator in PyTorch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +15,15 @@ pytest.importorskip('triton', reason='Triton, which comes with torch on Linux, i
 ROOT = Path(__file__).parents[2]
 COMPARE = """
 import torch
-from mmitpn.ops.deformable_attention import sample_on_cpu
+from mmitpn.ops.deformable_attention import sample_on_cpu as on_cpu
 from mmitpn.ops.deformable_attention_triton import TritonSample
+
+DEVICE = 'cpu'
+torch.set_default_device(DEVICE)
+
+def sample_on_cpu(value, shapes, points, weights):
+    with torch.device('cpu'):
+        return on_cpu(value.cpu(), shapes, points.cpu(), weights.cpu()).to(DEVICE)
 
 def case(shapes, batch, queries, heads, dim, samples, dtype=torch.float32, spread=1.4):
     torch.manual_seed(0)
@@ -49,7 +57,8 @@ value = torch.randn(1, 4, 2, 8, requires_grad=True)
 empty = TritonSample.apply(value, sizes, starts, torch.zeros(1, 0, 2, 1, 3, 2), torch.zeros(1, 0, 2, 1, 3))
 assert empty.shape == (1, 0, 16)
 # On the edges: half a cell outside is zero, as are the gradients there.
-points = torch.tensor([-0.25, 1.25, 0.0, 1.0, 0.5]).view(1, 5, 1, 1, 1, 1).expand(1, 5, 2, 1, 1, 2).clone().requires_grad_()
+points = torch.tensor([-0.25, 1.25, 0.0, 1.0, 0.5]).view(1, 5, 1, 1, 1, 1).expand(1, 5, 2, 1, 1, 2)
+points = points.clone().requires_grad_()
 ones = torch.ones(1, 5, 2, 1, 1)
 output = TritonSample.apply(value.transpose(1, 2).contiguous().transpose(1, 2), sizes, starts, points, ones)
 assert not output[0, :2].any()
@@ -80,15 +89,43 @@ def test_triton_is_imported_where_it_is_used_only():
 
 
 def test_a_launcher_that_cannot_be_built_is_reported_once(monkeypatch):
-    from mmitpn.ops import deformable_attention_triton as module
+    from mmitpn.ops import deformable_attention as module
+    from mmitpn.ops import deformable_attention_triton as kernels
 
     def fails(*_):
         raise RuntimeError('Failed to find C compiler. Please specify via CC')
 
-    monkeypatch.setattr(module, 'sample', fails)
-    module.works_on.cache_clear()
+    monkeypatch.setattr(kernels, 'gradients', fails)
+    module._load_triton.cache_clear()
     device = torch.device('cpu')
-    with pytest.warns(UserWarning, match=r'cannot build deformable attention \(Failed to find C compiler.*grid_sample'):
-        assert not module.works_on(device)
-    assert not module.works_on(device)  # no second warning, which would be an error here
-    module.works_on.cache_clear()
+    with pytest.warns(
+        UserWarning, match=r'cannot build deformable attention \(Failed to find C compiler.*PyTorch samples'
+    ):
+        assert module._load_triton(device) is None
+    assert module._load_triton(device) is None  # no second warning, which would be an error here
+    module._load_triton.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ('is_cuda', 'dtype', 'width', 'expected'),
+    [
+        (True, torch.float32, 32, True),
+        (True, torch.bfloat16, 8, True),
+        (True, torch.float64, 32, False),
+        (True, torch.float32, 12, False),
+        (False, torch.float32, 32, False),
+    ],
+)
+def test_what_the_kernels_are_used_for(monkeypatch, is_cuda, dtype, width, expected):
+    from mmitpn.ops import deformable_attention as module
+
+    monkeypatch.setattr(module, '_load_triton', lambda _: 'kernels')
+    value = SimpleNamespace(is_cuda=is_cuda, dtype=dtype, shape=(1, 4, 2, width), device='cuda')
+    assert (module.triton_kernels(value) == 'kernels') == expected
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_kernels_are_exact_on_a_gpu():
+    code = COMPARE.replace("DEVICE = 'cpu'", "DEVICE = 'cuda'")
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr

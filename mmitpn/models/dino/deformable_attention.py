@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
@@ -11,10 +10,9 @@ import torch
 from mmcv.ops import MultiScaleDeformableAttention as MMCVAttention
 from mmcv.ops import get_compiling_cuda_version
 from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction, multi_scale_deformable_attn_pytorch
-from mmengine.logging import print_log
 from torch import Tensor
 
-from mmitpn.ops.deformable_attention import sample_on_cpu
+from mmitpn.ops.deformable_attention import sample_on_cpu, triton_kernels
 from mmitpn.registry import MODELS
 
 
@@ -25,16 +23,8 @@ def autocast_disabled(x: Tensor) -> AbstractContextManager:
 
 @cache
 def compiled_for_cuda() -> bool:
-    """Whether mmcv was built with its CUDA operators. If not, a warning is logged once, at the first use on a GPU."""
-    found = get_compiling_cuda_version()[:1].isdigit()  # else 'not available', or the operators of mmitpn.ops
-    if not found:
-        print_log(
-            'mmcv was built without CUDA operators: deformable attention samples with PyTorch on the GPU, with the same'
-            ' results but slower and with more memory. Build mmcv where nvcc is installed to get them.',
-            logger='current',
-            level=logging.WARNING,
-        )
-    return found
+    """Whether mmcv was built with its CUDA operators."""
+    return get_compiling_cuda_version()[:1].isdigit()  # else 'not available', or the operators of mmitpn.ops
 
 
 def sampling_points(reference_points: Tensor, offsets: Tensor, spatial_shapes: Tensor) -> Tensor:
@@ -154,4 +144,7 @@ class MultiScaleDeformableAttention(MMCVAttention):
             return MultiScaleDeformableAttnFunction.apply(
                 value, spatial_shapes, level_start_index, points, weights, self.im2col_step
             )
+        kernels = triton_kernels(value)
+        if kernels is not None:
+            return kernels.TritonSample.apply(value, spatial_shapes, level_start_index, points, weights)
         return multi_scale_deformable_attn_pytorch(value, level_shapes, points, weights)

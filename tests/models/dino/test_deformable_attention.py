@@ -101,9 +101,17 @@ def fresh_decision():
     deformable_attention.compiled_for_cuda.cache_clear()
 
 
-@pytest.mark.parametrize(('version', 'expected'), [('12.8', 'compiled'), ('not available', 'pytorch')])
+@pytest.mark.parametrize(
+    ('version', 'triton', 'expected'),
+    [
+        ('12.8', True, 'compiled'),
+        ('not available', True, 'triton'),
+        ('none: PyTorch operators of mmitpn', True, 'triton'),
+        ('not available', False, 'pytorch'),
+    ],
+)
 @pytest.mark.usefixtures('fresh_decision')
-def test_a_gpu_uses_compiled_operators_only_where_there_are_any(attention, monkeypatch, version, expected):
+def test_a_gpu_uses_compiled_operators_only_where_there_are_any(attention, monkeypatch, version, triton, expected):
     asked = []
     monkeypatch.setattr(deformable_attention, 'get_compiling_cuda_version', lambda: asked.append(1) or version)
     monkeypatch.setattr(
@@ -111,6 +119,8 @@ def test_a_gpu_uses_compiled_operators_only_where_there_are_any(attention, monke
     )
     monkeypatch.setattr(deformable_attention, 'multi_scale_deformable_attn_pytorch', lambda *_: 'pytorch')
     monkeypatch.setattr(deformable_attention, 'sample_on_cpu', lambda *_: 'cpu')
+    kernels = SimpleNamespace(TritonSample=SimpleNamespace(apply=lambda *_: 'triton'))
+    monkeypatch.setattr(deformable_attention, 'triton_kernels', lambda _: kernels if triton else None)
     on_gpu = SimpleNamespace(is_cuda=True, device=torch.device('cuda'))
     on_cpu = SimpleNamespace(is_cuda=False, device=torch.device('cpu'))
     assert attention._sample(on_cpu, None, None, None, None, None) == 'cpu'
