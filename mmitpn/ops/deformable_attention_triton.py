@@ -4,13 +4,14 @@ The operator is defined as in :mod:`mmitpn.ops.deformable_attention`. A program 
 coordinates and weights of a sample are read once, the channels of its four cells as contiguous rows, and sums are kept
 in fp32 registers, whatever the type of the inputs.
 
-Memory traffic, with ``S = levels * points`` samples of a query and head, ``e`` bytes per element, ``c`` per coordinate
-and weight: the forward pass reads ``B * Q * heads * S * (4 * dim * e + 3 * c)`` bytes (four cells, x, y and weight of
-each sample) and writes the output once, ``B * Q * heads * dim * e``. The ideal reads every value once, ``B * N * heads *
-dim * e``: neighboring queries share cells, which is left to the caches. Nothing is kept for the backward pass but the
-inputs; ``grid_sample`` writes and reads all samples, ``B * Q * heads * S * dim`` values, in between. The backward pass
-reads the same and the output's gradient, writes the gradients of coordinates and weights once, and adds to the gradient
-of the values atomically, in fp32, four rows per sample. Not run on a GPU here.
+Memory traffic, with ``S = levels * points`` samples of a query and head, ``e`` bytes per element, ``c`` per
+coordinate and weight: the forward pass reads ``B * Q * heads * S * (4 * dim * e + 3 * c)`` bytes (four cells, x, y
+and weight of each sample) and writes the output once, ``B * Q * heads * dim * e``. The ideal reads every value once,
+which is ``B * N * heads * dim * e``: neighboring queries share cells, which is left to the caches. Nothing is kept
+for the backward pass but the inputs; ``grid_sample`` writes and reads all samples, ``B * Q * heads * S * dim``
+values, in between. The backward pass reads the same and the output's gradient, writes the gradients of coordinates
+and weights once, and adds to the gradient of the values atomically, in fp32, four rows per sample. Not run on a GPU
+here.
 """
 
 from __future__ import annotations
