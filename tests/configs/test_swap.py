@@ -98,7 +98,8 @@ def test_the_lines_in_the_readme(tmp_path):
     from mmdet.registry import MODELS
 
     readme = (Path(__file__).parents[2] / 'README.md').read_text()
-    swap, decay = re.findall(r'```python\n(.*?)```', readme, re.DOTALL)[:2]
+    section = readme.partition('## Swap a backbone')[2]
+    swap, decay = re.findall(r'```python\n(.*?)```', section, re.DOTALL)[:2]
     (tmp_path / 'swapped.py').write_text(swap + decay)
     cfg = Config.fromfile(tmp_path / 'swapped.py')
     init_default_scope('mmdet')
