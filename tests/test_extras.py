@@ -26,6 +26,7 @@ DISTRIBUTIONS = {
     'mmengine': ['onedl-mmengine', 'mmengine'],
     'mmpretrain': ['onedl-mmpretrain', 'mmpretrain'],
     'mmseg': ['onedl-mmsegmentation', 'mmsegmentation'],
+    'triton': ['torch'],  # comes with it where there is a build; tried and reported elsewhere
     'yaml': ['pyyaml'],
 }
 # The same module by several distributions: whichever is installed serves.

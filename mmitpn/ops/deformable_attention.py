@@ -39,7 +39,7 @@ def triton_kernels(value: Tensor) -> ModuleType | None:
 
     Returns:
         The module; None on another device than CUDA, for types and widths of heads that the kernels do not take, while
-        a graph is traced, and where Triton does not work, which is tried and reported once.
+        a graph is traced, and where Triton does not work, which is tried and reported once per GPU.
     """
     if not value.is_cuda or value.dtype == torch.float64 or value.shape[3] % 8:
         return None
@@ -62,7 +62,8 @@ def _load_triton(device: torch.device) -> ModuleType | None:
         reason = ' '.join(str(error).split())[:200] or type(error).__name__
         warnings.warn(
             f'Triton cannot build deformable attention ({reason}): PyTorch samples on the GPU, slower and with more '
-            "memory; Triton needs a C compiler and Python's headers (apt-get install gcc python3-dev)",
+            'memory; install Triton (it comes with torch on Linux), a C compiler and the headers of Python '
+            '(apt-get install gcc python3-dev)',
             stacklevel=2,
         )
         return None

@@ -4,14 +4,25 @@ The operator is defined as in :mod:`mmitpn.ops.deformable_attention`. A program 
 coordinates and weights of a sample are read once, the channels of its four cells as contiguous rows, and sums are kept
 in fp32 registers, whatever the type of the inputs.
 
-Memory traffic, with ``S = levels * points`` samples of a query and head, ``e`` bytes per element, ``c`` per
-coordinate and weight: the forward pass reads ``B * Q * heads * S * (4 * dim * e + 3 * c)`` bytes (four cells, x, y
-and weight of each sample) and writes the output once, ``B * Q * heads * dim * e``. The ideal reads every value once,
-which is ``B * N * heads * dim * e``: neighboring queries share cells, which is left to the caches. Nothing is kept
-for the backward pass but the inputs; ``grid_sample`` writes and reads all samples, ``B * Q * heads * S * dim``
-values, in between. The backward pass reads the same and the output's gradient, writes the gradients of coordinates
-and weights once, and adds to the gradient of the values atomically, in fp32, four rows per sample. Not run on a GPU
-here.
+Memory traffic in bytes, with ``V = B * N * heads * dim`` elements of ``value``, ``O = B * Q * heads * dim`` of the
+output, ``S = B * Q * heads * levels * points`` samples, ``e`` bytes per element of ``value`` and ``c`` per coordinate
+and weight. The ideal reads each input and writes each output once:
+
+========  ==========================  ================================================================================
+pass      ideal                       here
+========  ==========================  ================================================================================
+forward   ``e V + 3 c S + e O``       ``4 e dim S + 3 c S + e O``
+backward  ``2 e V + 6 c S + e O``     ``4 e dim S + 16 dim S + 6 c S + e O + 4 V``; ``(4 + e) V`` more unless fp32
+========  ==========================  ================================================================================
+
+``4 e dim S`` are the four cells of each sample, at most: those outside of the maps are not read. It is ``4 Q levels
+points / N`` times ``e V``, 64 times in an encoder of 4 levels and 4 points; neighboring queries read the same cells,
+which is left to the caches. The backward pass fills the gradient of the values with zeros (``4 V``), adds four fp32
+rows per sample to it (``16 dim S``, atomically), and casts it to another type than fp32 where ``value`` has one.
+Nothing is kept for it but the inputs; ``grid_sample`` writes ``e dim S`` of samples and reads them again in each pass.
+
+The order of the atomic additions differs from run to run, and with it the last bits of the gradient of the values, as
+with mmcv's operator. Compiled for GPUs and run in Triton's interpreter here, not run on a GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +32,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-QUERIES = 16  # of one program
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @triton.jit
@@ -42,8 +53,10 @@ def _sample_kernel(
     block_d: tl.constexpr,
 ):
     """Write the output of ``block_q`` queries of one image and head."""
-    image, head = tl.program_id(1) // heads, tl.program_id(1) % heads
-    query = tl.program_id(0) * block_q + tl.arange(0, block_q)
+    blocks = tl.cdiv(queries, block_q)
+    pair = tl.program_id(0) // blocks
+    image, head = pair // heads, pair % heads
+    query = tl.program_id(0) % blocks * block_q + tl.arange(0, block_q)
     channel = tl.arange(0, block_d)
     is_query, is_channel = query < queries, channel < dim
     row = (image.to(tl.int64) * queries + query) * heads + head
@@ -94,8 +107,10 @@ def _gradient_kernel(
     block_d: tl.constexpr,
 ):
     """Write the gradients of points and weights, and add to that of the values."""
-    image, head = tl.program_id(1) // heads, tl.program_id(1) % heads
-    query = tl.program_id(0) * block_q + tl.arange(0, block_q)
+    blocks = tl.cdiv(queries, block_q)
+    pair = tl.program_id(0) // blocks
+    image, head = pair // heads, pair % heads
+    query = tl.program_id(0) % blocks * block_q + tl.arange(0, block_q)
     channel = tl.arange(0, block_d)
     is_query, is_channel = query < queries, channel < dim
     row = (image.to(tl.int64) * queries + query) * heads + head
@@ -122,15 +137,16 @@ def _gradient_kernel(
                 valid = inside & (column >= 0) & (column < width) & (line >= 0) & (line < height)
                 cell = start + line * width + column
                 mask = valid[:, None] & is_channel[None, :]
-                place = first + cell[:, None] * heads * dim + channel[None, :]
-                read = tl.load(value + place, mask=mask, other=0).to(tl.float32)
+                offset = first + cell[:, None] * heads * dim + channel[None, :]
+                read = tl.load(value + offset, mask=mask, other=0).to(tl.float32)
                 dot = tl.sum(read * given, axis=1)
                 factor_x = along_x if corner % 2 else 1 - along_x
                 factor_y = along_y if corner // 2 else 1 - along_y
                 of_weight += dot * factor_x * factor_y
                 slope_x += dot * factor_y if corner % 2 else -dot * factor_y
                 slope_y += dot * factor_x if corner // 2 else -dot * factor_x
-                tl.atomic_add(of_value + place, given * (factor_x * factor_y * weight)[:, None], mask=mask)
+                added = given * (factor_x * factor_y * weight)[:, None]
+                tl.atomic_add(of_value + offset, added, mask=mask, sem='relaxed')
             tl.store(of_weights + index, of_weight.to(of_weights.dtype.element_ty), mask=is_query)
             tl.store(of_points + 2 * index, (slope_x * weight * width).to(of_points.dtype.element_ty), mask=is_query)
             tl.store(
@@ -138,11 +154,27 @@ def _gradient_kernel(
             )
 
 
-def _check(value: Tensor) -> None:
+def _check(value: Tensor, shapes: Tensor, starts: Tensor, points: Tensor, weights: Tensor) -> None:
+    """Refuse what the kernels would read beyond the end of a tensor, or compute in less than its precision."""
+    if value.dtype not in DTYPES:
+        raise TypeError(
+            f'the values of deformable attention are {value.dtype}; the Triton kernel takes fp32, bf16 and fp16: '
+            'cast them, or use the PyTorch operator'
+        )
     if value.shape[3] % 8 or not value.shape[3]:
         raise ValueError(
             f'a head of deformable attention has {value.shape[3]} channels; the Triton kernel takes multiples of 8: '
             'choose embed_dims and num_heads so, or use the PyTorch operator'
+        )
+    batch, _, heads, _ = value.shape
+    levels, sizes = len(shapes), tuple(weights.shape)
+    allowed = len(sizes) == 5 and sizes[0] == batch and sizes[2:4] == (heads, levels)
+    if not allowed or points.shape != (*sizes, 2) or shapes.shape != (levels, 2) or starts.shape != (levels,):
+        raise ValueError(
+            f'deformable attention of value {tuple(value.shape)}, spatial shapes {tuple(shapes.shape)} and level '
+            f'starts {tuple(starts.shape)} got points {tuple(points.shape)} and weights {sizes}; allowed: weights '
+            f'({batch}, Q, {heads}, {levels}, points), points the same with 2 coordinates, spatial shapes (levels, 2) '
+            'and level starts (levels,): pass tensors of the same images, heads and levels'
         )
 
 
@@ -152,7 +184,8 @@ def sample(value: Tensor, shapes: Tensor, starts: Tensor, points: Tensor, weight
     Args:
         value: ``(B, N, heads, dim)``, the flattened maps, level by level; fp32, bf16 or fp16, ``dim`` a multiple of 8.
         shapes: ``(levels, 2)`` height and width of each map, integers.
-        starts: ``(levels,)`` first position of each map in ``value``.
+        starts: ``(levels,)`` first position of each map in ``value``; the maps must lie within ``N``, which is not
+            checked.
         points: ``(B, Q, heads, levels, points, 2)``, x and y in fractions of each map; outside of it are zeros.
         weights: ``(B, Q, heads, levels, points)``.
 
@@ -160,13 +193,16 @@ def sample(value: Tensor, shapes: Tensor, starts: Tensor, points: Tensor, weight
         ``(B, Q, heads * dim)``, of ``value``'s type.
 
     Raises:
-        ValueError: If ``dim`` is not a multiple of 8.
+        TypeError: If ``value`` is neither fp32, bf16 nor fp16.
+        ValueError: If ``dim`` is not a multiple of 8, or the shapes do not fit each other.
     """
-    _check(value)
+    _check(value, shapes, starts, points, weights)
     value, points, weights = value.contiguous(), points.contiguous(), weights.contiguous()
-    out = value.new_zeros(*weights.shape[:3], value.shape[3])
-    if weights.numel() and value.numel():
-        _launch(_sample_kernel, value, shapes, starts, points, weights, out)
+    size = (*weights.shape[:3], value.shape[3])
+    if not weights.numel() or not value.numel():
+        return value.new_zeros(size).flatten(2)
+    out = value.new_empty(size)
+    _launch(_sample_kernel, value, shapes, starts, points, weights, out)
     return out.flatten(2)
 
 
@@ -187,23 +223,52 @@ def gradients(
         Those of ``value``, in fp32, of ``points`` and of ``weights``.
 
     Raises:
-        ValueError: If ``dim`` is not a multiple of 8.
+        TypeError: If ``value`` is neither fp32, bf16 nor fp16.
+        ValueError: If ``dim`` is not a multiple of 8, or the shapes do not fit each other.
     """
-    _check(value)
+    _check(value, shapes, starts, points, weights)
+    if grad.shape != (*weights.shape[:2], value.shape[2] * value.shape[3]):
+        raise ValueError(
+            f'the gradient of deformable attention is {tuple(grad.shape)}; allowed: '
+            f'{(*weights.shape[:2], value.shape[2] * value.shape[3])}, the shape of its output: pass the gradient of '
+            'the output'
+        )
     value, points, weights, grad = (tensor.contiguous() for tensor in (value, points, weights, grad))
     of_value = torch.zeros_like(value, dtype=torch.float32)
-    of_points, of_weights = torch.zeros_like(points), torch.zeros_like(weights)
-    if weights.numel() and value.numel():
-        _launch(_gradient_kernel, value, shapes, starts, points, weights, grad, of_value, of_points, of_weights)
+    if not weights.numel() or not value.numel():
+        return of_value, torch.zeros_like(points), torch.zeros_like(weights)
+    of_points, of_weights = torch.empty_like(points), torch.empty_like(weights)
+    _launch(_gradient_kernel, value, shapes, starts, points, weights, grad, of_value, of_points, of_weights)
     return of_value, of_points, of_weights
+
+
+def _blocks(dim: int) -> tuple[int, int]:
+    """Queries and channels of one program: 512 elements, in registers, or one query of a wide head."""
+    block_d = triton.next_power_of_2(dim)
+    return max(1, min(16, 512 // block_d)), block_d
 
 
 def _launch(kernel: object, value: Tensor, shapes: Tensor, starts: Tensor, *tensors: Tensor) -> None:
     _, positions, heads, dim = value.shape
     batch, queries, _, levels, samples = tensors[1].shape
-    grid = (triton.cdiv(queries, QUERIES), batch * heads)
-    sizes = (positions, queries, heads, dim, levels, samples, QUERIES, triton.next_power_of_2(dim))
-    kernel[grid](value, shapes.contiguous(), starts.contiguous(), *tensors, *sizes)
+    block_q, block_d = _blocks(dim)
+    # One dimension, as CUDA takes 65535 programs at most in the others; queries of a head run next to each other.
+    grid = (triton.cdiv(queries, block_q) * batch * heads,)
+    with torch.cuda.device_of(value):  # Triton launches on the current device, which may be another one
+        kernel[grid](
+            value,
+            shapes.contiguous(),
+            starts.contiguous(),
+            *tensors,
+            positions,
+            queries,
+            heads,
+            dim,
+            levels,
+            samples,
+            block_q,
+            block_d,
+        )
 
 
 class TritonSample(torch.autograd.Function):
