@@ -67,9 +67,9 @@ def compare(label, shapes, inputs, function=TritonSample.apply):
 
 MAPS = [(7, 5), (6, 9), (3, 1), (1, 2)]
 compare('one level, one point', MAPS[:1], make(MAPS[:1], 1, 3, 1, 8, 1))
-compare('two levels', MAPS[:2], make(MAPS[:2], 1, 9, 2, 64, 2))
-compare('three levels, more queries than a block', MAPS[:3], make(MAPS[:3], 2, 19, 2, 24, 3))
-compare('four levels', MAPS, make(MAPS, 1, 17, 1, 32, 4))
+compare('two levels', MAPS[:2], make(MAPS[:2], 1, 3, 2, 64, 2))
+compare('three levels, more queries than a block', MAPS[:3], make(MAPS[:3], 2, 17, 2, 24, 3))
+compare('four levels', MAPS, make(MAPS, 1, 5, 1, 32, 4))
 compare('40 channels', MAPS[:1], make(MAPS[:1], 1, 3, 2, 40, 2))
 compare('an empty level', [(3, 2), (0, 4), (2, 2)], make([(3, 2), (0, 4), (2, 2)], 1, 5, 1, 8, 2))
 compare('bf16', MAPS[:2], make(MAPS[:2], 1, 5, 2, 32, 2, BF16))
@@ -84,20 +84,20 @@ of_value = kernels.gradients(*inputs, inputs[0].view(1, 1, 8).repeat(1, 16, 1))[
 assert of_value.dtype == F32 and (of_value == 256 * 1.0078125).all()
 
 # Powers of 2 are exact: outside, on the edge where a sample ends, on centers of cells, between two, and nowhere.
-value, _, weights = make([(4, 8)], 1, 9, 2, 8, 1)
+value, _, weights = make([(4, 8)], 1, 9, 1, 8, 1)
 x = torch.tensor([-2.0, -0.0625, 0.0625, 0.9375, 1.0625, 0.0, 1.0, 0.5, float('nan')])
 y = torch.tensor([0.5, 0.625, 0.125, 0.875, 0.5, 0.0, 1.0, 0.5, 0.5])
 points = torch.stack((x, y), -1)
 for swapped in (False, True):
     where = points.flip(-1) if swapped else points
     shapes = [(8, 4)] if swapped else [(4, 8)]
-    where = where[None, :, None, None, None].repeat(1, 1, 2, 1, 1, 1).requires_grad_()
+    where = where[None, :, None, None, None].clone().requires_grad_()
     found = compare('edges', shapes, [value, where, weights])
     for query in (0, 1, 4, 8):
         assert not found[0][0, query].any() and not found[2][0, query].any() and not found[3][0, query].any(), query
 
 # Views with other strides, and a gradient without memory of its own.
-views = [each.detach().transpose(0, 1).contiguous().transpose(0, 1) for each in make(MAPS[:2], 2, 5, 2, 8, 2)]
+views = [each.detach().transpose(0, 1).contiguous().transpose(0, 1) for each in make(MAPS[:2], 2, 5, 1, 8, 2)]
 assert not any(each.is_contiguous() for each in views)
 views = [each.requires_grad_() for each in views]
 compare('views', MAPS[:2], views)
@@ -314,15 +314,16 @@ def test_what_the_kernels_are_used_for(monkeypatch, is_cuda, dtype, width, expec
 class Asking(torch.nn.Module):
     """Notes which kernels are chosen for a GPU while the module runs."""
 
-    def __init__(self):
+    def __init__(self, chosen):
         super().__init__()
-        self.chosen = []
+        self.note = lambda: chosen.append(module.triton_kernels(values()))
 
     def forward(self, x):
-        self.chosen.append(module.triton_kernels(values()))
+        self.note()
         return x + 1
 
 
+@pytest.mark.filterwarnings('ignore::FutureWarning')  # torch.jit.trace is deprecated, and still what ONNX uses
 @pytest.mark.parametrize(
     'trace',
     [
@@ -333,12 +334,13 @@ class Asking(torch.nn.Module):
 )
 def test_a_traced_graph_has_no_kernel(monkeypatch, trace):
     monkeypatch.setattr(module, '_load_triton', lambda _: 'kernels')
-    network, x = Asking(), torch.ones(2)
+    chosen, x = [], torch.ones(2)
+    network = Asking(chosen)
     network(x)
-    assert network.chosen == ['kernels']
-    network.chosen.clear()
+    assert chosen == ['kernels']
+    chosen.clear()
     trace(network, x)
-    assert set(network.chosen) == {None}
+    assert set(chosen) == {None}
 
 
 @pytest.mark.parametrize(
