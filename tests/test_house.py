@@ -28,10 +28,8 @@ GLOSSARY = {
     r'shares? of the (GEMM|matrix)': 'MFU',
     r'weather\b': 'load, or noise',
     r'optimiser': 'optimizer',
-    r'(?!color)\w*colour\w*': 'color',
-    r'\w*(normal|initial|optim|general|regular|serial|summar|organ|visual|quant|token|special)is(e|ed|es|er|ing|ation)s?\b': (
-        'the same with z, as the frameworks do'
-    ),
+    r'\w*colour\w*': 'color',
+    r'\w*(normal|initial|optim|general|regular|serial|organ|visual|quant|token)is(e|ed|es|er|ing|ation)s?\b': '-ize',
 }
 # A package (or module) of mmitpn, and what it must not import of mmitpn.
 FORBIDDEN = {

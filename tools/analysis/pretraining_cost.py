@@ -3,10 +3,10 @@ r"""Cost of a pre-training step: MFU, and time relative to the backbone without 
     python tools/analysis/pretraining_cost.py --arch tiny --batch 16 --threads 2
 
 A step is forward and backward in fp32, without the optimizer, with random images and targets that cost nothing instead
-of a teacher. All rows and the matrix product (GEMM) run in turns in one process; MFU is relative to the latter. The last
-column is the time relative to a step of the whole backbone of the same family, without masks, pyramid and prediction.
-The recipe pixel has a decoder of 8 blocks of 512 channels over all patches for every size of the backbone. Its step is
-also shown without the decoder, where the saving by masking is visible.
+of a teacher. All rows and the matrix product (GEMM) run in turns in one process; MFU is relative to that product. The
+last column is the time relative to a step of the whole backbone of the same family, without masks, pyramid and
+prediction. The recipe pixel has a decoder of 8 blocks of 512 channels over all patches for every size of the backbone.
+Its step is also shown without the decoder, where the saving by masking is visible.
 """
 
 from __future__ import annotations
