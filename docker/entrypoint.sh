@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Entry of the images; outside them it works too, from an activated environment.
-#   train CONFIG [GPUS] [options of tools/train.py]              GPUS processes; without GPUS one
+# Entrypoint of the images; it also works outside of them, in an activated environment.
+#   train CONFIG [GPUS] [options of tools/train.py]              GPUS processes, one by default
 #   test CONFIG CHECKPOINT [GPUS] [options of tools/test.py]
 #   quickstart [options of tools/quickstart.py]
 #   doctor [options of python -m mmitpn.doctor]
-#   any other command, as it is: bash, python tools/...
-# Several machines: NNODES, NODE_RANK, MASTER_ADDR and PORT as for tools/dist_train.sh, and GPUS is needed.
+#   any other command: bash, python tools/...
+# Several machines: NNODES, NODE_RANK, MASTER_ADDR and PORT as for tools/dist_train.sh; GPUS is required.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python}
 
 usage() { printf 'error: %s\n' "$*" >&2; exit 2; }
-# A number where GPUS may stand: 1 or more.
+# Whether an argument is a number, that is, GPUS.
 is_number() { [[ ${1:-} =~ ^[0-9]+$ ]]; }
 
 command=${1:-help}
@@ -20,7 +20,7 @@ case "$command" in
   train|test)
     if [ "$command" = train ]; then needs=(CONFIG); else needs=(CONFIG CHECKPOINT); fi
     for ((i = 1; i <= ${#needs[@]}; i++)); do
-      # CONFIG may be mmdet::NAME, so that a file that is not there is for the tools to name.
+      # CONFIG may be mmdet::NAME, so the tools report missing files.
       if [ $# -lt $i ] || [[ ${!i} == -* ]]; then usage "$command needs ${needs[*]}; $command ${needs[*]} [GPUS] [options]"; fi
     done
     files=("${@:1:${#needs[@]}}")

@@ -24,6 +24,12 @@ GLOSSARY = {
     r'(is|are) no number': 'NaN or infinite',
     r'(gone|goes|go) on with\b': 'resume',
     r'(?<!ground )(?<!ground-)(?<!ground\n)truth\b(?!ful)': 'ground truth',
+    r'(?<!\.)trainings\b': 'training runs',
+    r'shares? of the (GEMM|matrix)': 'MFU',
+    r'weather\b': 'load, or noise',
+    r'optimiser': 'optimizer',
+    r'\w*colour\w*': 'color',
+    r'\w*(normal|initial|optim|general|regular|serial|organ|visual|quant|token)is(e|ed|es|er|ing|ation)s?\b': '-ize',
 }
 # A package (or module) of mmitpn, and what it must not import of mmitpn.
 FORBIDDEN = {
@@ -39,7 +45,7 @@ FORBIDDEN = {
 
 
 def written_files() -> list[Path]:
-    """The files that people read: package, tools, configs, documents."""
+    """The files that people read: package, tools, configs, documents, studies."""
     listed = subprocess.run(
         [
             'git',
@@ -50,6 +56,7 @@ def written_files() -> list[Path]:
             'tools',
             'configs',
             'docs',
+            'projects',
             'README.md',
             'CONTRIBUTING.md',
         ],
@@ -99,18 +106,27 @@ def test_words_of_the_field(word):
     assert not found, f'write {GLOSSARY[word]!r}:\n' + '\n'.join(found)
 
 
-def test_a_public_class_has_a_name_of_its_own():
-    places = defaultdict(list)
+def test_public_classes_have_different_names():
+    files = defaultdict(list)
     for path in modules():
         for node in ast.parse(path.read_text(encoding='utf-8')).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
-                places[node.name].append(path.relative_to(PACKAGE).as_posix())
-    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+                files[node.name].append(path.relative_to(PACKAGE).as_posix())
+    assert {name: found for name, found in files.items() if len(found) > 1} == {}
 
 
-def test_a_module_and_a_folder_do_not_share_a_name():
-    folders = {path.parent for path in modules() if path.name == '__init__.py'}
-    assert [path for path in modules() if path.with_suffix('') in folders] == []
+def test_modules_of_a_folder_have_different_names():
+    """Modules and packages, also where a file system ignores case, and apart from a plural or an underscore."""
+    names = defaultdict(list)
+    for path in modules():
+        if path.name == '__init__.py':
+            if path.parent != PACKAGE:
+                names[path.parent.parent].append(path.parent.name)
+        else:
+            names[path.parent].append(path.stem)
+    for folder, found in names.items():
+        plain = [name.strip('_').replace('_', '').lower().removesuffix('s') for name in found]
+        assert len(plain) == len(set(plain)), f'{folder}: {sorted(found)}'
 
 
 @pytest.mark.parametrize('package', FORBIDDEN)
@@ -128,7 +144,7 @@ def test_no_import_upwards(package):
     assert wrong == []
 
 
-def test_the_package_imports_nothing_beside_it():
+def test_the_package_imports_nothing_outside_of_it():
     """Neither tools, tests nor projects, and no cycle between its packages."""
     for path in modules():
         for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):

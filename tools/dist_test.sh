@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluates with several processes on this machine, or on several machines: one process for each GPU (or on CPUs).
+# Evaluates with several processes on this machine, or on several machines: one process per GPU (or on CPUs).
 #   bash tools/dist_test.sh CONFIG CHECKPOINT GPUS [options of tools/test.py]
 # NNODES, NODE_RANK, MASTER_ADDR, PORT, LOG_DIR, PYTHON: as for tools/dist_train.sh.
 set -euo pipefail

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Makes the virtual environment of this project, with exact versions, for one of the two OpenMMLab stacks. It needs no
-# compiler: mmcv is installed without its C++ extension, and mmitpn.ops takes the extension's place.
+# Creates the virtual environment of this project, with exact versions, for one of the two OpenMMLab stacks. It needs no
+# compiler: mmcv is installed without its C++ extension, and mmitpn.ops replaces the extension.
 #   bash tools/install.sh [--stack onedl|openmmlab] [--tests] [--compiled] [--cuda 12|13] [--only-dependencies] [--repair]
-# The environment is $MMITPN_VENV or .venv; the openmmlab stack gets its own beside it, with "-openmmlab" appended.
-# --tests              also installs what only the tests need (tests/run.sh passes it)
+# The environment is $MMITPN_VENV or .venv; that of the openmmlab stack has "-openmmlab" appended to its name.
+# --tests              also installs the requirements of the tests (tests/run.sh passes it)
 # --compiled           compiles mmcv's own operators: needs a C++ compiler and Python's headers, about 10 minutes on 2
-#                      cores; CUDA operators where a GPU and a fitting nvcc are there, or with FORCE_CUDA=1
-# --cuda 12|13         the CUDA release torch is built for; by default the newest that the GPU's driver runs
-# --only-dependencies  leaves this project itself out (the layer of a container image that seldom changes)
-# --repair             goes through a complete environment once more, and restores what was changed in it since
-# PYTHON names the interpreter (3.10 to 3.13; to 3.12 for openmmlab), MAX_JOBS the number of compilers at once.
+#                      cores; with CUDA operators if there are a GPU and a matching nvcc, or with FORCE_CUDA=1
+# --cuda 12|13         the CUDA release torch is built for; by default the newest that the GPU's driver supports
+# --only-dependencies  does not install this project itself (for the layer of a container image that rarely changes)
+# --repair             reinstalls into a complete environment and restores packages that were changed since
+# PYTHON names the interpreter (3.10 to 3.13; to 3.12 for openmmlab), MAX_JOBS the number of parallel compilers.
 # TORCH_INDEX_URL is one more package index that torch may come from, in a new environment; the one that PyTorch's page
 # "Get Started" names for CPU has builds without the CUDA libraries, which take 4 GB.
-# Run it again at any time: what is complete is left alone, what was interrupted is finished. An environment made with
-# --compiled or --cuda stays so.
+# It can be run again at any time: a complete environment is left unchanged, an interrupted installation is finished. The
+# options --compiled and --cuda of an environment are kept.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -40,10 +40,10 @@ done
 case "$stack" in onedl) newest=13 ;; openmmlab) newest=12 ;; *) die "unknown stack '$stack'; allowed: onedl, openmmlab" ;; esac
 case "$cuda" in ''|12|13) ;; *) die "--cuda is '$cuda'; allowed: 12, 13" ;; esac
 
-# --- what is there already ------------------------------------------------------------------------------------------
+# --- the existing environment ---------------------------------------------------------------------------------------
 venv=$(bash tools/venv.sh "$stack")
 py=$venv/bin/python
-chosen=$venv/.mmitpn-options   # what an earlier run was asked for: it stays
+chosen=$venv/.mmitpn-options   # options of an earlier run, which are kept
 if [ -f "$chosen" ]; then
   read -r chosen_compiled chosen_cuda <"$chosen"
   [ "$chosen_compiled" = python ] || compiled=1
@@ -83,7 +83,7 @@ if has "$stamp" "$want" && { [ -z "$tests" ] || has "$tests_stamp" "$want_tests"
   exit 0
 fi
 
-# --- what the machine must have, checked before anything is made ----------------------------------------------------
+# --- requirements of the machine, checked before anything is created -------------------------------------------------
 fits() { "$1" -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, $newest))" 2>/dev/null; }
 find_python() {
   local candidate
@@ -135,8 +135,8 @@ pip install -qq -r "requirements/$torch.txt" -c requirements/common.txt -c "requ
   ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"}
 
 step "3/6 the $stack packages and what they need"
-# --no-deps: the lists are complete, and opencv's headless build takes the place of the one that needs a display's
-# libraries. Both have the same files: where the other one was installed since, the headless one's are restored.
+# --no-deps: the lists are complete, and opencv's headless build replaces the one that needs the libraries of a display.
+# Both have the same files: if the other one was installed since, the files of the headless one are restored.
 lists=(-r requirements/common.txt -r "requirements/$stack.txt")
 [ -z "$tests" ] || lists+=(-r requirements/tests.txt)
 pip install -qq --no-deps --no-build-isolation "${lists[@]}"
@@ -152,10 +152,10 @@ if [ -n "$others" ]; then
 fi
 
 # --- mmcv: its Python files, or compiled ----------------------------------------------------------------------------
-# Its wheel is kept beside pip's own cache, which does not know for which torch one was compiled.
+# The wheel is kept outside pip's cache, which does not know for which torch a wheel was compiled.
 mmcv=$(tail -n 1 "$mmcv_list")
 kept=${XDG_CACHE_HOME:-$HOME/.cache}/mmitpn/wheels
-build_wheel() { # FOLDER COMMAND...: what the command puts into the folder that it gets with -w, if it succeeds
+build_wheel() { # FOLDER COMMAND...: runs the command with -w, and moves the wheel to FOLDER if it succeeds
   local folder=$1 building log
   shift
   mkdir -p "$folder"
@@ -178,7 +178,7 @@ if [ -z "$compiled" ]; then
   wheel=$(wheel_of "$kept" 'py*-none-any')
   [ -n "$wheel" ] || die "$mmcv was built with its C++ extension in $kept, which is not wanted; remove that folder and run this again"
 else
-  # CUDA operators only where a GPU and a fitting nvcc are both there.
+  # CUDA operators only if there are a GPU and a matching nvcc.
   with_cuda=0
   if [ "${FORCE_CUDA:-0}" = 1 ] || "$py" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
     torch_cuda=$("$py" -c 'import torch; print(torch.version.cuda)')
@@ -187,7 +187,7 @@ else
     if [ "${nvcc_cuda%%.*}" = "${torch_cuda%%.*}" ]; then
       with_cuda=1
     else
-      die "--compiled for a GPU, but nvcc ${nvcc_cuda:-is missing} does not fit torch's CUDA $torch_cuda; install that toolkit, or leave --compiled out"
+      die "--compiled for a GPU, but nvcc ${nvcc_cuda:-is missing} does not match torch's CUDA $torch_cuda; install that toolkit, or leave --compiled out"
     fi
   fi
   tag=$("$py" -c "import sys, platform, torch; print(f'torch{torch.__version__}-cp{sys.version_info[0]}{sys.version_info[1]}-{platform.machine()}-cuda$with_cuda')")

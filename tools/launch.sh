@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the launchers share: tools/dist_train.sh, dist_test.sh, slurm_train.sh and slurm_test.sh read this file.
+# Functions of the launchers: tools/dist_train.sh, dist_test.sh, slurm_train.sh and slurm_test.sh source this file.
 # Each process is started by tools/rank.sh, which keeps its output. PYTHON names the interpreter.
 tools=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=${PYTHON:-python}
@@ -10,7 +10,7 @@ fail() {
   exit 2
 }
 
-# want_number NAME VALUE [LEAST]: ends the script unless VALUE is an integer of at least LEAST.
+# want_number NAME VALUE [LEAST]: exits unless VALUE is an integer of at least LEAST.
 want_number() {
   if ! [[ $2 =~ ^[0-9]+$ ]] || [ "$2" -lt "${3:-0}" ]; then
     fail "$1=$2: give an integer, ${3:-0} or more"
@@ -34,15 +34,15 @@ find_log_dir() {
   log_dir=${LOG_DIR:-$work_dir/ranks}
 }
 
-# find_command SCRIPT [arguments]: sets command, what starts one process.
+# find_command SCRIPT [arguments]: sets command, which starts one process.
 find_command() {
   local launch
   launch=$(date +%Y%m%d_%H%M%S)_$$
   command=(bash "$tools/rank.sh" "$log_dir" "$launch" "$python" "$tools/$1" "${@:2}")
 }
 
-# find_resume [options of train.py]: sets resume. The processes of a restart run the same command again, so the first
-# ones too get --resume, which starts from the beginning where the work dir has no checkpoint.
+# find_resume [options of train.py]: sets resume. A restart runs the same command again, so the first attempt gets
+# --resume too, which starts from the beginning if the work dir has no checkpoint.
 # shellcheck disable=SC2034  # read by tools/dist_train.sh
 find_resume() {
   resume=()
@@ -76,7 +76,7 @@ with socket.socket(family, kind) as probe:
 PYTHON
 }
 
-# with_torchrun PROCESSES: replaces this shell by torchrun, which starts command PROCESSES times on this machine.
+# with_torchrun PROCESSES: replaces this shell with torchrun, which starts command PROCESSES times on this machine.
 with_torchrun() {
   local nnodes=${NNODES:-1} node_rank=${NODE_RANK:-0} restarts=${MAX_RESTARTS:-0} address=127.0.0.1 port=${PORT:-}
   local own=127.0.0.1 host=0 meet
@@ -94,11 +94,11 @@ with_torchrun() {
       echo "PORT is not set: all machines meet at port $port of $address" >&2
     fi
   fi
-  want_number PORT "${port:=0}" # 0 is any free one
+  want_number PORT "${port:=0}" # 0: any free port
   if [ "$nnodes" -gt 1 ] && [ "$restarts" -eq 0 ]; then
     meet=(--node-rank="$node_rank" --master-addr="$address" --master-port="$port")
   else
-    # torch's fixed meeting above cannot restart on several machines when only one of them has seen the failure.
+    # torch's static rendezvous above cannot restart on several machines when only one of them has noticed the failure.
     if [ "$node_rank" -eq 0 ]; then
       own=$address
       host=1
@@ -106,14 +106,14 @@ with_torchrun() {
       own=$(own_address "$address") || fail "MASTER_ADDR=$address: there is no way to this address from here"
     fi
     meet=(--rdzv-backend=c10d --rdzv-endpoint="$address:$port" --rdzv-id=mmitpn --rdzv-conf="is_host=$host" --local-addr="$own")
-    # Each attempt gets a store of its own: in the shared one a restarted process finds its dead peers' addresses.
+    # Each attempt gets its own store: in a shared one a restarted process finds the addresses of its dead peers.
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
   fi
   exec "$python" -m torch.distributed.run --nnodes="$nnodes" "${meet[@]}" --max-restarts="$restarts" \
     --nproc-per-node="$1" --no-python "${command[@]}"
 }
 
-# with_srun PARTITION JOB_NAME: replaces this shell by srun, which starts command on each of the tasks.
+# with_srun PARTITION JOB_NAME: replaces this shell with srun, which starts command in each task.
 with_srun() {
   local args=(--job-name="$2" --kill-on-bad-exit=1) extra
   if [ -n "${SLURM_JOB_ID:-}" ]; then
@@ -127,7 +127,7 @@ with_srun() {
   exec srun "${args[@]}" ${extra[@]+"${extra[@]}"} "${command[@]}"
 }
 
-# find_request: adds to args what to ask Slurm for, from GPUS, GPUS_PER_NODE, NTASKS, NTASKS_PER_NODE, CPUS_PER_TASK.
+# find_request: adds the resources to request from Slurm to args, from GPUS, GPUS_PER_NODE, NTASKS, NTASKS_PER_NODE, CPUS_PER_TASK.
 find_request() {
   local gpus=${GPUS:-8} per_node=${GPUS_PER_NODE:-8} tasks=${NTASKS:-} cpus=${CPUS_PER_TASK:-5}
   want_number GPUS "$gpus"
@@ -152,7 +152,7 @@ find_request() {
   fi
 }
 
-# find_step: inside a job (sbatch, salloc) the job's own request holds; args get what differs from it.
+# find_step: inside a job (sbatch, salloc) the resources are those of the job; adds what differs to args.
 find_step() {
   local cpus=${CPUS_PER_TASK:-${SLURM_CPUS_PER_TASK:-}}
   if [ -n "${GPUS:-}${GPUS_PER_NODE:-}" ]; then
@@ -162,6 +162,6 @@ find_step() {
     want_number NTASKS "$NTASKS" 1
     args+=(--ntasks="$NTASKS")
   fi
-  # Since Slurm 22.05 a step does not take this from its job by itself.
+  # Since Slurm 22.05 a step does not inherit this from its job.
   if [ -n "$cpus" ]; then args+=(--cpus-per-task="$cpus"); fi
 }

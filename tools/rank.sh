@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Runs one process of a distributed run and keeps its output; started by torchrun or srun, see tools/launch.sh.
 #   bash tools/rank.sh LOG_DIR LAUNCH COMMAND...
-# Appends what COMMAND prints to LOG_DIR/rank<N>.log; that of rank 0 is shown too. The process that fails first shows its
-# last lines, and writes them to LOG_DIR/failed_<LAUNCH>_<attempt>.txt. Exits with the status of COMMAND.
+# Appends the output of COMMAND to LOG_DIR/rank<N>.log; that of rank 0 is shown too. The first process that fails shows
+# its last lines and writes them to LOG_DIR/failed_<LAUNCH>_<attempt>.txt. Exits with the status of COMMAND.
 set -uo pipefail
 log_dir=$1
 launch=$2
@@ -25,7 +25,7 @@ file=$log_dir/rank$rank.log
 echo "=== $(date '+%Y-%m-%d %H:%M:%S') rank $rank of $world on $(uname -n), attempt $attempt" >>"$file" || exit 1
 start=$(wc -c <"$file")
 
-# A signal reaches the process itself as well, which may have something to save: wait for it.
+# A signal reaches the process itself as well, which may save a checkpoint: wait for it.
 trap : HUP INT TERM USR1 USR2
 if [ "$rank" -eq 0 ]; then
   "$@" 2>&1 | (trap '' HUP INT TERM USR1 USR2; exec tee -a "$file")
@@ -43,7 +43,7 @@ case $status in
   143) how='was stopped (signal 15)' ;;
 esac
 report=$log_dir/failed_${launch}_$attempt.txt
-if (set -o noclobber; : >"$report") 2>/dev/null; then # one process of an attempt makes this file
+if (set -o noclobber; : >"$report") 2>/dev/null; then # one process per attempt creates this file
   {
     echo "error: rank $rank on $(uname -n) $how; the last lines of $file:"
     tail -c "+$((start + 1))" "$file" | tail -n 20 | sed 's/^/  | /'

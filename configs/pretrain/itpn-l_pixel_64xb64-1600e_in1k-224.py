@@ -1,4 +1,4 @@
-# iTPN-L with pixel supervision, as published: 75 % of the patches removed, normalised pixels, 1600 epochs.
+# iTPN-L with pixel supervision, as published: 75 % of the patches removed, normalized pixels, 1600 epochs.
 _base_ = [
     '../_base_/models/pretrain_itpn-pixel.py',
     '../_base_/datasets/imagenet_pretrain.py',

@@ -1,4 +1,4 @@
-"""Trainings that are compared: run by the project's own tools, scored once, and kept in a file of scores."""
+"""Training runs that are compared: run by the project's own tools, scored once, and kept in a file of scores."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def evaluate(config: str, folder: Path, metric: str, options: Sequence[str]) -> 
 
 
 class ScoreFile:
-    """Scores of trainings in a JSON file, written after each.
+    """Scores of training runs in a JSON file, written after each.
 
     Args:
         path: The file; it need not exist yet.

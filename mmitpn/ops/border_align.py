@@ -38,7 +38,7 @@ def border_align_forward(input: Tensor, boxes: Tensor, output: Tensor, argmax_id
         input: ``(B, 4 * C, H, W)``: maps of the top, left, bottom and right border.
         boxes: ``(B, N, 4)``: x1, y1, x2, y2 in cells.
         output: ``(B, C, N, 4)``, filled.
-        argmax_idx: As ``output``, 32-bit integers, filled with the number of the largest sample.
+        argmax_idx: As ``output``, 32-bit integers, filled with the index of the largest sample along the border.
         pool_size: Steps along a border.
     """
     if not output.numel():

@@ -1,7 +1,7 @@
 """CARAFE upsampling (arXiv 1905.02188), as in ``mmcv._ext``: each output cell is a weighted sum around an input cell.
 
-The naive operators and the others compute the same; the others also fill the buffers with channels last that their
-kernels transpose into, of which the backward pass takes ``rfeatures``.
+The naive and the other operators compute the same result. The latter also fill the channels-last buffers that their
+kernels transpose into; their backward pass reads ``rfeatures``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def carafe_naive_forward(
         masks: ``(B, group_size * kernel_size ** 2, H * scale_factor, W * scale_factor)``.
         output: ``(B, C, H * scale_factor, W * scale_factor)``, filled.
         kernel_size: Rows and columns of cells to sum, odd.
-        group_size: Groups of channels with weights of their own.
+        group_size: Number of channel groups, each with its own weights.
         scale_factor: Output cells per input cell and axis.
     """
     _reassemble(features, masks, output, kernel_size, group_size, scale_factor)
@@ -78,7 +78,7 @@ def carafe_forward(
         rmasks: Resized and filled with ``masks``.
         output: ``(B, C, H * scale_factor, W * scale_factor)``, filled.
         kernel_size: Rows and columns of cells to sum, odd.
-        group_size: Groups of channels with weights of their own.
+        group_size: Number of channel groups, each with its own weights.
         scale_factor: Output cells per input cell and axis.
     """
     _reassemble(features, masks, output, kernel_size, group_size, scale_factor)
@@ -122,7 +122,7 @@ def _windows(
 ) -> Iterator[tuple[int, tuple[slice, slice], Tensor]]:
     """Each offset of the kernel: its number, where it lies in the padded map, and its cells.
 
-    The cells are ``(B, groups, C / groups, 1, 1, H, W)``, zeros outside of the map.
+    The cells are ``(B, groups, C / groups, 1, 1, H, W)``, zeros outside the map.
     """
     height, width = features.shape[2:]
     margin = (kernel_size - 1) // 2
@@ -142,7 +142,7 @@ def _split(maps: Tensor, groups: int, scale_factor: int, dtype: torch.dtype) -> 
 
 
 def _join(split: Tensor) -> Tensor:
-    """The way back from :func:`_split`."""
+    """Inverse of :func:`_split`."""
     batch, groups, channels, scale_factor, _, height, width = split.shape
     maps = split.permute(0, 1, 2, 5, 3, 6, 4)
     return maps.reshape(batch, groups * channels, height * scale_factor, width * scale_factor)
@@ -164,7 +164,7 @@ def _reassemble(
 def _gradients(
     grad: Tensor, features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of features and masks, in the type to sum in."""
+    """Gradients of features and masks, in the accumulation dtype."""
     dtype = accumulation_dtype(grad.dtype)
     margin = (kernel_size - 1) // 2
     height, width = features.shape[2:]

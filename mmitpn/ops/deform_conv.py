@@ -1,8 +1,8 @@
 """Deformable convolution (arXiv 1703.06211) and its modulated form (arXiv 1811.11168), as in ``mmcv._ext``.
 
-torchvision's operators do the work: their kernels and mmcv's have the same origin. Two things differ. At a coordinate
-of exactly -1, which a padded border has as long as the offsets are zero, torchvision returns a gradient of the offset
-and mmcv none. And mmcv works on one image (modulated) or ``im2col_step`` images at a time, which bounds the memory.
+These call torchvision's operators, whose kernels have the same origin as mmcv's, with two differences. At a coordinate
+of exactly -1, which occurs at a padded border while the offsets are zero, torchvision returns a gradient of the offset
+and mmcv does not. And mmcv processes one image (modulated) or ``im2col_step`` images at a time to bound the memory.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _given(mask: Tensor | None, maps: Tensor) -> Tensor:
 
 
 def _columns(input: Tensor, offset: Tensor, kernel: tuple[int, int], settings: _Convolution) -> Tensor:
-    """What each point of the kernel reads, ``(B, H * W, points, C)`` of the output's H and W, in the type to sum in."""
+    """What each point of the kernel reads, ``(B, H * W, points, C)`` with the output's H, W, in accumulation dtype."""
     (batch, channels, height, width), groups = input.shape, settings.deform_groups
     y, x = settings.coordinates(offset, kernel).unbind(3)
     inside = (y > -1) & (x > -1) & (y < height) & (x < width)

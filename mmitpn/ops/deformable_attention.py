@@ -1,8 +1,8 @@
 """Multi-scale deformable attention (arXiv 2010.04159), as in ``mmcv._ext``, and on a CPU in less time and memory.
 
-``grid_sample`` writes every sample of every query, head and level before it weighs them: for the maps of an 800 x 1333
-image that is more than a gigabyte a layer. Here each query and head sums the rows of its corners at once
-(``embedding_bag``), and keeps nothing for the backward pass but its inputs.
+``grid_sample`` writes every sample of every query, head and level before weighting them: for the maps of an 800 x 1333
+image that is more than a gigabyte per layer. Here each query and head sums the rows of its corners at once
+(``embedding_bag``), and only the inputs are saved for the backward pass.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def triton_kernels(value: Tensor) -> ModuleType | None:
         value: ``(B, N, heads, C / heads)``.
 
     Returns:
-        The module; None on another device than CUDA, for types and widths of heads that the kernels do not take, while
-        a graph is traced, and where Triton does not work, which is tried and reported once per GPU.
+        The module; None on devices other than CUDA, for dtypes and head widths that the kernels do not support, while a
+        graph is traced, and where Triton does not work, which is tested and reported once per GPU.
     """
     if not value.is_cuda or value.dtype == torch.float64 or value.shape[3] % 8:
         return None
@@ -192,7 +192,7 @@ def _query_parts(points: Tensor) -> Iterator[slice]:
 
 
 class _Corners(NamedTuple):
-    """The four cells around each sample, without waiting for a GPU; levels in the dimension before the last."""
+    """The four cells around each sample, without synchronizing with a GPU; levels in the dimension before the last."""
 
     size: Tensor
     """``(levels, 1, 2)`` height and width."""
@@ -267,7 +267,7 @@ def sample_on_cpu(value: Tensor, level_shapes: Shapes, points: Tensor, weights: 
     Args:
         value: ``(B, N, heads, C / heads)``, the flattened maps, level by level.
         level_shapes: Height and width of each map.
-        points: ``(B, Q, heads, levels, points, 2)``, x and y in fractions of each map; outside of it are zeros.
+        points: ``(B, Q, heads, levels, points, 2)``, x and y in fractions of each map; outside of it zeros are read.
         weights: ``(B, Q, heads, levels, points)``.
 
     Returns:
@@ -349,7 +349,7 @@ def _corners(points: Tensor, weights: Tensor, level_shapes: Shapes) -> tuple[Ten
     left, right = _along(points[..., 0], shapes[:, 1:])
     top, bottom = _along(points[..., 1], shapes[:, :1])
 
-    # 32 bits of index do for 2 ** 31 rows; PyTorch sorts and gathers them faster than 64.
+    # 32-bit indices suffice for 2 ** 31 rows; PyTorch sorts and gathers them faster than 64-bit ones.
     position = (top.int() * (shapes[:, 1:] + 2).int()).add_(left.int()).add_(starts)
     image = torch.arange(batch, dtype=torch.int32).view(-1, 1, 1, 1, 1) * sum(sizes)
     first = position.add_(image).mul_(heads).add_(torch.arange(heads, dtype=torch.int32).view(-1, 1, 1))
@@ -364,7 +364,7 @@ def _corners(points: Tensor, weights: Tensor, level_shapes: Shapes) -> tuple[Ten
 def _along(fraction: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     """First of two neighboring cells of the bordered map along one side, and the fraction of the second."""
     cell = fraction * size + 0.5
-    # Points outside of the map and NaN go to the border, where the sample and its gradients are zero.
+    # Points outside the map and NaN go to the border, where the sample and its gradients are zero.
     cell = torch.where((cell > 0) & (cell < size + 1), cell, 0)
     first = cell.detach().floor().minimum(size)
     return first, cell - first
@@ -378,16 +378,16 @@ def _steps(level_shapes: Shapes, heads: int) -> Tensor:
 
 
 def _summed(rows: Tensor, first: Tensor, factors: Tensor, level_shapes: Shapes, heads: int) -> Tensor:
-    """Sum of the rows that each query and head looks at, ``(B * Q * heads, C / heads)``."""
+    """Sum of the rows that each query and head samples, ``(B * Q * heads, C / heads)``."""
     steps = _steps(level_shapes, heads)
     indices = first.unflatten(1, (len(level_shapes), -1, 1)) + steps
     return weighted_sums(rows, indices.flatten(1), factors.flatten(1))
 
 
 def _scattered(grad: Tensor, first: Tensor, factors: Tensor, level_shapes: Shapes, shape: torch.Size) -> Tensor:
-    """Gradient of the maps, ``shape``: each cell sums the rows of ``grad`` that looked at it.
+    """Gradient of the maps, ``shape``: each cell sums the rows of ``grad`` that sampled it.
 
-    Sorting by the first corner turns the scattering, which one thread would do, into sums over rows again.
+    Sorting by the first corner turns the scattering, which would run in one thread, into sums over rows.
     """
     batch, _, heads, channels = shape
     sizes = _bordered_sizes(level_shapes)

@@ -2,7 +2,7 @@
 
 The operator is defined as in :mod:`mmitpn.ops.deformable_attention`. A program works on some queries of one head: the
 coordinates and weights of a sample are read once, the channels of its four cells as contiguous rows, and sums are kept
-in fp32 registers, whatever the type of the inputs.
+in fp32 registers for inputs of any type.
 
 Memory traffic in bytes, with ``V = B * N * heads * dim`` elements of ``value``, ``O = B * Q * heads * dim`` of the
 output, ``S = B * Q * heads * levels * points`` samples, ``e`` bytes per element of ``value`` and ``c`` per coordinate
@@ -15,11 +15,11 @@ forward   ``e V + 3 c S + e O``       ``4 e dim S + 3 c S + e O``
 backward  ``2 e V + 6 c S + e O``     ``4 e dim S + 16 dim S + 6 c S + e O + 4 V``; ``(4 + e) V`` more unless fp32
 ========  ==========================  ================================================================================
 
-``4 e dim S`` are the four cells of each sample, at most: those outside of the maps are not read. It is ``4 Q levels
+``4 e dim S`` are the four cells of each sample, at most: those outside the maps are not read. It is ``4 Q levels
 points / N`` times ``e V``, 64 times in an encoder of 4 levels and 4 points; neighboring queries read the same cells,
-which is left to the caches. The backward pass fills the gradient of the values with zeros (``4 V``), adds four fp32
-rows per sample to it (``16 dim S``, atomically), and casts it to another type than fp32 where ``value`` has one.
-Nothing is kept for it but the inputs; ``grid_sample`` writes ``e dim S`` of samples and reads them again in each pass.
+which the caches exploit. The backward pass fills the gradient of the values with zeros (``4 V``), adds four fp32
+rows per sample to it (``16 dim S``, atomically), and casts it to the type of ``value`` unless that is fp32.
+Only the inputs are saved for it; ``grid_sample`` writes ``e dim S`` of samples and reads them again in each pass.
 
 The order of the atomic additions differs from run to run, and with it the last bits of the gradient of the values, as
 with mmcv's operator. Compiled for GPUs and run in Triton's interpreter here, not run on a GPU.
@@ -155,7 +155,7 @@ def _gradient_kernel(
 
 
 def _check(value: Tensor, shapes: Tensor, starts: Tensor, points: Tensor, weights: Tensor) -> None:
-    """Refuse what the kernels would read beyond the end of a tensor, or compute in less than its precision."""
+    """Refuse inputs that the kernels would read out of bounds, or compute in reduced precision."""
     if value.dtype not in DTYPES:
         raise TypeError(
             f'the values of deformable attention are {value.dtype}; the Triton kernel takes fp32, bf16 and fp16: '
@@ -164,7 +164,7 @@ def _check(value: Tensor, shapes: Tensor, starts: Tensor, points: Tensor, weight
     if value.shape[3] % 8 or not value.shape[3]:
         raise ValueError(
             f'a head of deformable attention has {value.shape[3]} channels; the Triton kernel takes multiples of 8: '
-            'choose embed_dims and num_heads so, or use the PyTorch operator'
+            'choose embed_dims and num_heads accordingly, or use the PyTorch operator'
         )
     batch, _, heads, _ = value.shape
     levels, sizes = len(shapes), tuple(weights.shape)
@@ -179,14 +179,14 @@ def _check(value: Tensor, shapes: Tensor, starts: Tensor, points: Tensor, weight
 
 
 def sample(value: Tensor, shapes: Tensor, starts: Tensor, points: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of bilinear samples, without a wait for the GPU.
+    """Weighted sum of bilinear samples, without synchronizing with the GPU.
 
     Args:
         value: ``(B, N, heads, dim)``, the flattened maps, level by level; fp32, bf16 or fp16, ``dim`` a multiple of 8.
         shapes: ``(levels, 2)`` height and width of each map, integers.
         starts: ``(levels,)`` first position of each map in ``value``; the maps must lie within ``N``, which is not
             checked.
-        points: ``(B, Q, heads, levels, points, 2)``, x and y in fractions of each map; outside of it are zeros.
+        points: ``(B, Q, heads, levels, points, 2)``, x and y in fractions of each map; outside of it zeros are read.
         weights: ``(B, Q, heads, levels, points)``.
 
     Returns:

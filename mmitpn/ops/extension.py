@@ -1,7 +1,7 @@
-"""All names of ``mmcv._ext`` (mmcv 2.3.6; those of mmcv 2.1.0 are among them).
+"""All names of ``mmcv._ext`` of mmcv 2.3.6, which include those of mmcv 2.1.0.
 
-The module that defines an operator is imported when the operator is called first. An operator that exists only in a
-compiled mmcv raises NotImplementedError when it is called: mmcv looks up all names when it is imported.
+The module that defines an operator is imported at the first call of the operator. An operator that exists only in a
+compiled mmcv raises NotImplementedError when called: mmcv looks up all names when it is imported.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ OPERATORS = {
         'sync_bn_forward_var',
     ),
 }
-# Operators of 3D detection, of generators, of text, and the rarer ones for rotated boxes: only in a compiled mmcv.
+# Only in a compiled mmcv: operators for 3D detection, image generation and text, and rarer ones for rotated boxes.
 COMPILED_ONLY = (
     'active_rotated_filter_backward',
     'active_rotated_filter_forward',
@@ -126,12 +126,12 @@ COMPILED_ONLY = (
 
 
 def get_compiler_version() -> str:
-    """What stands for the compiler of mmcv's operators in ``mmengine.utils.dl_utils.collect_env``."""
+    """The compiler of mmcv's operators, as ``mmengine.utils.dl_utils.collect_env`` reports it."""
     return 'none: PyTorch operators of mmitpn'
 
 
 def get_compiling_cuda_version() -> str:
-    """What stands for the CUDA version of mmcv's operators in ``mmengine.utils.dl_utils.collect_env``."""
+    """The CUDA version of mmcv's operators, as ``mmengine.utils.dl_utils.collect_env`` reports it."""
     return 'none: PyTorch operators of mmitpn'
 
 
@@ -150,7 +150,7 @@ def _operator(module: str, name: str) -> Callable[..., Any]:
 
 
 def _compiled_only(name: str) -> Callable[..., Any]:
-    """What stands for an operator that only a compiled mmcv has."""
+    """Placeholder for an operator that only a compiled mmcv has; raises when called."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError(f"mmitpn has no PyTorch version of mmcv's operator {name}; {COMPILED}")

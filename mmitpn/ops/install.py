@@ -1,8 +1,8 @@
-"""Put the operators of this package into an installed mmcv: ``python -m mmitpn.ops install|status|uninstall``.
+"""Make an installed mmcv use the operators of this package: ``python -m mmitpn.ops install|status|uninstall``.
 
-mmcv's Python code imports ``mmcv._ext`` and nothing else of its compiled part. Where mmcv is installed without it, a
-file ``mmcv/_ext.py`` hands over :mod:`mmitpn.ops.extension`. Python prefers a compiled extension in the same folder to
-that file. mmcv is found without importing it.
+``mmcv._ext`` is the only compiled module that mmcv's Python code imports. Where mmcv is installed without it, a file
+``mmcv/_ext.py`` re-exports :mod:`mmitpn.ops.extension`. Python prefers a compiled extension in the same folder to that
+file. mmcv is located without importing it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ except ModuleNotFoundError as error:
 
 
 class OperatorsError(RuntimeError):
-    """The operators cannot be put in or removed: one sentence with the command that fixes it."""
+    """The operators cannot be installed or removed: one sentence with the command that fixes it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Status:
     Attributes:
         kind: ``'compiled'``; ``'ours'``, those of this package; ``'none'``; ``'broken'``, a compiled extension that
             does not load; ``'foreign'``, a file ``_ext.py`` that this package did not write; ``'missing'``, no mmcv.
-        message: One sentence about it, with the command that fixes it where something is to be fixed.
+        message: One sentence about it, with the command that fixes it if there is a problem.
         folder: mmcv's folder, None where there is none.
     """
 
@@ -61,20 +61,20 @@ class Status:
 def find_mmcv() -> Path | None:
     """The folder of the installed mmcv, or None; mmcv is not imported."""
     spec = find_spec('mmcv')
-    if spec is None or not spec.has_location or spec.origin is None:  # a namespace: what an uninstalled mmcv left
+    if spec is None or not spec.has_location or spec.origin is None:  # a namespace package, left by an uninstalled mmcv
         return None
     return Path(spec.origin).parent
 
 
 def compiled_extensions(folder: Path) -> list[Path]:
-    """The compiled extensions in mmcv's folder, those first that this interpreter would load."""
+    """The compiled extensions in mmcv's folder; those that this interpreter would load come first."""
     files = [path for path in sorted(folder.glob('_ext*')) if path.suffix in ('.so', '.pyd')]
     fitting = [folder / f'_ext{suffix}' for suffix in EXTENSION_SUFFIXES]
     return sorted(files, key=lambda path: path not in fitting)
 
 
 def status() -> Status:
-    """Find out which operators mmcv has. A compiled extension is loaded once, in a process of its own."""
+    """Find out which operators mmcv has. A compiled extension is loaded once, in a separate process."""
     folder = find_mmcv()
     if folder is None:
         return Status('missing', 'mmcv is not installed; run "bash tools/install.sh" in a checkout of mmitpn')
@@ -104,13 +104,13 @@ def status() -> Status:
 
 
 def explain_import(error: ImportError) -> str | None:
-    """What fixes an import that failed because of mmcv or its operators.
+    """How to fix an import that failed because of mmcv or its operators.
 
     Args:
         error: What importing mmcv, mmdet, mmseg or mmpretrain raised.
 
     Returns:
-        One sentence with the command; None where mmcv is not the reason.
+        One sentence with the command; None if mmcv is not the reason.
     """
     if (error.name or '').partition('.')[0] != 'mmcv' and 'mmcv' not in str(error):
         return None
@@ -143,7 +143,7 @@ def install() -> str:
     if os.path.lexists(file) and not _is_ours(file):
         raise OperatorsError(status().message)
     if file.is_file() and file.read_text(encoding='utf-8') == SOURCE:
-        return f'mmcv uses the PyTorch operators of mmitpn already ({file})'
+        return f'mmcv already uses the PyTorch operators of mmitpn ({file})'
     try:
         _write(file)
     except OSError as error:
@@ -152,7 +152,7 @@ def install() -> str:
 
 
 def uninstall() -> str:
-    """Remove the file that :func:`install` wrote, also where mmcv itself was removed since.
+    """Remove the file that :func:`install` wrote, even if mmcv itself was removed in the meantime.
 
     Returns:
         One sentence about what was done.
@@ -173,7 +173,7 @@ def uninstall() -> str:
         except OSError as error:
             raise OperatorsError(_read_only(folder, 'uninstall', error)) from error
         removed.append(str(file))
-        if find_mmcv() is None:  # mmcv was removed before
+        if find_mmcv() is None:  # mmcv itself was removed earlier
             for empty in (folder / '__pycache__', folder):
                 with suppress(OSError):
                     empty.rmdir()
@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: Those after ``python -m mmitpn.ops``; None for those of this process.
+        arguments: The arguments after ``python -m mmitpn.ops``; None: those of this process.
 
     Returns:
         Exit status: 0; 2 if ``status`` finds no usable operators, or ``install`` or ``uninstall`` is not possible.
@@ -224,7 +224,7 @@ def _is_ours(file: Path) -> bool:
 
 
 def _write(file: Path) -> None:
-    """Write the file at once: another process sees none or all of it."""
+    """Write the file atomically."""
     with tempfile.NamedTemporaryFile('w', dir=file.parent, prefix='_ext.', delete=False, encoding='utf-8') as part:
         part.write(SOURCE)
     path = Path(part.name)
@@ -239,7 +239,7 @@ def _write(file: Path) -> None:
 def _read_only(folder: Path, name: str, error: OSError) -> str:
     return (
         f'cannot write to {folder} ({error.strerror or error}); run "sudo {_command(name)}" if it belongs to another '
-        'user, else "bash tools/install.sh" in a checkout of mmitpn, which makes an environment of its own'
+        'user, else "bash tools/install.sh" in a checkout of mmitpn, which creates its own environment'
     )
 
 

@@ -1,4 +1,4 @@
-"""The two halves of masked convolution, as in ``mmcv._ext``: columns of chosen cells, and their way back into a map."""
+"""The two steps of masked convolution, as in ``mmcv._ext``: gather columns of selected cells, scatter the results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def masked_im2col_forward(
         im: ``(1, C, H, W)``.
         mask_h_idx: ``(N,)`` rows of the cells.
         mask_w_idx: ``(N,)`` columns.
-        col: ``(C * kernel_h * kernel_w, N)``, filled; zeros outside of the map.
+        col: ``(C * kernel_h * kernel_w, N)``, filled; zeros outside the map.
         kernel_h: Height of the kernel.
         kernel_w: Width of the kernel.
         pad_h: Zeros above and below the map.

@@ -1,7 +1,7 @@
 """Non-maximum suppression: ``nms``, ``softnms``, ``nms_match`` and ``line_nms_forward`` of ``mmcv._ext``.
 
-:func:`greedy_suppression` decides blocks of boxes at once. Soft NMS changes the scores after each pick, so that it
-walks over the picked boxes; the work for one pick is vectorized.
+:func:`greedy_suppression` decides blocks of boxes at once. Soft NMS updates the scores after each selected box, so it
+iterates over the selected boxes; the work per box is vectorized.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def box_overlap_test(
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Keep the boxes that no box of a higher score overlaps by more than a threshold.
 
-    Source: ``nms_cpu`` and ``nms_cuda`` of mmcv. With ``offset`` 0 torchvision's operator does the work, which computes
+    Source: ``nms_cpu`` and ``nms_cuda`` of mmcv. With ``offset`` 0 this calls torchvision's operator, which computes
     the same; the order of equal scores is that of ``Tensor.sort``, as in mmcv. On a GPU, ``offset`` 1 is added to the
     far corners before, which is exact for coordinates that are integers.
 
@@ -144,14 +144,14 @@ def softnms(
 ) -> Tensor:
     """Lower the scores of boxes that overlap a box of a higher score, and drop those below a minimum.
 
-    Source: ``softnms_cpu`` of mmcv, with its order of equal scores: the picked box changes places with the first
-    remaining one, and a dropped box gives its place to the last one.
+    Source: ``softnms_cpu`` of mmcv, with its order of equal scores: the selected box is swapped with the first
+    remaining one, and a dropped box is replaced by the last one.
 
     Args:
         boxes: ``(N, 4)`` corners x1, y1, x2, y2, on the CPU.
         scores: ``(N,)``.
-        dets: ``(N, 5)`` output on the CPU: corners and new score of the picked boxes, the best first; rows after the
-            last picked box are left as they are.
+        dets: ``(N, 5)`` output on the CPU: corners and new score of the selected boxes, the best first; rows after the
+            last selected box are unchanged.
         iou_threshold: IoU from which methods 0 and 1 lower a score.
         sigma: Width of the Gaussian of method 2.
         min_score: Boxes whose score falls below it are dropped.
@@ -159,7 +159,7 @@ def softnms(
         offset: 1 where the last pixel belongs to the box, else 0.
 
     Returns:
-        ``(K,)`` indices of the picked boxes, the best first.
+        ``(K,)`` indices of the selected boxes, the best first.
 
     Raises:
         ValueError: If ``method`` is not 0, 1 or 2.
@@ -210,12 +210,12 @@ def _first_largest(scores: np.ndarray) -> int:
 
 
 def _drop(table: np.ndarray, index: np.ndarray, dropped: np.ndarray) -> int:
-    """Move the last columns into the places of the dropped ones, first place first; the number of columns left."""
+    """Move the last columns to the positions of the dropped ones, in order; return the number of columns left."""
     left = len(dropped) - int(dropped.sum())
-    places = np.flatnonzero(dropped[:left])
+    positions = np.flatnonzero(dropped[:left])
     movers = left + np.flatnonzero(~dropped[left:])[::-1]
-    table[:, places] = table[:, movers]
-    index[places] = index[movers]
+    table[:, positions] = table[:, movers]
+    index[positions] = index[movers]
     return left
 
 
@@ -248,14 +248,14 @@ def line_nms_forward(boxes: Tensor, scores: Tensor, thresh: float, top_k: int) -
     """Keep the lanes that no lane of a higher score is close to.
 
     Source: ``line_nms_cuda_kernel.cuh`` of mmcv 2.3.6, which reads the suppressing lane of rank ``i`` from row ``i`` of
-    ``boxes`` and the suppressed ones in the order of the scores. Sort the lanes before to have each rank its own lane.
+    ``boxes`` and the suppressed ones in the order of the scores. Sort the lanes first to give each rank its own.
 
     Args:
         boxes: ``(N, 77)`` lanes: two unused values, the start as a fraction of 71 strips, an unused value, the length
             in strips, and 72 x coordinates in pixels.
         scores: ``(N,)``.
         thresh: Mean distance in pixels below which a lane is dropped.
-        top_k: At most this number of lanes is kept.
+        top_k: Maximum number of lanes to keep.
 
     Returns:
         ``keep``, ``(N,)`` indices of the kept lanes in descending order of score, then zeros; the number of kept lanes,

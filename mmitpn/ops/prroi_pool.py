@@ -25,7 +25,7 @@ from .sampling import (
     weighted_sums,
 )
 
-# Cells whose weights are worked out at once.
+# Cells whose weights are computed at once.
 _CELLS = LARGEST_TEMPORARY >> 4
 
 
@@ -87,7 +87,7 @@ def _hat_integral(cell: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def _lattice(
     image: Tensor, bins: Tensor, y: Tensor, x: Tensor, weight: Tensor, starts: Tensor, size: tuple[int, int]
 ) -> tuple[Tensor, ...]:
-    """Bin, row of the maps and weight of each cell (0 outside of the map), and the first of each bin."""
+    """Bin, row of the maps and weight of each cell (0 outside the map), and the first of each bin."""
     height, width = size
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
     index = image + y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
@@ -122,7 +122,7 @@ def _areas(rois: Tensor, pooled: tuple[int, int], spatial_scale: float, maps: Te
 def prroi_pool_forward(
     input: Tensor, rois: Tensor, output: Tensor, pooled_height: int, pooled_width: int, spatial_scale: float
 ) -> None:
-    """Precise RoIPool (arXiv 1807.11590): the mean of the bilinear map over each bin, zeros outside of the map.
+    """Precise RoIPool (arXiv 1807.11590): the mean of the bilinear map over each bin, zeros outside the map.
 
     Defined by ``prroi_pool_forward_cuda_kernel``, which adds up the cells' integrals; here each cell's weight is worked
     out first.

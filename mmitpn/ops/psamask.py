@@ -27,7 +27,7 @@ def psamask_forward(
     half_h_mask: int,
     half_w_mask: int,
 ) -> None:
-    """Write the masks of all cells into matrices; what no mask reaches stays as it is.
+    """Write the masks of all cells into matrices; entries that no mask reaches are unchanged.
 
     Defined by ``psamask_collect_forward`` and ``psamask_distribute_forward`` (csrc/pytorch/cpu/psamask.cpp).
 

@@ -31,7 +31,7 @@ from .sampling import (
     weighted_sums,
 )
 
-# Samples whose cells and weights are worked out at once.
+# Samples whose cells and weights are computed at once.
 _SAMPLES = LARGEST_TEMPORARY >> 6
 
 
@@ -59,7 +59,7 @@ class _Bins(NamedTuple):
 
 
 class _Samples(NamedTuple):
-    """Bilinear samples of the bins of some boxes, one bin after the other."""
+    """Bilinear samples of the bins of some boxes, bin by bin."""
 
     part: slice
     """Which boxes."""
@@ -183,7 +183,7 @@ def roi_align_forward(
         aligned: Whether cell centers lie at half cells; if not, boxes are at least one cell wide.
 
     Raises:
-        ValueError: If a box on a CPU has a negative size, or one that is not a number.
+        ValueError: If a box on a CPU has a negative size or NaN coordinates.
     """
     if not output.numel():
         return
@@ -248,7 +248,7 @@ def roi_align_backward(
 
 
 def _check_sizes(rois: Tensor, aligned: bool) -> None:
-    """Raise as mmcv's CPU kernel does; its CUDA kernel takes such boxes, and looking would wait for the GPU."""
+    """Raise as mmcv's CPU kernel does; its CUDA kernel accepts such boxes, and a check would wait for the GPU."""
     if rois.device.type != 'cpu':
         return
     sizes = rois[:, 3:] - rois[:, 1:3]
@@ -256,7 +256,7 @@ def _check_sizes(rois: Tensor, aligned: bool) -> None:
     if bad.any():
         raise ValueError(
             f'a box of RoIAlign is {rois[bad.any(-1)][0, 1:].tolist()} (x1, y1, x2, y2); x2 and y2 must not be smaller'
-            ' than x1 and y1, nor may a coordinate be NaN. Look for the step that made the boxes, or for a NaN loss'
+            ' than x1 and y1, nor may a coordinate be NaN. Check what computed the boxes, or whether a loss is NaN'
         )
 
 
@@ -266,7 +266,7 @@ def _differs_from_torchvision(dtype: torch.dtype, sampling_ratio: int) -> bool:
 
 
 def _arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type in which samples are placed: that of the maps, but for bf16, which the kernels do not take."""
+    """The dtype of sample coordinates: that of the maps, except bf16, which the kernels do not support."""
     return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
@@ -324,7 +324,7 @@ class _Grids(NamedTuple):
     def points(self, bins: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
         """Where sample ``number`` of each of ``bins`` lies, y and x in cells."""
         start, step, samples, cell = self.start[bins], self.step[bins], self.samples[bins], self.cell[bins]
-        # A bin without samples is not asked for; its 1 only keeps the division defined.
+        # Bins without samples are never read; the 1 only keeps the division defined.
         across = samples[..., 1].clamp(min=1)
         y = _coordinate(start[..., 0], step[..., 0], cell // self.pooled_width, number // across, samples[..., 0])
         x = _coordinate(start[..., 1], step[..., 1], cell % self.pooled_width, number % across, samples[..., 1])
@@ -379,7 +379,7 @@ def roi_pool_forward(
     Args:
         input: ``(B, C, H, W)``.
         rois: ``(N, 5)`` boxes, whose x2 and y2 belong to the box.
-        output: ``(N, C, pooled_height, pooled_width)``, filled; 0 for a bin outside of the map.
+        output: ``(N, C, pooled_height, pooled_width)``, filled; 0 for a bin outside the map.
         argmax: As ``output``, 32-bit integers, filled with the cell ``row * W + column``, or -1.
         pooled_height: Rows of bins.
         pooled_width: Columns of bins.
@@ -432,12 +432,12 @@ class _Windows(NamedTuple):
 
     def cell(self, bins: Tensor, number: Tensor | int) -> Tensor:
         """Cell ``number`` of each of ``bins``."""
-        # A bin without cells is not asked for; its 1 only keeps the division defined.
+        # Bins without cells are never read; the 1 only keeps the division defined.
         across = self.across[bins].clamp(min=1)
         return self.first[bins] + number // across * self.map_width + number % across
 
     def values(self, rows: Tensor, bins: Tensor, number: int) -> Tensor:
-        """What the maps hold there, ``(len(bins), C)``."""
+        """Cell ``number`` of each of ``bins`` in the maps, ``(len(bins), C)``."""
         return rows[self.image[bins] + self.cell(bins, number)]
 
 
@@ -534,8 +534,8 @@ def deform_roi_pool_backward(
 ) -> None:
     """Add the gradients of :func:`deform_roi_pool_forward` to ``grad_input`` and, if not empty, ``grad_offset``.
 
-    Defined by ``deform_roi_pool_backward_cuda_kernel``, which for a point outside of the first cell's center takes the
-    slope at this point although the sample does not follow it there.
+    Defined by ``deform_roi_pool_backward_cuda_kernel``, which for a point outside the center of the first cell uses the
+    slope at this point, although the sample is constant there.
     """
     if not grad_output.numel():
         return
@@ -548,7 +548,7 @@ def deform_roi_pool_backward(
         if not offset.numel():
             continue
         dots = dot_products(grad, rows, samples.index.flatten(), samples.starts).view(-1, 4)
-        # What reads the map's rows knows the cells, too: they are counted through all images.
+        # The row index also gives the cell: rows are numbered through all images.
         cell = samples.index % (input.shape[2] * width)
         top, bottom = cell[:, 0] // width, cell[:, 2] // width
         left, right = cell[:, 0] % width, cell[:, 1] % width

@@ -150,7 +150,7 @@ def _intersection(first: Tensor, second: Tensor) -> Tensor:
     shift = (first[:, :2] + second[:, :2]) / 2
     x, y, number = _candidates(_corners(first, first[:, :2] - shift), _corners(second, second[:, :2] - shift))
     area = x.new_zeros(len(first))
-    if first.is_cuda:  # without waiting for the GPU
+    if first.is_cuda:  # without synchronizing with the GPU
         return torch.where(number > 2, _hull_area(x, y, number), area)
     some = (number > 2).nonzero()[:, 0]
     if some.numel():
@@ -190,10 +190,10 @@ def _candidates(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> 
     valid = torch.cat((crossing.flatten(0, 1), _inside(first, second), _inside(second, first)))
     x = torch.cat(((x1[:, None] + edge1[0] * along1).flatten(0, 1), x1, x2))
     y = torch.cat(((y1[:, None] + edge1[1] * along1).flatten(0, 1), y1, y2))
-    place = valid.cumsum(0)
-    number = place[-1]
-    place = torch.where(valid, place - 1, POINTS)
-    x, y = (torch.zeros_like(v[:1]).repeat(POINTS + 1, 1).scatter_(0, place, v)[:POINTS] for v in (x, y))
+    position = valid.cumsum(0)
+    number = position[-1]
+    position = torch.where(valid, position - 1, POINTS)
+    x, y = (torch.zeros_like(v[:1]).repeat(POINTS + 1, 1).scatter_(0, position, v)[:POINTS] for v in (x, y))
     return x, y, number
 
 
@@ -219,10 +219,10 @@ def _hull_area(x: Tensor, y: Tensor, number: Tensor) -> Tensor:
     size = len(x)
     row = torch.arange(size, device=x.device)[:, None]
     far = (distance > 1e-8) & (row > 0) & (row < number)
-    begin = far.to(torch.uint8).argmax(0)  # the first point that is not the lowest one again
+    begin = far.to(torch.uint8).argmax(0)  # the first point that differs from the lowest one
     x[1], y[1] = _take(x, begin), _take(y, begin)
     point = torch.where(far.any(0), begin + 1, number)
-    height = torch.full_like(number, 2)  # of the stack, which takes the place of the points already seen
+    height = torch.full_like(number, 2)  # of the stack, which overwrites the points already processed
     x, y = (torch.cat((v, torch.zeros_like(v[:1]))) for v in (x, y))
     for _ in range(2 * size):
         active = point < number
@@ -252,8 +252,8 @@ def _take(values: Tensor, index: Tensor) -> Tensor:
 def _sort_around_lowest(x: Tensor, y: Tensor, number: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Put the lowest point first and at the origin, and sort the others by angle, points of one angle by distance.
 
-    The comparison has a tolerance and is no order where points are close together, so that the result depends on the
-    algorithm: insertion sort, which ``std::sort`` is for up to 16 elements.
+    The comparison has a tolerance and is not a strict order for points close together, so the result depends on the
+    algorithm: insertion sort, which ``std::sort`` uses for up to 16 elements.
 
     Args:
         x: ``(K, P)``; changed.

@@ -1,7 +1,7 @@
-"""Weighted sums and maxima over sampled rows of feature maps: what the operators of this folder have in common.
+"""Weighted sums and maxima over sampled rows of feature maps, shared by the operators of this folder.
 
 A map ``(B, C, H, W)`` becomes rows ``(B * H * W, C)``. An average over samples is then a sparse matrix times these rows
-(``embedding_bag``), and its gradient the transposed matrix times the gradients, so that no sample is ever stored.
+(``embedding_bag``), and its gradient is the transposed matrix times the gradients, so no sample is ever stored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LARGEST_TEMPORARY = 1 << 24
 
 
 def operator(function: Callable[P, R]) -> Callable[P, R]:
-    """Run a function as a compiled operator runs: without autograd, and without autocast, which rounds its sums."""
+    """Run a function as a compiled operator runs: without autograd, and without autocast, which rounds the sums."""
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -44,7 +44,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def as_rows(maps: Tensor) -> Tensor:
-    """Rows ``(B * H * W, C)`` of maps ``(B, C, H, W)``, in the type to sum in."""
+    """Rows ``(B * H * W, C)`` of maps ``(B, C, H, W)``, in the accumulation dtype."""
     return maps.permute(0, 2, 3, 1).to(accumulation_dtype(maps.dtype)).reshape(-1, maps.shape[1])
 
 
@@ -67,7 +67,7 @@ def bilinear_corners(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Ten
 
     Returns:
         Positions ``row * width + column`` ``(..., 4)`` (upper left, upper right, lower left, lower right) as 32-bit
-        integers, and weights ``(..., 4)`` in the type to sum in.
+        integers, and weights ``(..., 4)`` in the accumulation dtype.
     """
     terms = list(_corner_terms(y, x, height, width))
     return torch.stack([position for position, _ in terms], -1), torch.stack([weight for _, weight in terms], -1)
@@ -114,7 +114,7 @@ def weighted_sums(rows: Tensor, index: Tensor, weight: Tensor, starts: Tensor | 
 def transposed_sums(grad: Tensor, group: Tensor, index: Tensor, weight: Tensor, size: int) -> Tensor:
     """Gradient of the ``rows`` of :func:`weighted_sums`: sums of ``weight * grad[group]`` of each ``index``.
 
-    Sorting by ``index`` turns the scattering, which one thread would do, into sums over rows again.
+    Sorting by ``index`` turns the scattering, which would run in one thread, into sums over rows.
 
     Args:
         grad: ``(G, C)``.
@@ -144,7 +144,7 @@ def dot_products(grad: Tensor, rows: Tensor, index: Tensor, starts: Tensor | Non
 
 
 def ragged_grids(heights: Tensor, widths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The cells of grids of different sizes, row by row, one grid after the other.
+    """The cells of grids of different sizes, row by row, grid by grid.
 
     Args:
         heights: ``(G,)`` integers; a grid without rows has no cell.
@@ -165,7 +165,7 @@ def ragged_grids(heights: Tensor, widths: Tensor) -> tuple[Tensor, Tensor, Tenso
 def parts(sizes: Tensor, limit: int) -> Iterator[slice]:
     """Slices of consecutive items whose ``sizes`` ``(N,)`` add up to at most ``limit``, or of one larger item.
 
-    The sizes are waited for once.
+    Synchronizes with the device once, to read the sizes.
     """
     start = total = 0
     for position, size in enumerate(sizes.tolist()):
@@ -180,9 +180,9 @@ def parts(sizes: Tensor, limit: int) -> Iterator[slice]:
 def running_maximum(counts: Tensor, sample: Callable[[Tensor, int], Tensor], start: Tensor) -> tuple[Tensor, Tensor]:
     """Maximum of each group's samples and the number of the first sample that reaches it.
 
-    Takes one sample of all groups at a time, the groups with most samples first, so that those which still have one are
-    a prefix; the numbers of samples are waited for once. A sample that is not larger than the maximum so far, or is
-    NaN, changes nothing, as in mmcv's kernels.
+    Processes one sample of all groups at a time, with the groups sorted by their number of samples, so that those with
+    samples left are a prefix. Synchronizes with the device once, to read the numbers of samples. A sample that is not
+    larger than the maximum so far, or is NaN, changes nothing, as in mmcv's kernels.
 
     Args:
         counts: ``(G,)`` number of samples of each group.

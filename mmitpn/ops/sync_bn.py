@@ -60,7 +60,7 @@ def sync_bn_forward_output(
         std: ``(C,)``, filled with the standard deviation, or empty.
         output: ``(B, C, N)``, filled.
         eps: Added to the variance.
-        momentum: Weight of these statistics in the running ones; a tensor of one element is not waited for.
+        momentum: Weight of these statistics in the running ones; a one-element tensor is used without synchronization.
         group_size: Number of processes.
     """
     deviation = (var + eps).sqrt()

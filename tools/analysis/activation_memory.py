@@ -1,12 +1,12 @@
-"""What checkpointing saves: activation memory of one training step, with and without, and whether gradients agree.
+"""Compare activation memory and gradients of one training step without and with activation checkpointing.
 
     python tools/analysis/activation_memory.py --size 512
     python tools/analysis/activation_memory.py --config my_config.py --size 800x1333 --batch 2
 
-The figure is the memory of the autograd graph's saved tensors when the forward pass of the losses has ended: distinct
-storages, without parameters and buffers. Checkpointing is switched wherever it is supported: the backbone, the pyramid
-and DINO's encoder and decoder of this project, mmdet's ResNet and others; --only names some of them. Both steps start
-from the same weights, images and random state.
+Activation memory is that of the tensors saved by autograd when the forward pass of the losses has ended: distinct
+storages, without parameters and buffers. Checkpointing is enabled in every module that supports it: the backbone, the
+pyramid and DINO's encoder and decoder of this project, mmdet's ResNet and others; --only selects some of them. Both
+steps start from the same weights, images and random state.
 """
 
 from __future__ import annotations
@@ -37,14 +37,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--config', default=str(CONFIG), help='default: DINO with FastITPN-T')
-    parser.add_argument('--size', type=parse_size, default=(512, 512), metavar='HxW', help='of the images in pixels')
+    parser.add_argument(
+        '--size', type=parse_size, default=(512, 512), metavar='HxW', help='size of the images in pixels'
+    )
     parser.add_argument('--batch', type=int, default=1, help='number of images')
     parser.add_argument('--objects', type=int, default=8, help='objects per image')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
-    parser.add_argument('--only', nargs='+', metavar='PART', help='checkpoint these parts only, for example backbone')
+    parser.add_argument('--only', nargs='+', metavar='PART', help='checkpoint only these parts, for example backbone')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings')
-    parser.add_argument('--json', type=Path, metavar='OUT', help='write the figures')
+    parser.add_argument('--json', type=Path, metavar='OUT', help='write the figures to a file')
     args = parser.parse_args(argv)
     if min(args.batch, args.objects) < 1:
         parser.error(f'--batch is {args.batch} and --objects {args.objects}; give integers of at least 1')
@@ -52,7 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def compare(args: argparse.Namespace) -> tuple[StepReport, StepReport, list[str]]:
-    """One step without checkpointing, one with it, and the modules that were switched."""
+    """One step without checkpointing, one with it, and the names of the checkpointed modules."""
     torch.manual_seed(args.seed)
     model = build_from_config(resolve_config(args.config), overrides=args.cfg_options).to(args.device).train()
     inputs = torch.randn(args.batch, 3, *args.size, device=args.device)

@@ -1,4 +1,4 @@
-r"""Speed, memory and multiply-adds of the backbone, the pyramid and whole detectors, against this machine's own peak.
+r"""Speed, memory and multiply-adds of the backbone, the pyramid and whole detectors, and MFU on this machine.
 
     python tools/analysis/benchmark.py --arch base --size 224 1024 --part backbone pyramid
     python tools/analysis/benchmark.py --part detector --config configs/dino/dino-4scale_fast-itpn-t_8xb2-12e_coco.py
@@ -6,10 +6,10 @@ r"""Speed, memory and multiply-adds of the backbone, the pyramid and whole detec
         --config configs/upernet/upernet_fast-itpn-b_8xb2-160k_ade20k-512x512.py
     python tools/analysis/benchmark.py --arch base --size 1024 --json now.json --compare before.json
 
-Peak memory is that of a fresh process for each row, with all it imports. Speed is measured in another process, where
-all parts of one size and the matrix product (GEMM) run in turns, so that a busy machine slows them alike; MFU is the
-ratio of the medians. GMAC are multiply-adds, attention included; those of a training step include the backward pass and
-what checkpointing recomputes.
+Peak memory is that of a fresh process for each row, including its imports. Speed is measured in another process, where
+all parts of one size and the matrix product (GEMM) run in turns, so that other load affects them equally; MFU is the
+ratio of the medians. GMAC counts multiply-adds including attention; for a training step it includes the backward pass
+and what checkpointing recomputes.
 """
 
 from __future__ import annotations
@@ -34,20 +34,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--part', nargs='+', choices=PARTS, default=['backbone'], help='what to measure')
-    parser.add_argument('--arch', nargs='+', choices=list(ARCHS), default=['base'], help='of the backbone')
+    parser.add_argument('--arch', nargs='+', choices=list(ARCHS), default=['base'], help='architecture of the backbone')
     parser.add_argument('--config', nargs='+', default=[], help='configs of whole models, for --part detector')
-    parser.add_argument('--size', nargs='+', type=parse_size, default=[(224, 224)], metavar='HxW', help='of the images')
+    parser.add_argument(
+        '--size', nargs='+', type=parse_size, default=[(224, 224)], metavar='HxW', help='size of the images'
+    )
     parser.add_argument('--batch', type=int, default=1, help='number of images')
     parser.add_argument('--dtype', nargs='+', choices=list(DTYPES), default=['fp32'], help='bf16 means autocast')
     parser.add_argument('--train', action='store_true', help='a training step: forward and backward')
-    parser.add_argument('--predict', action='store_true', help='segmentors predict, with their sliding window')
-    parser.add_argument('--with-cp', action='store_true', help='checkpointing of every module that has with_cp')
+    parser.add_argument('--predict', action='store_true', help='predictions of segmentors, with their sliding window')
+    parser.add_argument('--with-cp', action='store_true', help='checkpoint every module that has with_cp')
     parser.add_argument('--objects', type=int, default=8, help='objects per image when a detector is trained')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     parser.add_argument('--threads', type=int, help="of the CPU; default: torch's own choice")
-    parser.add_argument('--seconds', type=float, default=20.0, help='least time for each size of each arch')
-    parser.add_argument('--rounds', type=int, default=5, help='least number of runs of each row')
-    parser.add_argument('--json', type=Path, metavar='OUT', help='write all figures, every single time included')
+    parser.add_argument('--seconds', type=float, default=20.0, help='minimum time for each size of each arch')
+    parser.add_argument('--rounds', type=int, default=5, help='minimum number of runs of each row')
+    parser.add_argument('--json', type=Path, metavar='OUT', help='write all figures, including every single time')
     parser.add_argument('--compare', type=Path, metavar='OLD', help='an earlier --json to compare with')
     args = parser.parse_args(argv)
     if bool(args.config) != ('detector' in args.part):
@@ -64,7 +66,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def group_cases(args: argparse.Namespace) -> list[list[BenchmarkCase]]:
-    """The rows of the table, in groups that are timed in turns."""
+    """The rows of the table, grouped by what is timed in turns."""
     shared = {
         'batch': args.batch,
         'train': args.train,
@@ -84,7 +86,7 @@ def group_cases(args: argparse.Namespace) -> list[list[BenchmarkCase]]:
 
 
 def mode_of(case: BenchmarkCase) -> str:
-    """What the model of a row runs."""
+    """The mode that a row measures."""
     if case.train:
         return 'training with_cp' if case.with_cp else 'training'
     return 'prediction' if case.predict else 'inference'
@@ -115,7 +117,7 @@ def _key(row: dict[str, Any]) -> tuple:
 
 
 def peak_bytes(row: dict[str, Any]) -> int:
-    """Peak memory of the GPU where one was used, else of the process."""
+    """Peak memory of the GPU if one was used, else of the process."""
     return row.get('cuda_peak_bytes', row['peak_bytes'])
 
 

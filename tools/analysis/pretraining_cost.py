@@ -1,12 +1,12 @@
-r"""What a step of pre-training costs: against the machine's own peak, and against the backbone without masks.
+r"""Cost of a pre-training step: MFU, and time relative to the backbone without masks.
 
     python tools/analysis/pretraining_cost.py --arch tiny --batch 16 --threads 2
 
-Steps are forward and backward, without the optimizer, in fp32, with random images and no teacher but the targets that
-cost nothing; all rows and the matrix product (GEMM) run in turns in one process. The last column is the time in units
-of a step of the same family's whole backbone, without masks, pyramid and prediction. Form pixel has a decoder of 8
-blocks of 512 channels over all patches whatever the size of the backbone, so its step is also shown without: what the
-masks save is seen in the encoder.
+A step is forward and backward in fp32, without the optimizer, with random images and targets that cost nothing instead
+of a teacher. All rows and the matrix product (GEMM) run in turns in one process; MFU is relative to that product. The
+last column is the time relative to a step of the whole backbone of the same family, without masks, pyramid and
+prediction. The recipe pixel has a decoder of 8 blocks of 512 channels over all patches for every size of the backbone.
+Its step is also shown without the decoder, where the saving by masking is visible.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--arch', default='tiny', choices=tuple(ARCHS))
     parser.add_argument('--form', nargs='+', default=['fast', 'pixel'], choices=[row[0] for row in ROWS])
-    parser.add_argument('--size', type=int, default=224, help='side of the images')
+    parser.add_argument('--size', type=int, default=224, help='side of the images, in pixels')
     parser.add_argument('--batch', type=int, default=16)
     parser.add_argument('--threads', type=int, help="of the CPU; default: torch's own choice")
-    parser.add_argument('--seconds', type=float, default=60.0, help='time for all, at least')
-    parser.add_argument('--rounds', type=int, default=3, help='runs of each row, at least')
+    parser.add_argument('--seconds', type=float, default=60.0, help='minimum time for all rows')
+    parser.add_argument('--rounds', type=int, default=3, help='minimum number of runs per row')
     return parser.parse_args(argv)
 
 
@@ -62,12 +62,12 @@ def step_of(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
 
 
 def squares(maps: Sequence[Tensor]) -> Tensor:
-    """Something to go back from where there is no loss."""
+    """A scalar to run the backward pass from where there is no loss."""
     return sum(x.float().square().mean() for x in maps)
 
 
 def build(part: str, family: type, ratio: float, args: argparse.Namespace) -> tuple[nn.Module, Callable[[], None]]:
-    """A network and a step of it: of a form, of ``'encoder'`` (form pixel without its decoder) or of ``'backbone'``."""
+    """A network and a step of it: of a recipe, of ``'encoder'`` (pixel without its decoder) or of ``'backbone'``."""
     torch.manual_seed(0)
     images = torch.randn(args.batch, 3, args.size, args.size)
     relative = {'relative_position': 'table'} if part == 'clip' else {}
@@ -100,13 +100,13 @@ def main(argv: list[str] | None = None) -> int:
     gemm = MatmulPeak(torch.device('cpu'), torch.float32)
     timings = interleave([step for _, step in built], gemm, seconds=args.seconds, min_rounds=args.rounds)
     table = Table(title=f'a training step: {args.arch}, {args.batch} images of {args.size} pixels')
-    for heading in ('step', 'GMAC', 'share of the GEMM peak', 'time / backbone alone'):
+    for heading in ('step', 'GMAC', 'MFU', 'time / backbone alone'):
         table.add_column(heading, justify='left' if heading == 'step' else 'right')
     whole = dict(zip(families, timings[-len(families) :], strict=True))
     for (name, _, family, _), count, timing in zip(named, macs, timings, strict=True):
-        share = count / timing.median / gemm.macs_per_second
+        mfu = count / timing.median / gemm.macs_per_second
         ratio = timing.median / whole[family].median
-        table.add_row(name, f'{count / 1e9:.0f}', f'{share:.0%}', f'{ratio:.2f}')
+        table.add_row(name, f'{count / 1e9:.0f}', f'{mfu:.0%}', f'{ratio:.2f}')
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     return 0
 

@@ -1,9 +1,9 @@
-r"""Which part of a detector or segmentor its time goes into: backbone, decoders, post-processing.
+r"""Fraction of the time that each part of a detector or segmentor takes: backbone, decoders, post-processing.
 
     python tools/analysis/stage_times.py CONFIG [CONFIG ...] --size 512 800x1333
 
-One prediction on random images with random weights, from the normalized image to the results. Random weights find as
-many objects as test_cfg allows, so this is the longest that post-processing can take.
+Measures predictions on random images with random weights, from the normalized image to the results. With random weights
+a model predicts the maximum number of objects that test_cfg allows, so post-processing takes its longest possible time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import nn
 from mmitpn.benchmark.case import BenchmarkCase, build_case, parse_size
 from mmitpn.models.cpu_inference import keep_freed_memory
 
-# Stage -> methods, of which a model has some; those of one stage are added up.
+# Stage -> methods. A model has some of them; the times of one stage are summed.
 STAGES: Mapping[str, tuple[str, ...]] = {
     'backbone': ('backbone.forward',),
     'neck': ('neck.forward',),
@@ -40,15 +40,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', nargs='+', metavar='CONFIG', help='config files')
-    parser.add_argument('--size', nargs='+', type=parse_size, default=[(512, 512)], metavar='HxW', help='of the images')
-    parser.add_argument('--rounds', type=int, default=3, help='predictions of each (default: 3)')
+    parser.add_argument(
+        '--size', nargs='+', type=parse_size, default=[(512, 512)], metavar='HxW', help='size of the images'
+    )
+    parser.add_argument('--rounds', type=int, default=3, help='predictions of each config (default: 3)')
     parser.add_argument('--threads', type=int, help="of the CPU; default: torch's own choice")
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
     return parser.parse_args(argv)
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock, once the device has finished its work."""
+    """Time in seconds, after synchronizing with the device."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -58,8 +60,8 @@ def now(device: torch.device) -> float:
 def timed_method(owner: Any, name: str, add: Callable[[float], None], device: torch.device) -> Iterator[None]:
     """Pass the time of every call of one object's method to a function.
 
-    Unlike spans of torch's profiler this costs nothing inside of the method, so that stages of many small operators do
-    not look slower than they are.
+    Unlike spans of torch's profiler this has no overhead inside the method, which would distort stages of many small
+    operators.
     """
     method = getattr(owner, name)
 
@@ -82,11 +84,11 @@ def stage_fractions(model: nn.Module, call: Callable[[], Any], *, rounds: int = 
 
     Args:
         model: A detector or segmentor.
-        call: One run of it, such as a prediction.
-        rounds: Number of timed calls, after one that is not timed.
+        call: Runs the model once, such as a prediction.
+        rounds: Number of timed calls, after one warm-up call.
 
     Returns:
-        Stage -> fraction from 0 to 1, of the stages that the model has, and ``'rest'``.
+        Stage -> fraction from 0 to 1, for the stages that the model has, and ``'rest'``.
     """
     device = next(model.parameters()).device
     seconds: dict[str, float] = {}

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Make a file to publish from a training checkpoint: weights and the names of the classes, nothing else.
+"""Extract weights and class names from a training checkpoint into a file to publish.
 
     python tools/misc/publish_model.py work_dirs/RUN/epoch_12.pth fast-itpn-b_dino.pth
     python tools/misc/publish_model.py work_dirs/RUN/epoch_12.pth fast-itpn-b_dino.safetensors --dtype fp16
 
-Optimizer, schedules, logs and message hub are left out, as are averaged weights that the run did not use; the first
-eight digits of the file's SHA-256 are put into its name. What is written is read again weights-only and compared.
+Optimizer, schedules, logs and message hub are removed, as are averaged weights that the run did not use. The first
+eight digits of the file's SHA-256 are added to its name. The written file is read back weights-only and compared.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ PLAIN = (str, int, float, bool, type(None))
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('source', metavar='IN', help='checkpoint of a training')
+    parser.add_argument('source', metavar='IN', help='checkpoint of a training run')
     parser.add_argument('target', metavar='OUT', type=Path, help='.pth or .safetensors; the hash is added to its name')
     parser.add_argument(
-        '--dtype', choices=tuple(DTYPES), help='type of the floating-point weights (default: as they are)'
+        '--dtype', choices=tuple(DTYPES), help='type of the floating-point weights (default: unchanged)'
     )
-    parser.add_argument('--prefix', nargs='+', help="keep only the weights below these prefixes, such as 'backbone.'")
+    parser.add_argument('--prefix', nargs='+', help="keep only weights with these prefixes, such as 'backbone.'")
     return parser.parse_args(argv)
 
 
 def weights_of(content: Mapping[str, Any], prefixes: list[str] | None) -> dict[str, Tensor]:
-    """The model's weights: those that the run evaluates with."""
+    """The weights that the run evaluates with."""
     state, _ = unwrap_state_dict(content)
     found = {name: value for name, value in state.items() if not prefixes or name.startswith(tuple(prefixes))}
     if not found:
         raise ValueError(f'no weights below {", ".join(prefixes)}: the file has {", ".join(list(state)[:5])}')
     broken = [name for name, value in found.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if broken:
-        raise ValueError(f'{len(broken)} weights are not finite ({", ".join(broken[:3])}): the run went wrong')
+        raise ValueError(f'{len(broken)} weights are not finite ({", ".join(broken[:3])}): the training run diverged')
     return found
 
 
@@ -64,7 +64,7 @@ def plain(value: Any) -> Any:
 
 
 def meta_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a user of the weights needs to know: the classes, and what wrote the file."""
+    """Metadata for users of the weights: the classes, and the version that wrote the file."""
     meta = content.get('meta')
     meta = meta if isinstance(meta, Mapping) else {}
     kept = {key: plain(meta[key]) for key in ('dataset_meta', 'epoch', 'iter') if key in meta}
@@ -77,7 +77,7 @@ def encode(state: dict[str, Tensor], meta: dict[str, Any], suffix: str) -> bytes
         tensors = {name: value.contiguous().clone() for name, value in state.items()}
         return safetensors.torch.save(tensors, metadata={'format': 'pt', 'meta': json.dumps(meta)})
     buffer = BytesIO()
-    # Cloned: a view would take all of its storage along.
+    # Cloned: saving a view would save its whole storage.
     torch.save({'state_dict': {name: value.clone() for name, value in state.items()}, 'meta': meta}, buffer)
     return buffer.getvalue()
 
@@ -90,7 +90,7 @@ def check(path: Path, state: Mapping[str, Tensor]) -> None:
         else torch.load(path, map_location='cpu', weights_only=True)['state_dict']
     )
     if content.keys() != state.keys() or not all(torch.equal(content[name], state[name]) for name in state):
-        raise ValueError(f'{path} does not hold what was written to it: is the disk broken?')
+        raise ValueError(f'{path} does not contain what was written to it; check the disk')
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f'error: {error}\n')
         return 2
     size = sum(value.numel() for value in state.values()) / 1e6
-    print(f'{path}: {len(state)} weights, {size:.1f} M numbers, {path.stat().st_size / 1e6:.1f} MB')
+    print(f'{path}: {len(state)} weights, {size:.1f} M values, {path.stat().st_size / 1e6:.1f} MB')
     return 0
 
 

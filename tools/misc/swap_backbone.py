@@ -1,10 +1,10 @@
-"""Put Fast-iTPN and its pre-trained pyramid into a config of mmdet or mmseg.
+"""Replace backbone and neck of a config of mmdet or mmseg by Fast-iTPN and its pre-trained pyramid.
 
     python tools/misc/swap_backbone.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco --weights FILE -o OUT.py
 
-Backbone and neck become FastITPN and ITPNPyramid; every in_channels that follows, the images' mean and standard
-deviation, layer decay and activation checkpointing are set. OUT.py inherits the original. Then its model is built,
-trained for one step and run once on random images. Where that does not work, the field and the reason are printed.
+Backbone and neck are replaced by FastITPN and ITPNPyramid. All dependent in_channels, the mean and standard deviation
+of the images, layer decay and activation checkpointing are set. OUT.py inherits from the original config. Its model is
+then built, trained for one step and run once on random images. If this fails, the field and the reason are printed.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from mmitpn.swap import ConfigChange, plan_swap, try_model, write_config
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', metavar='CONFIG', help='config file, or HOST::NAME')
-    parser.add_argument('--arch', default='base', choices=tuple(ARCHS), help='size (default: base)')
+    parser.add_argument('config', metavar='CONFIG', help='config file, or FRAMEWORK::NAME')
+    parser.add_argument('--arch', default='base', choices=tuple(ARCHS), help='architecture (default: base)')
     parser.add_argument('--weights', metavar='FILE', help='pre-trained weights for backbone and pyramid')
     parser.add_argument('-o', '--out', type=Path, required=True, metavar='OUT.py', help='config to write')
-    parser.add_argument('--no-checkpointing', action='store_true', help='keep all activations of the backbone')
-    parser.add_argument('--no-trial', action='store_true', help='write the config without trying it')
+    parser.add_argument('--no-checkpointing', action='store_true', help='no activation checkpointing of the backbone')
+    parser.add_argument('--no-trial', action='store_true', help='write the config without testing it')
     return parser.parse_args(argv)
 
 
 def show(changes: list[ConfigChange], console: Console) -> None:
-    """Print what changed."""
+    """Print the changed settings."""
     table = Table()
     table.add_column('setting', no_wrap=True)
     table.add_column('before', overflow='fold')
@@ -81,10 +81,10 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     try:
         loss = try_model(args.out)
-    except Exception as error:  # noqa: BLE001 - whatever another project's model raises, the user sees it
+    except Exception as error:  # noqa: BLE001 - a model of another project may raise anything; it is shown to the user
         sys.stderr.write(f'error: {args.out} does not run: {type(error).__name__}: {error}\n')
         return 2
-    print(f'one training step (loss {loss:.3f}) and one prediction on random images: good')
+    print(f'one training step (loss {loss:.3f}) and one prediction on random images succeeded')
     return 0
 
 

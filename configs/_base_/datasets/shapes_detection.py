@@ -12,7 +12,7 @@ metainfo = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile', backend_args=backend_args),
     dict(type='LoadAnnotations', with_bbox=True),
-    # Shapes have no upright and their colours no meaning: all eight turns, swapped channels, other light.
+    # Shapes have no upright and their colors no meaning: all eight turns, swapped channels, other light.
     dict(type='mmitpn.RandomTranspose', prob=0.5),
     dict(type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PhotoMetricDistortion'),
