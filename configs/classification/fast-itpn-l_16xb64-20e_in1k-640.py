@@ -6,5 +6,7 @@ _base_ = [
     '../_base_/default_runtime_mmpretrain.py',
 ]
 
-model = dict(backbone=dict(arch='large', img_size=640, drop_path_rate=0.2), head=dict(in_channels=_base_.channels.large[-1]))
+model = dict(
+    backbone=dict(arch='large', img_size=640, drop_path_rate=0.2), head=dict(in_channels=_base_.channels.large[-1])
+)
 optim_wrapper = dict(optimizer=dict(lr=5e-5), paramwise_cfg=dict(decay_rate=0.95))

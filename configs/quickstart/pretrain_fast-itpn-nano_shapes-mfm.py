@@ -1,5 +1,5 @@
-# Pre-training in small: a nano Fast-iTPN and its pyramid by masked feature modeling, on 2000 generated images of which
-# no label is read. tools/analysis/compare_pretraining.py makes the images, trains this and what follows from it.
+# Pre-training in small: a nano Fast-iTPN and its pyramid by masked feature modeling, on 2000 generated images without
+# labels. tools/analysis/compare_pretraining.py makes the images, trains this and what follows from it.
 _base_ = '../_base_/default_runtime_mmpretrain.py'
 
 max_iters = 2400

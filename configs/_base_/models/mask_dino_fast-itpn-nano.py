@@ -1,5 +1,5 @@
 # MaskDINO on a nano Fast-iTPN, for the quick start's shapes at 128x128. Backbone and pyramid start from the detector's
-# checkpoint, made on other generated shapes.
+# checkpoint, trained on other generated shapes.
 _base_ = './mask_dino_fast-itpn.py'
 
 width = 128
