@@ -11,7 +11,7 @@ metainfo = dict(
 )
 
 augmentations = [
-    # Neither the orientation nor the color of a shape matters: rotations and reflections, swapped channels, other light.
+    # Orientation and color of a shape do not matter: rotations and reflections, swapped channels, other light.
     dict(type='mmitpn.RandomTranspose', prob=0.5),
     dict(type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PhotoMetricDistortion'),

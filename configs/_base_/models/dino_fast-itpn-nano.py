@@ -1,5 +1,5 @@
-# DINO on a nano Fast-iTPN, for the quick start's shapes at 128x128. Backbone and pyramid start from a checkpoint trained
-# on other generated shapes (quickstart/dino_fast-itpn-nano_shapes-pretrain.py).
+# DINO on a nano Fast-iTPN, for the quick start's shapes at 128x128. Backbone and pyramid start from a checkpoint
+# trained on other generated shapes (quickstart/dino_fast-itpn-nano_shapes-pretrain.py).
 _base_ = './dino_fast-itpn.py'
 
 width = 128

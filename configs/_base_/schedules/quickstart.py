@@ -1,5 +1,5 @@
 # The schedule of the quick start: minutes on two CPU cores. What the checkpoint knows is kept by a gentle layer decay.
-# Clipping at 0.1, the usual value of DINO, would hold the first thousand iterations back.
+# Clipping at 0.1, the usual value of DINO, would slow down the first thousand iterations.
 # A config sets max_iters and param_scheduler: warmup_lr with its end, cosine_lr with begin, end and T_max.
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=1600, val_interval=800)
 val_cfg = dict(type='ValLoop')
