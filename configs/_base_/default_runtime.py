@@ -6,7 +6,7 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    # Whole files only, and the one before is removed last: a killed run can always go on (tools/train.py --resume).
+    # Writes whole files and removes the old one last: a killed run can always be resumed (tools/train.py --resume).
     checkpoint=dict(type='mmitpn.AtomicCheckpointHook', interval=1, max_keep_ckpts=3),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='DetVisualizationHook'),

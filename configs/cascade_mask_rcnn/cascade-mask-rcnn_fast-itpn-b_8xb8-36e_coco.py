@@ -8,6 +8,6 @@ _base_ = [
 
 model = dict(
     backbone=dict(_delete_=True, type='mmitpn.FastITPN', arch='base', drop_path_rate=0.2),
-    neck=dict(in_channels=(128, 256, 512), kind='fast'),
+    neck=dict(kind='fast'),
 )
-optim_wrapper = dict(optimizer=dict(lr=0.0001))
+optim_wrapper = dict(optimizer=dict(lr=1e-4))

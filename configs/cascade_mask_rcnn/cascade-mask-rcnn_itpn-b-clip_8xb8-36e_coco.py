@@ -1,13 +1,4 @@
 # The authors' 3x recipe for iTPN-B with CLIP supervision.
-_base_ = [
-    '../_base_/models/cascade_mask_rcnn_itpn.py',
-    '../_base_/datasets/coco_instance.py',
-    '../_base_/schedules/schedule_itpn_3x.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = './cascade-mask-rcnn_itpn-b-pixel_8xb8-36e_coco.py'
 
-model = dict(
-    backbone=dict(arch='base', drop_path_rate=0.2, layer_scale_init_value=0.1, relative_position='decomposed'),
-    neck=dict(in_channels=(128, 256, 512)),
-)
-optim_wrapper = dict(optimizer=dict(lr=0.0001))
+model = dict(backbone=dict(layer_scale_init_value=0.1, relative_position='decomposed'))

@@ -6,8 +6,5 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = dict(
-    backbone=dict(arch='base', drop_path_rate=0.2),
-    neck=dict(in_channels=(128, 256, 512)),
-)
-optim_wrapper = dict(optimizer=dict(lr=0.0001))
+model = dict(backbone=dict(drop_path_rate=0.2))
+optim_wrapper = dict(optimizer=dict(lr=1e-4))

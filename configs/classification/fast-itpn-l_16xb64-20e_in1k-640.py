@@ -1,22 +1,12 @@
 # The authors' recipe for ImageNet-1K: Fast-iTPN-L at 640, 20 epochs. Paper: 89.5 % top-1.
 _base_ = [
     '../_base_/models/classifier_fast-itpn.py',
-    '../_base_/datasets/imagenet.py',
+    '../_base_/datasets/imagenet_640.py',
     '../_base_/schedules/imagenet_20e.py',
     '../_base_/default_runtime_mmpretrain.py',
 ]
 
 model = dict(
-    backbone=dict(arch='large', img_size=640, drop_path_rate=0.2),
-    head=dict(in_channels=768),
+    backbone=dict(arch='large', img_size=640, drop_path_rate=0.2), head=dict(in_channels=_base_.channels.large[-1])
 )
-
-# The whole image is tested: no border is cut off at the larger sizes.
-train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
-train_pipeline[1].scale = 640
-test_pipeline[1:3] = [dict(type='Resize', scale=(640, 640), backend='pillow', interpolation='bicubic')]
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-test_dataloader = val_dataloader
-
-optim_wrapper = dict(optimizer=dict(lr=5e-05), paramwise_cfg=dict(decay_rate=0.95))
+optim_wrapper = dict(optimizer=dict(lr=5e-5), paramwise_cfg=dict(decay_rate=0.95))

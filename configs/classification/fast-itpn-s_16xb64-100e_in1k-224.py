@@ -6,7 +6,4 @@ _base_ = [
     '../_base_/default_runtime_mmpretrain.py',
 ]
 
-model = dict(
-    backbone=dict(arch='small', img_size=224, drop_path_rate=0.1),
-    head=dict(in_channels=384),
-)
+model = dict(backbone=dict(arch='small', img_size=224), head=dict(in_channels=_base_.channels.small[-1]))

@@ -6,9 +6,5 @@ _base_ = [
     '../_base_/default_runtime_mmpretrain.py',
 ]
 
-model = dict(
-    backbone=dict(arch='tiny', img_size=224, drop_path_rate=0.1),
-    head=dict(in_channels=384),
-)
-
+model = dict(backbone=dict(arch='tiny', img_size=224), head=dict(in_channels=_base_.channels.tiny[-1]))
 optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.8))

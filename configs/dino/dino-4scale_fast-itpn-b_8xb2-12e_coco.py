@@ -1,13 +1,4 @@
 # Reconstruction: the paper's DINO configs are unpublished. The strides 4, 8, 16, 32 come from the pre-trained pyramid.
-_base_ = [
-    '../_base_/models/dino_fast-itpn.py',
-    '../_base_/datasets/coco_detection.py',
-    '../_base_/schedules/schedule_12e.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = './dino-4scale_fast-itpn-t_8xb2-12e_coco.py'
 
-model = dict(
-    backbone=dict(arch='base', drop_path_rate=0.1),
-    neck=dict(in_channels=(128, 256, 512)),
-)
-optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.9))
+model = dict(backbone=dict(arch='base'), neck=dict(in_channels=_base_.channels.base))

@@ -5,9 +5,3 @@ _base_ = [
     '../_base_/schedules/schedule_12e.py',
     '../_base_/default_runtime.py',
 ]
-
-model = dict(
-    backbone=dict(arch='tiny', drop_path_rate=0.1),
-    neck=dict(in_channels=(96, 192, 384)),
-)
-optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.9))

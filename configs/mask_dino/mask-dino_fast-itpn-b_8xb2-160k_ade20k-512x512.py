@@ -1,12 +1,4 @@
 # Reconstruction: MaskDINO's published ADE20K recipe of R50, on Fast-iTPN; the paper's own is unpublished.
-_base_ = [
-    '../_base_/models/mask_dino_ade20k_fast-itpn.py',
-    '../_base_/datasets/ade20k.py',
-    '../_base_/schedules/schedule_mask_dino_160k.py',
-    '../_base_/default_runtime_mmseg.py',
-]
+_base_ = './mask-dino_fast-itpn-t_8xb2-160k_ade20k-512x512.py'
 
-model = dict(backbone=dict(arch='base', drop_path_rate=0.1), neck=dict(in_channels=(128, 256, 512)))
-optim_wrapper = dict(
-    constructor='mmitpn.LayerDecayOptimWrapperConstructor', paramwise_cfg=dict(_delete_=True, decay_rate=0.9)
-)
+model = dict(backbone=dict(arch='base'), neck=dict(in_channels=_base_.channels.base))

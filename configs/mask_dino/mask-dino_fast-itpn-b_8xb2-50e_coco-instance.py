@@ -1,15 +1,4 @@
 # Reconstruction: MaskDINO's published recipe of R50, on Fast-iTPN; the paper has no MaskDINO on COCO.
-_base_ = [
-    '../_base_/models/mask_dino_fast-itpn.py',
-    '../_base_/datasets/coco_instance_lsj.py',
-    '../_base_/schedules/schedule_mask_dino_itpn_50e.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = './mask-dino_fast-itpn-t_8xb2-50e_coco-instance.py'
 
-model = dict(
-    backbone=dict(arch='base', drop_path_rate=0.1),
-    neck=dict(in_channels=(128, 256, 512)),
-)
-optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.9))
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=7375))
-log_processor = dict(by_epoch=False)
+model = dict(backbone=dict(arch='base'), neck=dict(in_channels=_base_.channels.base))

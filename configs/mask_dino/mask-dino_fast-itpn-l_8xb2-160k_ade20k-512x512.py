@@ -1,12 +1,5 @@
 # Reconstruction: MaskDINO's published ADE20K recipe of R50, on Fast-iTPN; the paper's own is unpublished.
-_base_ = [
-    '../_base_/models/mask_dino_ade20k_fast-itpn.py',
-    '../_base_/datasets/ade20k.py',
-    '../_base_/schedules/schedule_mask_dino_160k.py',
-    '../_base_/default_runtime_mmseg.py',
-]
+_base_ = './mask-dino_fast-itpn-t_8xb2-160k_ade20k-512x512.py'
 
-model = dict(backbone=dict(arch='large', drop_path_rate=0.1), neck=dict(in_channels=(192, 384, 768)))
-optim_wrapper = dict(
-    constructor='mmitpn.LayerDecayOptimWrapperConstructor', paramwise_cfg=dict(_delete_=True, decay_rate=0.95)
-)
+model = dict(backbone=dict(arch='large'), neck=dict(in_channels=_base_.channels.large))
+optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.95))

@@ -6,10 +6,5 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = dict(
-    backbone=dict(arch='tiny', drop_path_rate=0.1),
-    neck=dict(in_channels=(96, 192, 384)),
-)
-optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.9))
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=7375))
 log_processor = dict(by_epoch=False)

@@ -6,7 +6,7 @@ _base_ = [
     '../_base_/default_runtime_mmseg.py',
 ]
 
-model = dict(backbone=dict(arch='tiny', drop_path_rate=0.1), neck=dict(in_channels=(96, 192, 384)))
+model = dict(backbone=dict(arch='tiny'), neck=dict(in_channels=_base_.channels.tiny))
 optim_wrapper = dict(
     constructor='mmitpn.LayerDecayOptimWrapperConstructor', paramwise_cfg=dict(_delete_=True, decay_rate=0.9)
 )

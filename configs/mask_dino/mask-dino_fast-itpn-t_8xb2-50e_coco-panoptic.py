@@ -7,11 +7,8 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(arch='tiny', drop_path_rate=0.1),
-    neck=dict(in_channels=(96, 192, 384)),
     panoptic_head=dict(num_stuff_classes=53, box_start='no'),
     test_cfg=dict(instance_on=True, panoptic_on=True),
 )
-optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.9))
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=7375))
 log_processor = dict(by_epoch=False)

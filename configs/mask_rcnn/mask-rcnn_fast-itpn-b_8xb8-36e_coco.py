@@ -8,5 +8,5 @@ _base_ = [
 
 model = dict(
     backbone=dict(_delete_=True, type='mmitpn.FastITPN', arch='base', drop_path_rate=0.3),
-    neck=dict(in_channels=(128, 256, 512), kind='fast'),
+    neck=dict(kind='fast'),
 )

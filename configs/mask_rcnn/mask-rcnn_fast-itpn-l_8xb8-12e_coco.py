@@ -1,13 +1,5 @@
 # Reconstruction: iTPN's 1x recipe on Fast-iTPN.
-_base_ = [
-    '../_base_/models/mask_rcnn_itpn.py',
-    '../_base_/datasets/coco_instance.py',
-    '../_base_/schedules/schedule_itpn_1x.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = './mask-rcnn_fast-itpn-b_8xb8-12e_coco.py'
 
-model = dict(
-    backbone=dict(_delete_=True, type='mmitpn.FastITPN', arch='large', drop_path_rate=0.2),
-    neck=dict(in_channels=(192, 384, 768), kind='fast'),
-)
-optim_wrapper = dict(optimizer=dict(lr=0.0001), paramwise_cfg=dict(decay_rate=0.95))
+model = dict(backbone=dict(arch='large', drop_path_rate=0.2), neck=dict(in_channels=_base_.channels.large))
+optim_wrapper = dict(optimizer=dict(lr=1e-4), paramwise_cfg=dict(decay_rate=0.95))

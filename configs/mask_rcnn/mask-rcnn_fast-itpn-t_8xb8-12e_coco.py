@@ -1,12 +1,4 @@
 # Reconstruction: iTPN's 1x recipe on Fast-iTPN.
-_base_ = [
-    '../_base_/models/mask_rcnn_itpn.py',
-    '../_base_/datasets/coco_instance.py',
-    '../_base_/schedules/schedule_itpn_1x.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = './mask-rcnn_fast-itpn-b_8xb8-12e_coco.py'
 
-model = dict(
-    backbone=dict(_delete_=True, type='mmitpn.FastITPN', arch='tiny', drop_path_rate=0.05),
-    neck=dict(in_channels=(96, 192, 384), kind='fast'),
-)
+model = dict(backbone=dict(arch='tiny'), neck=dict(in_channels=_base_.channels.tiny))

@@ -5,8 +5,3 @@ _base_ = [
     '../_base_/schedules/schedule_itpn_1x.py',
     '../_base_/default_runtime.py',
 ]
-
-model = dict(
-    backbone=dict(arch='base', drop_path_rate=0.05),
-    neck=dict(in_channels=(128, 256, 512)),
-)

@@ -6,7 +6,4 @@ _base_ = [
     '../_base_/default_runtime.py',
 ]
 
-model = dict(
-    backbone=dict(arch='base', drop_path_rate=0.3),
-    neck=dict(in_channels=(128, 256, 512)),
-)
+model = dict(backbone=dict(drop_path_rate=0.3))

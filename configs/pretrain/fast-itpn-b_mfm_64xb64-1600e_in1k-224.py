@@ -9,6 +9,6 @@ _base_ = [
 model = dict(
     form='mfm',
     backbone=dict(arch='base'),
-    neck=dict(in_channels=(128, 256, 512)),
+    neck=dict(in_channels=_base_.channels.base),
     teacher=dict(_delete_=True, type='mmitpn.MovingAverageTeacher'),
 )

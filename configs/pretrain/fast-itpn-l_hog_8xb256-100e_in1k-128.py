@@ -9,7 +9,7 @@ _base_ = [
 model = dict(
     form='hog',
     backbone=dict(arch='large', img_size=128),
-    neck=dict(in_channels=(192, 384, 768)),
+    neck=dict(in_channels=_base_.channels.large),
     masking='random',
     mask_ratio=0.75,
     teacher=dict(_delete_=True, type='mmitpn.HogTeacher'),

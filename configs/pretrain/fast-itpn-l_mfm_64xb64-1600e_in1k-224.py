@@ -9,6 +9,6 @@ _base_ = [
 model = dict(
     form='mfm',
     backbone=dict(arch='large'),
-    neck=dict(in_channels=(192, 384, 768)),
+    neck=dict(in_channels=_base_.channels.large),
     teacher=dict(_delete_=True, type='mmitpn.MovingAverageTeacher'),
 )

@@ -9,7 +9,7 @@ _base_ = [
 model = dict(
     form='hog',
     backbone=dict(arch='small', img_size=128),
-    neck=dict(in_channels=(96, 192, 384)),
+    neck=dict(in_channels=_base_.channels.small),
     masking='random',
     mask_ratio=0.75,
     teacher=dict(_delete_=True, type='mmitpn.HogTeacher'),

@@ -9,6 +9,6 @@ _base_ = [
 model = dict(
     form='mfm',
     backbone=dict(arch='tiny'),
-    neck=dict(in_channels=(96, 192, 384)),
+    neck=dict(in_channels=_base_.channels.tiny),
     teacher=dict(_delete_=True, type='mmitpn.MovingAverageTeacher'),
 )

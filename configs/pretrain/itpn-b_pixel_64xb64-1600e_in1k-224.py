@@ -6,4 +6,4 @@ _base_ = [
     '../_base_/default_runtime_mmpretrain.py',
 ]
 
-model = dict(backbone=dict(arch='base'), neck=dict(in_channels=(128, 256, 512)))
+model = dict(backbone=dict(arch='base'), neck=dict(in_channels=_base_.channels.base))

@@ -6,4 +6,4 @@ _base_ = [
     '../_base_/default_runtime_mmpretrain.py',
 ]
 
-model = dict(backbone=dict(arch='large'), neck=dict(in_channels=(192, 384, 768)))
+model = dict(backbone=dict(arch='large'), neck=dict(in_channels=_base_.channels.large))

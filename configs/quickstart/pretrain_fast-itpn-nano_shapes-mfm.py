@@ -1,6 +1,6 @@
-# Pre-training in small: a nano Fast-iTPN and its pyramid by masked feature modeling, on 2000 generated images of which
-# no label is read. tools/analysis/compare_pretraining.py makes the images, trains this and what follows from it.
-_base_ = '../_base_/default_runtime_mmpretrain.py'
+# Pre-training in small: a nano Fast-iTPN and its pyramid by masked feature modeling, on 2000 generated images without
+# labels. tools/analysis/compare_pretraining.py makes the images, trains this and what follows from it.
+_base_ = ['../_base_/models/itpn_channels.py', '../_base_/default_runtime_mmpretrain.py']
 
 max_iters = 2400
 width = 128
@@ -12,7 +12,11 @@ model = dict(
     data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
     backbone=dict(type='mmitpn.FastITPN', arch='nano', img_size=128, weight_init='xavier'),
     neck=dict(
-        type='mmitpn.ITPNPyramid', in_channels=(48, 96, 192), out_channels=width, num_outs=3, weight_init='xavier'
+        type='mmitpn.ITPNPyramid',
+        in_channels=_base_.channels.nano,
+        out_channels=width,
+        num_outs=3,
+        weight_init='xavier',
     ),
     masking='random',
     mask_ratio=0.4,

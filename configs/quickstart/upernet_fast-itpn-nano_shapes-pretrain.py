@@ -7,23 +7,15 @@
 #     configs/quickstart/fast-itpn-nano_shapes-seg.pth --drop-heads --dtype fp16
 _base_ = './upernet_fast-itpn-nano_shapes.py'
 
-max_iters = 2400
-flat_until = 1440
+max_iters, flat_until = 2400, 1440
 pretrained = dict(type='Pretrained', checkpoint='{{ fileDirname }}/fast-itpn-nano_shapes.pth')
 
 model = dict(backbone=dict(init_cfg=pretrained), neck=dict(init_cfg=pretrained))
 train_dataloader = dict(dataset=dict(data_root='data/shapes-pretrain/ade/ADEChallengeData2016'))
 train_cfg = dict(max_iters=max_iters, val_interval=400)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=72),
-    dict(
-        type='CosineAnnealingLR',
-        eta_min=0,
-        by_epoch=False,
-        begin=flat_until,
-        end=max_iters,
-        T_max=max_iters - flat_until,
-    ),
+    dict(_base_.warmup_lr, end=72),
+    dict(_base_.cosine_lr, begin=flat_until, end=max_iters, T_max=max_iters - flat_until),
 ]
 # What the detector's checkpoint knows is not what this one needs: no layer is to learn more slowly than another.
 optim_wrapper = dict(paramwise_cfg=dict(decay_rate=1.0))

@@ -1,15 +1,10 @@
 # Reconstruction: the authors published this recipe for iTPN, not for Fast-iTPN.
-_base_ = [
-    '../_base_/models/upernet_fast-itpn.py',
-    '../_base_/datasets/ade20k.py',
-    '../_base_/schedules/schedule_160k.py',
-    '../_base_/default_runtime_mmseg.py',
-]
+_base_ = './upernet_fast-itpn-b_8xb2-160k_ade20k-512x512.py'
 
 model = dict(
     backbone=dict(arch='large', drop_path_rate=0.2),
-    neck=dict(in_channels=(192, 384, 768)),
-    decode_head=dict(in_channels=[448, 640, 1024, 1024]),
-    auxiliary_head=dict(in_channels=1024),
+    neck=dict(in_channels=_base_.channels.large),
+    decode_head=dict(in_channels=_base_.head_channels.large),
+    auxiliary_head=dict(in_channels=_base_.head_channels.large[2]),
 )
 optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.95))

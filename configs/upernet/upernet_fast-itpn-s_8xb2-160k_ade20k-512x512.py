@@ -1,15 +1,9 @@
 # Reconstruction: the authors published this recipe for iTPN, not for Fast-iTPN.
-_base_ = [
-    '../_base_/models/upernet_fast-itpn.py',
-    '../_base_/datasets/ade20k.py',
-    '../_base_/schedules/schedule_160k.py',
-    '../_base_/default_runtime_mmseg.py',
-]
+_base_ = './upernet_fast-itpn-b_8xb2-160k_ade20k-512x512.py'
 
 model = dict(
-    backbone=dict(arch='small', drop_path_rate=0.1),
-    neck=dict(in_channels=(96, 192, 384)),
-    decode_head=dict(in_channels=[352, 448, 640, 640]),
-    auxiliary_head=dict(in_channels=640),
+    backbone=dict(arch='small'),
+    neck=dict(in_channels=_base_.channels.small),
+    decode_head=dict(in_channels=_base_.head_channels.small),
+    auxiliary_head=dict(in_channels=_base_.head_channels.small[2]),
 )
-optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.9))

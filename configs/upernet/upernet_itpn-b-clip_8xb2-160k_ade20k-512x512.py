@@ -1,24 +1,5 @@
 # The authors' recipe for iTPN-B with CLIP supervision.
-# One pyramid block a level, as in the released CLIP weights; the authors' file asks for two, of which one starts fresh.
-_base_ = [
-    '../_base_/models/upernet_fast-itpn.py',
-    '../_base_/datasets/ade20k.py',
-    '../_base_/schedules/schedule_160k.py',
-    '../_base_/default_runtime_mmseg.py',
-]
+# One pyramid block per level, as in the released CLIP weights; the authors' file has two, of which one starts fresh.
+_base_ = './upernet_itpn-b-pixel_8xb2-160k_ade20k-512x512.py'
 
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmitpn.ITPN',
-        arch='base',
-        drop_path_rate=0.2,
-        layer_scale_init_value=0.1,
-        relative_position='table',
-        relative_window=32,
-    ),
-    neck=dict(in_channels=(128, 256, 512), kind='linear', depth=1),
-    decode_head=dict(in_channels=[384, 512, 768, 768]),
-    auxiliary_head=dict(in_channels=768),
-)
-optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.9))
+model = dict(backbone=dict(drop_path_rate=0.2, layer_scale_init_value=0.1), neck=dict(depth=1))

@@ -16,8 +16,5 @@ model = dict(
         relative_position='table',
         relative_window=32,
     ),
-    neck=dict(in_channels=(128, 256, 512), kind='linear', depth=2),
-    decode_head=dict(in_channels=[384, 512, 768, 768]),
-    auxiliary_head=dict(in_channels=768),
+    neck=dict(kind='linear', depth=2),
 )
-optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.9))

@@ -1,24 +1,5 @@
 # The authors' recipe for iTPN-L with CLIP supervision.
-# One pyramid block a level, as in the released CLIP weights; the authors' file asks for two, of which one starts fresh.
-_base_ = [
-    '../_base_/models/upernet_fast-itpn.py',
-    '../_base_/datasets/ade20k.py',
-    '../_base_/schedules/schedule_160k.py',
-    '../_base_/default_runtime_mmseg.py',
-]
+# One pyramid block per level, as in the released CLIP weights; the authors' file has two, of which one starts fresh.
+_base_ = './upernet_itpn-l-pixel_8xb2-160k_ade20k-512x512.py'
 
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmitpn.ITPN',
-        arch='large',
-        drop_path_rate=0.2,
-        layer_scale_init_value=0.1,
-        relative_position='table',
-        relative_window=32,
-    ),
-    neck=dict(in_channels=(192, 384, 768), kind='linear', depth=1),
-    decode_head=dict(in_channels=[448, 640, 1024, 1024]),
-    auxiliary_head=dict(in_channels=1024),
-)
-optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.95))
+model = dict(backbone=dict(layer_scale_init_value=0.1), neck=dict(depth=1))

@@ -1,23 +1,10 @@
 # The authors' recipe for iTPN-L with pixel supervision.
-_base_ = [
-    '../_base_/models/upernet_fast-itpn.py',
-    '../_base_/datasets/ade20k.py',
-    '../_base_/schedules/schedule_160k.py',
-    '../_base_/default_runtime_mmseg.py',
-]
+_base_ = './upernet_itpn-b-pixel_8xb2-160k_ade20k-512x512.py'
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='mmitpn.ITPN',
-        arch='large',
-        drop_path_rate=0.2,
-        layer_scale_init_value=None,
-        relative_position='table',
-        relative_window=32,
-    ),
-    neck=dict(in_channels=(192, 384, 768), kind='linear', depth=2),
-    decode_head=dict(in_channels=[448, 640, 1024, 1024]),
-    auxiliary_head=dict(in_channels=1024),
+    backbone=dict(arch='large', drop_path_rate=0.2),
+    neck=dict(in_channels=_base_.channels.large),
+    decode_head=dict(in_channels=_base_.head_channels.large),
+    auxiliary_head=dict(in_channels=_base_.head_channels.large[2]),
 )
 optim_wrapper = dict(paramwise_cfg=dict(decay_rate=0.95))

@@ -32,7 +32,7 @@ def name(path: Path) -> str:
 
 @pytest.mark.parametrize('path', CONFIGS, ids=name)
 def test_is_short(path):
-    limit = 30 if path.parent.name != 'quickstart' else 100
+    limit = 30 if path.parent.name != 'quickstart' else 70
     assert len(path.read_text().splitlines()) < limit
 
 

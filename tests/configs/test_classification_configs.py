@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
-from mmengine.runner import Runner
+from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 pytest.importorskip('mmpretrain')
@@ -39,7 +38,7 @@ def test_sizes_and_channels_fit(path):
 
 @pytest.fixture
 def folders(tmp_path):
-    """An ImageNet folder of three classes with two pictures each, of odd sizes."""
+    """An ImageNet folder of three classes with two images each, of odd sizes."""
     rng = np.random.default_rng(0)
     for split in ('train', 'val'):
         for label in range(3):
@@ -53,24 +52,14 @@ def folders(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('path', [path for path in CONFIGS if path.stem in TRAINED], ids=name)
-def test_trains_and_tests_one_iteration(path, folders, tmp_path):
+def test_trains_and_tests_one_iteration(path, folders, tmp_path, run_once):
     cfg = Config.fromfile(path)
-    cfg.work_dir, cfg.experiment_name = str(tmp_path), path.stem
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        loader.num_workers, loader.persistent_workers, loader.batch_size = 0, False, 2
+        loader.batch_size = 2
         loader.dataset.update(data_root=str(folders), metainfo={'classes': ('n0', 'n1', 'n2')}, indices=2)
-    cfg.test_dataloader = cfg.val_dataloader
     cfg.model.head.num_classes = cfg.data_preprocessor.num_classes = 3
-    cfg.val_evaluator.topk = cfg.test_evaluator.topk = (1,)
-    cfg.train_cfg.max_epochs = 1
-    cfg.default_hooks.logger.interval = 1
-    cfg.default_hooks.checkpoint.update(interval=-1, save_last=False)
-    runner = Runner.from_cfg(cfg)
-    try:
-        runner.train()
-    finally:
-        DefaultScope._instance_dict.clear()
-    assert runner.iter == 1
+    cfg.val_evaluator.topk = (1,)
+    runner = run_once(cfg, tmp_path)
     loss = runner.message_hub.get_scalar('train/loss').current()
     assert np.isfinite(loss)
     assert runner.message_hub.get_scalar('val/accuracy/top1').current() in (0.0, 50.0, 100.0)  # of two images

@@ -3,6 +3,7 @@
 dataset_type = 'CocoDataset'
 data_root = 'data/coco/'
 backend_args = None
+meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
 
 # (short, long) side in pixels; the long one is a limit.
 short_sides = [(side, 1333) for side in range(480, 801, 32)]
@@ -28,7 +29,7 @@ test_pipeline = [
     dict(type='LoadImageFromFile', backend_args=backend_args),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+    dict(type='PackDetInputs', meta_keys=meta_keys),
 ]
 
 train_dataloader = dict(

@@ -2,7 +2,7 @@
 # resize before a crop is 1333 in the authors' iTPN configs, 4200 in the DETR family; here it is the authors'.
 _base_ = './coco_detection.py'
 
-short_sides = [(side, 1333) for side in range(480, 801, 32)]
+short_sides = _base_.short_sides
 train_pipeline = [
     dict(type='LoadImageFromFile', backend_args=None),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
@@ -24,7 +24,7 @@ test_pipeline = [
     dict(type='LoadImageFromFile', backend_args=None),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+    dict(type='PackDetInputs', meta_keys=_base_.meta_keys),
 ]
 # Images without objects are left out, as in the authors' recipe (mmdet's default). Eight images per GPU.
 train_dataloader = dict(

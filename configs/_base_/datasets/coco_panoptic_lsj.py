@@ -1,8 +1,7 @@
 # COCO 2017 panoptic, augmented as in coco_instance_lsj.py: 80 things, 53 kinds of stuff. It needs no panopticapi.
 _base_ = './coco_instance_lsj.py'
 
-data_root = 'data/coco/'
-image_size = (1024, 1024)
+image_size = _base_.image_size
 train_pipeline = [
     dict(type='LoadImageFromFile', backend_args=None),
     dict(type='mmitpn.LoadPanopticAnnotations', backend_args=None),
@@ -14,13 +13,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile', backend_args=None),
     dict(type='Resize', scale=(1333, 800), keep_ratio=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=(
-            *('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-            *('seg_map_path', 'segments_info'),
-        ),
-    ),
+    dict(type='PackDetInputs', meta_keys=(*_base_.meta_keys, 'seg_map_path', 'segments_info')),
 ]
 train_dataloader = dict(
     dataset=dict(

@@ -5,9 +5,7 @@ data_root = 'data/imagenet'
 bgr_mean = [103.53, 116.28, 123.675]
 bgr_std = [57.375, 57.12, 58.395]
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
+augmentations = [
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(
         type='RandAugment',
@@ -27,6 +25,11 @@ train_pipeline = [
         fill_color=bgr_mean,
         fill_std=bgr_std,
     ),
+]
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='RandomResizedCrop', scale=224, backend='pillow', interpolation='bicubic'),
+    *augmentations,
     dict(type='PackInputs'),
 ]
 test_pipeline = [

@@ -1,38 +1,26 @@
 # The generated shapes of the quick start, panoptic: five shapes are things, the four textures behind them stuff.
 _base_ = './shapes_detection.py'
 
-data_root = 'data/shapes/coco/'
-image_size = (128, 128)
-thing_classes = ('circle', 'square', 'triangle', 'star', 'ring')
+thing_classes = _base_.metainfo.classes
 stuff_classes = ('gradient', 'noise', 'stripes', 'checker')
 metainfo = dict(
     classes=thing_classes + stuff_classes,
     thing_classes=thing_classes,
     stuff_classes=stuff_classes,
     palette=[
-        *[(230, 60, 60), (60, 120, 240), (250, 190, 30), (170, 70, 220), (40, 200, 130)],
+        *_base_.metainfo.palette,
         *[(150, 170, 190), (140, 120, 90), (90, 130, 140), (190, 180, 150)],
     ],
 )
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='mmitpn.LoadPanopticAnnotations'),
-    dict(type='mmitpn.RandomTranspose', prob=0.5),
-    dict(type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']),
-    dict(type='PhotoMetricDistortion'),
-    dict(type='Resize', scale=image_size, keep_ratio=False),
-    dict(type='PackDetInputs'),
+    *_base_.augmentations,
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=image_size, keep_ratio=False),
-    dict(
-        type='PackDetInputs',
-        meta_keys=(
-            *('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-            *('seg_map_path', 'segments_info'),
-        ),
-    ),
+    dict(type='Resize', scale=_base_.image_size, keep_ratio=False),
+    dict(type='PackDetInputs', meta_keys=(*_base_.meta_keys, 'seg_map_path', 'segments_info')),
 ]
 train_dataloader = dict(
     dataset=dict(

@@ -1,5 +1,7 @@
 # The generated shapes of the quick start (python tools/data/make_shapes.py --out data/shapes) in ADE20K's layout,
 # trained at 128x128: five shapes and the four textures behind them; label 0 (seams between textures) is ignored.
+_base_ = './ade20k.py'
+
 dataset_type = 'BaseSegDataset'
 data_root = 'data/shapes/ade/ADEChallengeData2016'
 image_size = (128, 128)
@@ -27,35 +29,7 @@ test_pipeline = [
     dict(type='PackSegInputs'),
 ]
 
-train_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
-    dataset=dict(
-        type=dataset_type,
-        data_root=data_root,
-        metainfo=metainfo,
-        reduce_zero_label=True,
-        data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
-        pipeline=train_pipeline,
-    ),
-)
-val_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type=dataset_type,
-        data_root=data_root,
-        metainfo=metainfo,
-        reduce_zero_label=True,
-        data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
-        pipeline=test_pipeline,
-    ),
-)
+shapes = dict(type=dataset_type, data_root=data_root, metainfo=metainfo, reduce_zero_label=True)
+train_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(shapes, pipeline=train_pipeline))
+val_dataloader = dict(batch_size=8, num_workers=1, dataset=dict(shapes, pipeline=test_pipeline))
 test_dataloader = val_dataloader
-
-val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
-test_evaluator = val_evaluator

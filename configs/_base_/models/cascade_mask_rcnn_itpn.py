@@ -1,5 +1,5 @@
-# Cascade Mask R-CNN on iTPN-B: three box heads of the kind of Mask R-CNN's, each for a higher overlap.
-# The authors' file keeps class-wise boxes in every stage; a cascade hands boxes on: here they are class-agnostic.
+# Cascade Mask R-CNN on iTPN-B: three box heads like Mask R-CNN's, each for a higher overlap.
+# The authors' file keeps class-wise boxes in every stage; a cascade passes boxes on: here they are class-agnostic.
 _base_ = './mask_rcnn_itpn.py'
 
 box_heads = [

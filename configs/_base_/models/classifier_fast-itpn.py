@@ -1,4 +1,6 @@
 # Fast-iTPN as an ImageNet classifier: mean pooling, then the norm (fc_norm), as in the authors' fine-tuned files.
+_base_ = './itpn_channels.py'
+
 model = dict(
     type='ImageClassifier',
     backbone=dict(
@@ -7,7 +9,7 @@ model = dict(
     head=dict(
         type='mmitpn.MeanPoolClsHead',
         num_classes=1000,
-        in_channels=512,
+        in_channels=_base_.channels.base[-1],
         loss=dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original'),
         init_cfg=dict(type='TruncNormal', layer='Linear', std=0.02),
     ),

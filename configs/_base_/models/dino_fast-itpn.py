@@ -1,6 +1,8 @@
 # DINO, 4 scale, on Fast-iTPN-T: the pyramid's maps at strides 4, 8, 16, 32 go straight into the transformer.
-# Another size: backbone.arch and neck.in_channels (channels at strides 4, 8, 16: C/4, C/2, C).
+# Another size: backbone.arch and neck.in_channels.
 # 5 scale: neck.num_outs, num_feature_levels and both num_levels to 5.
+_base_ = './itpn_channels.py'
+
 model = dict(
     type='mmitpn.DINO',
     num_queries=900,
@@ -15,7 +17,7 @@ model = dict(
     backbone=dict(type='mmitpn.FastITPN', arch='tiny', drop_path_rate=0.1),
     neck=dict(
         type='mmitpn.ITPNPyramid',
-        in_channels=(96, 192, 384),
+        in_channels=_base_.channels.tiny,
         out_channels=256,
         num_outs=4,
         kind='fast',

@@ -1,4 +1,6 @@
 # MaskDINO for ADE20K in mmseg, on Fast-iTPN-B: 100 learned queries, three levels, softmax over 150 classes and nothing.
+_base_ = './itpn_channels.py'
+
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(
@@ -13,7 +15,7 @@ model = dict(
     backbone=dict(type='mmitpn.FastITPN', arch='base', drop_path_rate=0.1),
     neck=dict(
         type='mmitpn.ITPNPyramid',
-        in_channels=(128, 256, 512),
+        in_channels=_base_.channels.base,
         out_channels=256,
         num_outs=4,
         kind='fast',

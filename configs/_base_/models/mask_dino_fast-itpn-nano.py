@@ -1,5 +1,5 @@
 # MaskDINO on a nano Fast-iTPN, for the quick start's shapes at 128x128. Backbone and pyramid start from the detector's
-# checkpoint, made on other generated shapes.
+# checkpoint, trained on other generated shapes.
 _base_ = './mask_dino_fast-itpn.py'
 
 width = 128
@@ -8,7 +8,7 @@ pretrained = dict(type='Pretrained', checkpoint='{{ fileDirname }}/../../quickst
 model = dict(
     data_preprocessor=dict(pad_size_divisor=1),
     backbone=dict(arch='nano', img_size=128, drop_path_rate=0.0, weight_init='xavier', init_cfg=pretrained),
-    neck=dict(in_channels=(48, 96, 192), out_channels=width, weight_init='xavier', init_cfg=pretrained),
+    neck=dict(in_channels=_base_.channels.nano, out_channels=width, weight_init='xavier', init_cfg=pretrained),
     panoptic_head=dict(
         in_channels=[width] * 4,
         num_things_classes=5,

@@ -1,6 +1,8 @@
 # MaskDINO on Fast-iTPN-T: the pyramid's maps at strides 4, 8, 16, 32; the last three go into the encoder, which makes
 # one coarser level itself. The published recipe of COCO instance segmentation (R50, 50 epochs, encoder FFN 2048, 4
-# levels). Another size: backbone.arch and neck.in_channels (channels at strides 4, 8, 16: C/4, C/2, C).
+# levels). Another size: backbone.arch and neck.in_channels.
+_base_ = './itpn_channels.py'
+
 model = dict(
     type='mmitpn.MaskDINO',
     data_preprocessor=dict(
@@ -17,7 +19,7 @@ model = dict(
     backbone=dict(type='mmitpn.FastITPN', arch='tiny', drop_path_rate=0.1),
     neck=dict(
         type='mmitpn.ITPNPyramid',
-        in_channels=(96, 192, 384),
+        in_channels=_base_.channels.tiny,
         out_channels=256,
         num_outs=4,
         kind='fast',

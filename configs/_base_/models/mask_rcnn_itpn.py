@@ -1,5 +1,7 @@
 # Mask R-CNN on iTPN-B with pixel supervision, as the authors set it up: pyramid of strides 4 to 64, four shared
 # convolutions and one linear layer in the box head with SyncBN, GIoU loss times 10 on decoded boxes.
+_base_ = './itpn_channels.py'
+
 model = dict(
     type='MaskRCNN',
     data_preprocessor=dict(
@@ -13,7 +15,7 @@ model = dict(
     backbone=dict(type='mmitpn.ITPN', arch='base', drop_path_rate=0.05),
     neck=dict(
         type='mmitpn.ITPNPyramid',
-        in_channels=(128, 256, 512),
+        in_channels=_base_.channels.base,
         out_channels=256,
         num_outs=5,
         kind='linear',

@@ -1,4 +1,6 @@
 # iTPN-B and its pyramid with CLIP supervision: two SmoothL1 terms to the normed tokens of CLIP-B/16, all tokens.
+_base_ = './itpn_channels.py'
+
 model = dict(
     type='mmitpn.ITPNPretrain',
     form='clip',
@@ -11,7 +13,7 @@ model = dict(
         relative_position='table',
         layer_scale_init_value=0.1,
     ),
-    neck=dict(type='mmitpn.ITPNPyramid', in_channels=(128, 256, 512), out_channels=256, num_outs=3, kind='linear'),
+    neck=dict(type='mmitpn.ITPNPyramid', in_channels=_base_.channels.base, out_channels=256, num_outs=3, kind='linear'),
     masking='pipeline',
     teacher=dict(type='mmitpn.ClipTeacher', weights='openai/clip-vit-base-patch16', channels=512),
 )

@@ -1,6 +1,10 @@
 # UperNet on Fast-iTPN-B: the pyramid's maps at strides 4, 8, 16, 32, each followed by the backbone's map of that
 # stride, as the authors of iTPN do; an auxiliary FCN head on stride 16.
-# Another size: backbone.arch, neck.in_channels (C/4, C/2, C) and the heads' in_channels (256 + C/4, C/2, C, C).
+# Another size: backbone.arch, neck.in_channels and the heads' in_channels.
+_base_ = './itpn_channels.py'
+
+# The pyramid's 256 channels and the backbone's at strides 4, 8, 16 and 32, the last pooled from stride 16.
+head_channels = {arch: [256 + c for c in (*maps, maps[-1])] for arch, maps in _base_.channels.items()}
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 
 model = dict(
@@ -17,7 +21,7 @@ model = dict(
     backbone=dict(type='mmitpn.FastITPN', arch='base', drop_path_rate=0.1),
     neck=dict(
         type='mmitpn.ITPNPyramid',
-        in_channels=(128, 256, 512),
+        in_channels=_base_.channels.base,
         out_channels=256,
         num_outs=4,
         kind='fast',
@@ -26,7 +30,7 @@ model = dict(
     ),
     decode_head=dict(
         type='UPerHead',
-        in_channels=[384, 512, 768, 768],
+        in_channels=head_channels['base'],
         in_index=[0, 1, 2, 3],
         pool_scales=(1, 2, 3, 6),
         channels=768,
@@ -38,7 +42,7 @@ model = dict(
     ),
     auxiliary_head=dict(
         type='FCNHead',
-        in_channels=768,
+        in_channels=head_channels['base'][2],
         in_index=2,
         channels=256,
         num_convs=1,

@@ -5,14 +5,6 @@ epochs, warmup = 100, 5
 
 train_cfg = dict(max_epochs=epochs)
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=True, begin=0, end=warmup, convert_to_iter_based=True),
-    dict(
-        type='CosineAnnealingLR',
-        T_max=epochs - warmup,
-        eta_min=1e-6,
-        by_epoch=True,
-        begin=warmup,
-        end=epochs,
-        convert_to_iter_based=True,
-    ),
+    dict(_base_.warmup_lr, end=warmup),
+    dict(_base_.cosine_lr, T_max=epochs - warmup, begin=warmup, end=epochs),
 ]

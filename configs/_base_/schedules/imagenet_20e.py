@@ -12,18 +12,17 @@ optim_wrapper = dict(
     constructor='mmitpn.LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(decay_rate=0.9),
 )
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=True, begin=0, end=warmup, convert_to_iter_based=True),
-    dict(
-        type='CosineAnnealingLR',
-        T_max=epochs - warmup,
-        eta_min=1e-6,
-        by_epoch=True,
-        begin=warmup,
-        end=epochs,
-        convert_to_iter_based=True,
-    ),
-]
+warmup_lr = dict(type='LinearLR', start_factor=0.01, by_epoch=True, begin=0, end=warmup, convert_to_iter_based=True)
+cosine_lr = dict(
+    type='CosineAnnealingLR',
+    T_max=epochs - warmup,
+    eta_min=1e-6,
+    by_epoch=True,
+    begin=warmup,
+    end=epochs,
+    convert_to_iter_based=True,
+)
+param_scheduler = [warmup_lr, cosine_lr]
 custom_hooks = [dict(type='EMAHook', momentum=1e-4, priority='ABOVE_NORMAL')]
 
 # The learning rate is for 1024 images per step; tools/train.py --auto-scale-lr fits it to another batch size.

@@ -12,18 +12,17 @@ optim_wrapper = dict(
         custom_keys=dict(pos_embed=dict(decay_mult=0.0), gamma=dict(decay_mult=0.0)),
     ),
 )
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=warmup, convert_to_iter_based=True),
-    dict(
-        type='CosineAnnealingLR',
-        T_max=epochs - warmup,
-        eta_min=1e-5,
-        by_epoch=True,
-        begin=warmup,
-        end=epochs,
-        convert_to_iter_based=True,
-    ),
-]
+warmup_lr = dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=warmup, convert_to_iter_based=True)
+cosine_lr = dict(
+    type='CosineAnnealingLR',
+    T_max=epochs - warmup,
+    eta_min=1e-5,
+    by_epoch=True,
+    begin=warmup,
+    end=epochs,
+    convert_to_iter_based=True,
+)
+param_scheduler = [warmup_lr, cosine_lr]
 custom_hooks = [dict(type='mmitpn.ExportPretrainedHook')]
 
 # The learning rate is for 4096 images per step; tools/train.py --auto-scale-lr fits it to another batch size.

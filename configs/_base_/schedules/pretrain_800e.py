@@ -1,17 +1,6 @@
-# 800 epochs, 10 of them warm-up; otherwise as pretrain_1600e.py.
+# As pretrain_1600e.py, with 800 epochs.
 _base_ = './pretrain_1600e.py'
-epochs, warmup = 800, 10
 
+epochs = 800
 train_cfg = dict(max_epochs=epochs)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-4, by_epoch=True, begin=0, end=warmup, convert_to_iter_based=True),
-    dict(
-        type='CosineAnnealingLR',
-        T_max=epochs - warmup,
-        eta_min=1e-5,
-        by_epoch=True,
-        begin=warmup,
-        end=epochs,
-        convert_to_iter_based=True,
-    ),
-]
+param_scheduler = [_base_.warmup_lr, dict(_base_.cosine_lr, T_max=epochs - _base_.warmup, end=epochs)]

@@ -1,4 +1,4 @@
-# 160k iterations of AdamW with layer decay, warm-up and a linear fall: iTPN's published recipe on ADE20K.
+# 160k iterations of AdamW with layer decay, warm-up and a linear decay: iTPN's published recipe on ADE20K.
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')

@@ -3,7 +3,4 @@ _base_ = './schedule_itpn_1x.py'
 
 train_cfg = dict(max_epochs=36)
 optim_wrapper = dict(optimizer=dict(lr=1.5e-4))
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
-    dict(type='MultiStepLR', begin=0, end=36, by_epoch=True, milestones=[27, 33], gamma=0.1),
-]
+param_scheduler = [_base_.warmup_lr, dict(_base_.step_lr, end=36, milestones=[27, 33])]

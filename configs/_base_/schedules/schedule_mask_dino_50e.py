@@ -21,10 +21,9 @@ optim_wrapper = dict(
         norm_decay_mult=0.0,
     ),
 )
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=10),
-    dict(type='MultiStepLR', by_epoch=False, begin=0, end=max_iters, milestones=[327778, 355092], gamma=0.1),
-]
+warmup_lr = dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=10)
+step_lr = dict(type='MultiStepLR', by_epoch=False, begin=0, end=max_iters, milestones=[327778, 355092], gamma=0.1)
+param_scheduler = [warmup_lr, step_lr]
 
 # The learning rate is for 8 GPUs with 2 images each; tools/train.py --auto-scale-lr fits it to another batch size.
 auto_scale_lr = dict(enable=False, base_batch_size=16)

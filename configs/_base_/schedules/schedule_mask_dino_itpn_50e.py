@@ -2,7 +2,7 @@
 # the whole backbone: a reconstruction.
 _base_ = './schedule_mask_dino_50e.py'
 
-no_decay = dict(decay_mult=0.0)
+no_decay = _base_.no_decay
 optim_wrapper = dict(
     constructor='mmitpn.LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(

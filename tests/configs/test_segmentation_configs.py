@@ -1,3 +1,5 @@
+"""UperNet and MaskDINO on ADE20K: sizes, channels, sliding windows, one iteration on photographs."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -5,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope, init_default_scope
-from mmengine.runner import Runner
+from mmengine.registry import MODELS, init_default_scope
 
 pytest.importorskip('mmseg')
 
 ROOT = Path(__file__).parents[2]
 UPERNET = sorted((ROOT / 'configs/upernet').glob('*.py'))
+MASK_DINO_ADE20K = sorted((ROOT / 'configs/mask_dino').glob('*ade20k*.py'))
 SHAPES = ROOT / 'configs/quickstart/upernet_fast-itpn-nano_shapes.py'
 
 
@@ -24,7 +26,7 @@ def build(cfg: Config) -> torch.nn.Module:
     return MODELS.build(cfg.model)
 
 
-def test_every_size_has_its_configs():
+def test_upernet_has_every_size():
     sizes = [f'fast-itpn-{size}' for size in 'tsbl'] + [
         f'itpn-{size}-{kind}' for size in 'bl' for kind in ('pixel', 'clip')
     ]
@@ -32,7 +34,7 @@ def test_every_size_has_its_configs():
 
 
 @pytest.mark.parametrize('path', [*UPERNET, SHAPES], ids=name)
-def test_channels_fit(path):
+def test_upernet_channels_fit(path):
     cfg = Config.fromfile(path)
     with torch.device('meta'):
         model = build(cfg)
@@ -54,7 +56,7 @@ def metas(height: int, width: int) -> list[dict]:
     return [{'ori_shape': (height, width), 'img_shape': (height, width), 'pad_shape': (height, width)}]
 
 
-def test_slide_equals_whole_on_a_picture_of_the_crop_size():
+def test_slide_equals_whole_on_an_image_of_the_crop_size():
     model = nano(mode='slide', crop_size=(96, 96), stride=(64, 64))
     x = torch.randn(1, 3, 96, 96)
     with torch.no_grad():
@@ -77,7 +79,7 @@ def test_slide_averages_the_crops(size):
         torch.testing.assert_close(model.slide_inference(x, metas(*size)), total / count, atol=1e-4, rtol=1e-4)
 
 
-def test_a_picture_smaller_than_the_crop_is_one_window():
+def test_an_image_smaller_than_the_crop_is_one_window():
     model = nano(mode='slide', crop_size=(96, 96), stride=(64, 64))
     x = torch.randn(1, 3, 50, 70)
     with torch.no_grad():
@@ -86,9 +88,8 @@ def test_a_picture_smaller_than_the_crop_is_one_window():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('path', [p for p in UPERNET if '-l' not in p.stem], ids=name)
-def test_trains_and_tests_one_iteration_on_photographs(path, photos, tmp_path):
+def test_upernet_trains_and_tests_one_iteration(path, photos, tmp_path, run_once):
     cfg = Config.fromfile(path)
-    cfg.work_dir, cfg.experiment_name = str(tmp_path), path.stem
     cfg.model.data_preprocessor.size = (128, 128)
     cfg.model.test_cfg = {'mode': 'slide', 'crop_size': (128, 128), 'stride': (85, 85)}
     for pipeline in (cfg.train_dataloader.dataset.pipeline, cfg.val_dataloader.dataset.pipeline):
@@ -98,18 +99,31 @@ def test_trains_and_tests_one_iteration_on_photographs(path, photos, tmp_path):
             elif step.type == 'RandomCrop':
                 step.crop_size = (128, 128)
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        loader.batch_size, loader.num_workers, loader.persistent_workers = 2, 0, False
+        loader.batch_size = 2
         loader.dataset.update(data_root=str(photos.parent / 'ade/ADEChallengeData2016'), indices=2)
     cfg.val_dataloader.batch_size = 1
-    cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
-    cfg.train_cfg.update(max_iters=1, val_interval=1)
-    cfg.default_hooks.logger.interval = 1
-    cfg.default_hooks.checkpoint.update(interval=-1, save_last=False)
-    runner = Runner.from_cfg(cfg)
-    try:
-        runner.train()
-    finally:
-        DefaultScope._instance_dict.clear()
+    runner = run_once(cfg, tmp_path)
     history = runner.message_hub.log_scalars
     assert history['train/loss'].current() > 0
+    assert 'val/mIoU' in history
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', MASK_DINO_ADE20K, ids=name)
+def test_mask_dino_trains_and_tests_one_iteration(path, photos, tmp_path, run_once):
+    pytest.importorskip('mmdet')
+    cfg = Config.fromfile(path)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.batch_size = 1
+        for step in loader.dataset.pipeline:
+            if step.type in ('RandomResize', 'Resize'):
+                step.scale = (512, 128)
+            if step.type == 'RandomCrop':
+                step.crop_size = (128, 128)
+        loader.dataset.update(data_root=str(photos.parent / 'ade/ADEChallengeData2016'), indices=1)
+    cfg.model.data_preprocessor.size = (128, 128)
+    cfg.model.backbone.init_cfg = None
+    cfg.param_scheduler = []
+    history = run_once(cfg, tmp_path).message_hub.log_scalars
+    assert history['train/decode.loss_cls'].current() > 0
     assert 'val/mIoU' in history
