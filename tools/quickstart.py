@@ -182,7 +182,7 @@ def write_metrics(path: Path, metrics: dict[str, Any], **facts: Any) -> None:
     path.write_text(text + '\n', encoding='utf-8')
 
 
-def draw_sheet(cfg: Config, task: str, work_dir: Path, *, title: str) -> Path:
+def draw_image_grid(cfg: Config, task: str, work_dir: Path, *, title: str) -> Path:
     """Draw the predictions that the evaluation left in the work dir next to the ground truth."""
     dataset, out_file = cfg.test_dataloader.dataset, work_dir / 'predictions.png'
     root, prefix = Path(dataset.data_root), dataset.data_prefix
@@ -235,14 +235,14 @@ def quickstart(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     curve = draw_curve(
         read_history(logs if cfg.get('resume') else logs[-1:]), work_dir / 'training_curve.png', title=stem
     )
-    sheet = draw_sheet(cfg, args.task, work_dir, title=f'{stem}, held-out images')
+    image_grid = draw_image_grid(cfg, args.task, work_dir, title=f'{stem}, held-out images')
     task = TASKS[args.task]
     score = next(value for key, value in metrics.items() if key.rsplit('/', 1)[-1] == task.metric) / task.unit
     console = Console(highlight=False, soft_wrap=True)
     console.print(
         f'\n[bold]{task.words} on the held-out images: {score:.3f}[/bold]  (training: {seconds / 60:.1f} minutes)'
     )
-    for path in (checkpoint, work_dir / 'metrics.json', curve, sheet):
+    for path in (checkpoint, work_dir / 'metrics.json', curve, image_grid):
         console.print(f'  {path}', markup=False)
     shown = Path(args.config).resolve()
     shown = shown.relative_to(ROOT) if shown.is_relative_to(ROOT) else shown
