@@ -118,7 +118,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--task', choices=tuple(TASKS), default='det', help='default: det')
     parser.add_argument('--config', help="default: the task's in configs/quickstart")
-    parser.add_argument('--seed', type=int, default=0, help='of the training; the images are always the same')
+    parser.add_argument('--seed', type=int, default=0, help='of the training run; the images are always the same')
     parser.add_argument('--work-dir', help='default: work_dirs/quickstart, or work_dirs/quickstart_TASK')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings')
     parser.add_argument('--resume', action='store_true', help='resume from the last checkpoint in the work dir')
@@ -133,7 +133,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def prepare_data(cfg: Config, args: argparse.Namespace) -> None:
-    """Make the generated set unless it is there and whole."""
+    """Make the generated set unless it is there and complete."""
     root = Path(cfg.train_dataloader.dataset.data_root)
     root = root.parents[1] if root.parent.name == 'ade' else root.parent  # shapes/ade/ADEChallengeData2016, shapes/coco
     print(f'[quickstart] 1/4 the generated images: {args.num_train} to train on, {args.num_val} held out, in {root}')
@@ -160,7 +160,7 @@ def save_checkpoint(work_dir: Path, name: str) -> Path:
     last = find_latest_checkpoint(work_dir)
     if last is None:
         raise FileNotFoundError(
-            f'the training left no checkpoint in {work_dir}; is default_hooks.checkpoint switched off?'
+            f'the training run left no checkpoint in {work_dir}; is default_hooks.checkpoint switched off?'
         )
     target, unfinished = work_dir / name, work_dir / f'{name}.unfinished'
     shutil.copyfile(last, unfinished)

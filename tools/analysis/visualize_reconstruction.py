@@ -96,7 +96,7 @@ def build(args: argparse.Namespace) -> ITPNPretrain:
 def look(model: ITPNPretrain, images: list[np.ndarray], ratio: float, seed: int) -> list[Reconstruction]:
     """What the network makes of the images."""
     raw = torch.stack([torch.from_numpy(image.copy()).permute(2, 0, 1) for image in images])
-    bgr = raw.flip(1)  # the hosts' pipelines load BGR
+    bgr = raw.flip(1)  # the frameworks' pipelines load BGR
     inputs = model.data_preprocessor({'inputs': bgr, 'data_samples': None}, False)['inputs']
     torch.manual_seed(seed)
     grid = (inputs.shape[-2] // PATCH, inputs.shape[-1] // PATCH)
