@@ -73,11 +73,9 @@ def check_python(found: Diagnosis) -> None:
     found.row('python', platform.python_version(), sys.executable)
     newest = NEWEST_PYTHON[found.stack]
     if not (3, 10) <= sys.version_info[:2] <= newest:
-        found.problem(
-            f'Python {platform.python_version()} is outside 3.10 to {newest[0]}.{newest[1]}, on which the {found.stack}'
-            ' stack runs; make an environment with one of these',
-            installation.new_environment(found.stack, 'python3.11'),
-        )
+        text = f'Python {platform.python_version()} is outside 3.10 to {newest[0]}.{newest[1]}, on which the'
+        text += f' {found.stack} stack runs; make an environment with one of these'
+        found.problem(text, installation.new_environment(found.stack, 'python3.11'))
 
 
 def check_libraries(found: Diagnosis) -> None:
@@ -88,10 +86,9 @@ def check_libraries(found: Diagnosis) -> None:
         found.imported(module, version, '', error)
     others = [name for name in OTHER_OPENCV if installed(name)]
     if installed(LIBRARIES['cv2']) and others:
-        found.problem(
-            f'{" and ".join(others)} and {LIBRARIES["cv2"]} are all installed and overwrite each other in {"cv2"!r}',
-            f'{installation.pip("uninstall", "-y", *others)} && {installation.install(found.stack, "cv2", force=True)}',
-        )
+        text = f"{' and '.join(others)} and {LIBRARIES['cv2']} are all installed and overwrite each other in 'cv2'"
+        again = installation.install(found.stack, 'cv2', force=True)
+        found.problem(text, f'{installation.pip("uninstall", "-y", *others)} && {again}')
 
 
 def check_stack(found: Diagnosis) -> None:
@@ -100,10 +97,8 @@ def check_stack(found: Diagnosis) -> None:
     stacks = {HOSTS[module][name] for module, names in there.items() for name in names}
     doubled = {module: names for module, names in there.items() if len(names) > 1}
     for module, names in doubled.items():
-        found.problem(
-            f'{" and ".join(names)} are both installed and overwrite each other in {module!r}',
-            f'{installation.pip("uninstall", "-y", *names)} && {installation.install(found.stack, module)}',
-        )
+        fix = f'{installation.pip("uninstall", "-y", *names)} && {installation.install(found.stack, module)}'
+        found.problem(f'{" and ".join(names)} are both installed and overwrite each other in {module!r}', fix)
     if len(stacks) == 2 and not doubled:
         text = 'the frameworks are mixed from both stacks, which do not fit together; make an environment with one'
         found.problem(text, installation.new_environment(found.stack))
