@@ -116,7 +116,6 @@ if __name__ == '__main__':
             'matplotlib',
             'numpy',
             'pillow',
-            'prettytable',
             'psutil',
             'pycocotools',
             'rich',

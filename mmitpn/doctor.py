@@ -15,7 +15,7 @@ import platform
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,9 +59,13 @@ class Diagnosis:
         if Problem(message, fix) not in self.problems:
             self.problems.append(Problem(message, fix))
 
-    def failed_import(self, subject: str, module: str, error: Exception) -> None:
-        """Add the problem of a module that does not import."""
-        self.problem(f'{subject} not import ({one_line(error)})', installation.fix_import(self.stack, module, error))
+    def imported(self, module: str, version: str | None, note: str, error: Exception | None) -> None:
+        """Add the row of a module, and a problem with the error if it does not import."""
+        self.row(module, version, note if error is None else ', '.join(filter(None, (note, 'does not import'))))
+        if error is not None:
+            subject = "mmcv's operators do" if module == 'mmcv.ops' else f'{module} does'
+            fix = installation.fix_import(self.stack, module.partition('.')[0], error)
+            self.problem(f'{subject} not import ({one_line(error)})', fix)
 
 
 def check_python(found: Diagnosis) -> None:
@@ -69,11 +73,9 @@ def check_python(found: Diagnosis) -> None:
     found.row('python', platform.python_version(), sys.executable)
     newest = NEWEST_PYTHON[found.stack]
     if not (3, 10) <= sys.version_info[:2] <= newest:
-        found.problem(
-            f'Python {platform.python_version()} is outside 3.10 to {newest[0]}.{newest[1]}, on which the {found.stack}'
-            ' stack runs; make an environment with one of these',
-            installation.new_environment(found.stack, 'python3.11'),
-        )
+        text = f'Python {platform.python_version()} is outside 3.10 to {newest[0]}.{newest[1]}, on which the'
+        text += f' {found.stack} stack runs; make an environment with one of these'
+        found.problem(text, installation.new_environment(found.stack, 'python3.11'))
 
 
 def check_libraries(found: Diagnosis) -> None:
@@ -81,49 +83,35 @@ def check_libraries(found: Diagnosis) -> None:
     for module, distribution in LIBRARIES.items():
         error = try_import(module)
         version = installed(distribution) or getattr(sys.modules.get(module), '__version__', None)
-        found.row(module, version, '' if error is None else 'does not import')
-        if error is not None:
-            found.failed_import(f'{module} does', module, error)
+        found.imported(module, version, '', error)
     others = [name for name in OTHER_OPENCV if installed(name)]
     if installed(LIBRARIES['cv2']) and others:
-        found.problem(
-            f'{" and ".join(others)} and {LIBRARIES["cv2"]} are all installed and overwrite each other in {"cv2"!r}',
-            f'{installation.pip("uninstall", "-y", *others)} && {installation.install(found.stack, "cv2", force=True)}',
-        )
+        text = f"{' and '.join(others)} and {LIBRARIES['cv2']} are all installed and overwrite each other in 'cv2'"
+        again = installation.install(found.stack, 'cv2', force=True)
+        found.problem(text, f'{installation.pip("uninstall", "-y", *others)} && {again}')
 
 
 def check_stack(found: Diagnosis) -> None:
     """Check which distributions the frameworks come from."""
-    stacks: set[str] = set()
-    doubled = False
-    for module, names in HOSTS.items():
-        there = [name for name in names if installed(name) is not None]
-        if len(there) > 1:
-            doubled = True
-            found.problem(
-                f'{" and ".join(there)} are both installed and overwrite each other in {module!r}',
-                f'{installation.pip("uninstall", "-y", *there)} && {installation.install(found.stack, module)}',
-            )
-        stacks |= {names[name] for name in there}
+    there = {module: [name for name in names if installed(name)] for module, names in HOSTS.items()}
+    stacks = {HOSTS[module][name] for module, names in there.items() for name in names}
+    doubled = {module: names for module, names in there.items() if len(names) > 1}
+    for module, names in doubled.items():
+        fix = f'{installation.pip("uninstall", "-y", *names)} && {installation.install(found.stack, module)}'
+        found.problem(f'{" and ".join(names)} are both installed and overwrite each other in {module!r}', fix)
     if len(stacks) == 2 and not doubled:
-        found.problem(
-            'the hosts are mixed from both stacks, which do not fit together; make an environment with one of them',
-            installation.new_environment(found.stack),
-        )
+        text = 'the frameworks are mixed from both stacks, which do not fit together; make an environment with one'
+        found.problem(text, installation.new_environment(found.stack))
     found.row('stack', stacks.pop() if len(stacks) == 1 else None, 'by the names of the installed distributions')
 
 
-def check_hosts(found: Diagnosis) -> None:
+def check_frameworks(found: Diagnosis) -> None:
     """Import the frameworks and their parts, which they import when a config names something of them."""
     for module, names in HOSTS.items():
-        name = next((name for name in names if installed(name) is not None), None)
-        error = try_import(module)
-        for part in PARTS if module in ('mmdet', 'mmseg', 'mmpretrain') else ():
-            error = error or try_import(f'{module}.{part}')
-        note = name or 'not installed'
-        found.row(module, name and installed(name), note if error is None else f'{note}, does not import')
-        if error is not None:
-            found.failed_import(f'{module} does', module, error)
+        name = next(filter(installed, names), None)
+        parts = [f'{module}.{part}' for part in PARTS] if module in ('mmdet', 'mmseg', 'mmpretrain') else []
+        error = next(filter(None, map(try_import, (module, *parts))), None)
+        found.imported(module, name and installed(name), name or 'not installed', error)
 
 
 def check_operators(found: Diagnosis) -> None:
@@ -133,8 +121,7 @@ def check_operators(found: Diagnosis) -> None:
         return
     error = try_import('mmcv.ops')
     if error is not None:
-        found.row('mmcv.ops', None, 'does not import')
-        found.failed_import("mmcv's operators do", 'mmcv', error)
+        found.imported('mmcv.ops', None, '', error)
         return
     compiled = importlib.import_module('mmcv.ops').get_compiling_cuda_version()
     if 'mmitpn' in compiled:
@@ -143,15 +130,11 @@ def check_operators(found: Diagnosis) -> None:
     cuda, built = compiled if re.match(r'\d', compiled) else None, torch.version.cuda
     found.row('mmcv.ops', 'CPU and CUDA' if cuda else 'CPU', f'CUDA {cuda}' if cuda else 'no CUDA operators')
     if cuda and version_tuple(cuda)[0] != (version_tuple(built) or (0,))[0]:
-        found.problem(
-            f"mmcv's operators are built for CUDA {cuda}, and torch for {f'CUDA {built}' if built else 'none'}",
-            installation.install_mmcv(found.stack),
-        )
+        text = f"mmcv's operators are built for CUDA {cuda}, and torch for {f'CUDA {built}' if built else 'none'}"
+        found.problem(text, installation.install_mmcv(found.stack))
     if torch.cuda.is_available() and not cuda:
-        text = (
-            "a GPU is here but mmcv's operators are compiled for the CPU only: what mmdet and mmseg call of them fails "
-            'on GPU tensors; those of mmitpn run there'
-        )
+        text = "a GPU is here but mmcv's operators are compiled for the CPU only: those that mmdet and mmseg call fail"
+        text += ' on GPU tensors; those of mmitpn run there'
         found.remarks.append(Problem(text, installation.use_own_operators(replace_compiled=True)))
 
 
@@ -166,34 +149,28 @@ def check_gpu(found: Diagnosis) -> None:
     built = torch.version.cuda
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else f'{gpus}, not used' if gpus else 'none'
     found.row('GPU', name, f'torch is built {f"for CUDA {built}" if built else "without CUDA"}; {driver}')
-    if gpus and release is not None and built is None:
+    if gpus and built is None:
         torch_again = [installation.install(found.stack, 'torch', force=force) for force in (True, False)]
         text = f'a GPU is here, but torch {torch.__version__} is built without CUDA and trains on the CPU'
         found.remarks.append(Problem(text, ' && '.join([*torch_again, installation.install_mmcv(found.stack)])))
-    elif gpus and release is not None and (old := installation.explain_old_driver(release, found.stack)):
+    elif gpus and (old := installation.explain_old_driver(release, found.stack)):
         found.problem(*old)
 
 
 def check_known_combinations(found: Diagnosis) -> None:
     """Check for combinations of versions that are known not to work."""
     numpy, mmcv = version_tuple(installed('numpy')), installed('mmcv') or installed('mmcv-lite')
-    for host in ('mmdet', 'mmsegmentation'):
-        if version_tuple(mmcv) >= (2, 2) and installed(host):
-            found.problem(
-                f'{host} {installed(host)} needs mmcv below 2.2.0, and {mmcv} is installed',
-                installation.install_mmcv('openmmlab'),
-            )
+    for name in ('mmdet', 'mmsegmentation'):
+        if version_tuple(mmcv) >= (2, 2) and installed(name):
+            text = f'{name} {installed(name)} needs mmcv below 2.2.0, and {mmcv} is installed'
+            found.problem(text, installation.install_mmcv('openmmlab'))
     official = any(installed(name) for names in HOSTS.values() for name, stack in names.items() if stack == 'openmmlab')
-    if numpy >= (2,) and official:
-        found.problem(
-            f'the official OpenMMLab packages need numpy below 2, and {installed("numpy")} is installed',
-            installation.install('openmmlab', 'numpy'),
-        )
-    if () < numpy < (2,) and installed('onedl-mmsegmentation'):
-        found.problem(
-            f'onedl-mmsegmentation needs numpy 2, and {installed("numpy")} is installed',
-            installation.install('onedl', 'numpy'),
-        )
+    for wrong, stack, wants in (
+        (numpy >= (2,) and official, 'openmmlab', 'the official OpenMMLab packages need numpy below 2'),
+        (() < numpy < (2,) and installed('onedl-mmsegmentation'), 'onedl', 'onedl-mmsegmentation needs numpy 2'),
+    ):
+        if wrong:
+            found.problem(f'{wants}, and {installed("numpy")} is installed', installation.install(stack, 'numpy'))
 
 
 def check_project(found: Diagnosis) -> None:
@@ -210,25 +187,18 @@ def check_project(found: Diagnosis) -> None:
             except Exception as error:  # noqa: BLE001  as in try_import
                 reasons.setdefault(one_line(error), []).append(key)
     for why, keys in reasons.items():
-        found.problem(
-            f'mmengine does not find type={", ".join(map(repr, keys))} ({why})', installation.repair(found.stack)
-        )
+        text = f'mmengine does not find type={", ".join(map(repr, keys))} ({why})'
+        found.problem(text, installation.repair(found.stack))
 
 
-CHECKS: tuple[Callable[[Diagnosis], None], ...] = (
-    *(check_python, check_libraries, check_stack, check_hosts),
+CHECKS = (
+    *(check_python, check_libraries, check_stack, check_frameworks),
     *(check_operators, check_gpu, check_known_combinations, check_project),
 )
 
 
 def check_data(found: Diagnosis, config: str, options: Sequence[str]) -> None:
-    """Look for the data that a config trains, validates and tests on, then run the checks that the tools run.
-
-    Args:
-        found: Gets a row for each path, and a problem for each that is missing or does not fit.
-        config: Config file, or HOST::NAME.
-        options: Overrides, as ``a.b.c=1``.
-    """
+    """Look for the data of a config (a file, or HOST::NAME) with overrides (``a.b.c=1``), then check it."""
     if try_import('mmengine') is not None or try_import('mmitpn.config_check.data_paths') is not None:
         found.row('data', None, f'not checked: {config} cannot be read before the problems below are fixed')
         return
@@ -238,12 +208,8 @@ def check_data(found: Diagnosis, config: str, options: Sequence[str]) -> None:
 
     register_host_configs()
     words = [*(sys.executable, str(ROOT / 'tools/data/check_coco.py'), config), *(['--cfg-options'] if options else [])]
-    rows, problems = report_data(
-        load_config(config, parse_options(options)),
-        config,
-        check_again=shlex.join([*words, *options]),
-        make_shapes=ROOT / 'tools/data/make_shapes.py',
-    )
+    settings = {'check_again': shlex.join([*words, *options]), 'make_shapes': ROOT / 'tools/data/make_shapes.py'}
+    rows, problems = report_data(load_config(config, parse_options(options)), config, **settings)
     for row in rows:
         found.row(*row)
     for problem in problems:
@@ -257,8 +223,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--config', metavar='CONFIG', help='also look for the data of this config, or of HOST::NAME')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override settings of CONFIG')
     args = parser.parse_args(argv)
-    wrong = [option for option in args.cfg_options if '=' not in option]
-    if wrong:
+    if wrong := [option for option in args.cfg_options if '=' not in option]:
         parser.error(f'--cfg-options {wrong[0]!r} must be KEY=VALUE')
     if args.cfg_options and not args.config:
         parser.error('--cfg-options belongs to --config CONFIG')
@@ -268,14 +233,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check the installation and, if one is named, the data of a config; print what was found.
-
-    Args:
-        argv: Arguments of the command line.
-
-    Returns:
-        0 if everything works, 1 if not, 2 for a config that cannot be read.
-    """
+    """Check and print; returns 0 if everything works, 1 if not, 2 for a config that cannot be read."""
     args = parse_args(argv)
     found = Diagnosis(stack=installation.find_stack())
     for check in CHECKS:

@@ -317,10 +317,10 @@ def test_backbone_pyramid_and_weights_need_torch_and_torchvision_only(tmp_path: 
 def test_a_forgotten_requirement_is_found(tmp_path: Path) -> None:
     """The interpreter of these tests has what is declared and nothing else."""
     lists = declared()
-    without = [requirement for requirement in lists[''] if requirement.name != 'prettytable']
+    without = [requirement for requirement in lists[''] if requirement.name != 'psutil']
     extra = 'det' if find('onedl-mmdetection') else 'openmmlab-det'
     if find('onedl-mmdetection') is None and find('mmdet') is None:
         pytest.skip('no mmdet is installed')
     done = promise(extra, tmp_path, without + lists[extra])
     assert done.returncode == 1
-    assert "No module named 'prettytable'" in done.stderr
+    assert "No module named 'psutil'" in done.stderr

@@ -118,7 +118,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--task', choices=tuple(TASKS), default='det', help='default: det')
     parser.add_argument('--config', help="default: the task's in configs/quickstart")
-    parser.add_argument('--seed', type=int, default=0, help='of the training; the images are always the same')
+    parser.add_argument('--seed', type=int, default=0, help='of the training run; the images are always the same')
     parser.add_argument('--work-dir', help='default: work_dirs/quickstart, or work_dirs/quickstart_TASK')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings')
     parser.add_argument('--resume', action='store_true', help='resume from the last checkpoint in the work dir')
@@ -133,7 +133,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def prepare_data(cfg: Config, args: argparse.Namespace) -> None:
-    """Make the generated set unless it is there and whole."""
+    """Make the generated set unless it is there and complete."""
     root = Path(cfg.train_dataloader.dataset.data_root)
     root = root.parents[1] if root.parent.name == 'ade' else root.parent  # shapes/ade/ADEChallengeData2016, shapes/coco
     print(f'[quickstart] 1/4 the generated images: {args.num_train} to train on, {args.num_val} held out, in {root}')
@@ -160,7 +160,7 @@ def save_checkpoint(work_dir: Path, name: str) -> Path:
     last = find_latest_checkpoint(work_dir)
     if last is None:
         raise FileNotFoundError(
-            f'the training left no checkpoint in {work_dir}; is default_hooks.checkpoint switched off?'
+            f'the training run left no checkpoint in {work_dir}; is default_hooks.checkpoint switched off?'
         )
     target, unfinished = work_dir / name, work_dir / f'{name}.unfinished'
     shutil.copyfile(last, unfinished)
@@ -182,7 +182,7 @@ def write_metrics(path: Path, metrics: dict[str, Any], **facts: Any) -> None:
     path.write_text(text + '\n', encoding='utf-8')
 
 
-def draw_sheet(cfg: Config, task: str, work_dir: Path, *, title: str) -> Path:
+def draw_image_grid(cfg: Config, task: str, work_dir: Path, *, title: str) -> Path:
     """Draw the predictions that the evaluation left in the work dir next to the ground truth."""
     dataset, out_file = cfg.test_dataloader.dataset, work_dir / 'predictions.png'
     root, prefix = Path(dataset.data_root), dataset.data_prefix
@@ -235,14 +235,14 @@ def quickstart(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     curve = draw_curve(
         read_history(logs if cfg.get('resume') else logs[-1:]), work_dir / 'training_curve.png', title=stem
     )
-    sheet = draw_sheet(cfg, args.task, work_dir, title=f'{stem}, held-out images')
+    image_grid = draw_image_grid(cfg, args.task, work_dir, title=f'{stem}, held-out images')
     task = TASKS[args.task]
     score = next(value for key, value in metrics.items() if key.rsplit('/', 1)[-1] == task.metric) / task.unit
     console = Console(highlight=False, soft_wrap=True)
     console.print(
         f'\n[bold]{task.words} on the held-out images: {score:.3f}[/bold]  (training: {seconds / 60:.1f} minutes)'
     )
-    for path in (checkpoint, work_dir / 'metrics.json', curve, sheet):
+    for path in (checkpoint, work_dir / 'metrics.json', curve, image_grid):
         console.print(f'  {path}', markup=False)
     shown = Path(args.config).resolve()
     shown = shown.relative_to(ROOT) if shown.is_relative_to(ROOT) else shown

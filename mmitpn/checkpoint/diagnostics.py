@@ -19,6 +19,7 @@ from mmitpn.checkpoint.formats import (
     infer_relative_position,
 )
 from mmitpn.optional_mmengine import print_log
+from mmitpn.tables import format_table
 
 COUNTED = ('matched', 'resized', 'ignored', 'missing', 'unexpected')
 _PART_ORDER = ('stem', 'stages', 'main', 'pyramid')
@@ -157,13 +158,11 @@ class LoadReport:
     def table(self) -> str:
         """The counts by part as a plain-text table."""
         names = [*(n for n in _PART_ORDER if n in self.parts), *(n for n in self.parts if n not in _PART_ORDER)]
-        rows = [(name, self.parts[name].counts()) for name in names]
-        lines = [('part', *COUNTED), *((name, *counts) for name, counts in rows if any(counts))]
-        if len(rows) > 1:
-            lines.append(('all', *(self.count(kind) for kind in COUNTED)))
-        width = max(len(name) for name, *_ in lines)
-        cells = ((f'{name:<{width}}', *(f'{count:>10}' for count in counts)) for name, *counts in lines)
-        return '\n'.join(f'| {" | ".join(row)} |' for row in cells)
+        counts = [(name, self.parts[name].counts()) for name in names]
+        rows = [(name, *numbers) for name, numbers in counts if any(numbers)]
+        if len(names) > 1:
+            rows.append(('all', *(self.count(kind) for kind in COUNTED)))
+        return format_table(('part', *COUNTED), rows)
 
     def summary(self) -> str:
         """Source, layout, table and notes as one text."""

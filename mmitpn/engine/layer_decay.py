@@ -14,6 +14,7 @@ from mmengine.utils.dl_utils.parrots_wrapper import _BatchNorm, _InstanceNorm
 from torch import nn
 
 from mmitpn.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from mmitpn.tables import format_table
 
 NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 # Parameters of more than one dimension that hold positions or tokens, by the last part of their name.
@@ -216,17 +217,20 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def _table(self, groups: list[_Group]) -> str:
         """Return the groups as a table: one line each."""
-        lines = [f'Layer decay {self.paramwise_cfg["decay_rate"]:g}: {len(groups)} parameter groups']
-        lines.append(f'{"part":<9}{"layer":>5}{"scale":>10}{"lr":>11}{"wd":>9}{"tensors":>9}{"parameters":>12}')
-        for group in groups:
-            layer = group.layer_id if group.part == 'backbone' else '-'
-            decay = '-' if group.decay is None else f'{group.decay:.3g}'
-            count = sum(param.numel() for param in group.params)
-            lines.append(
-                f'{group.part:<9}{layer:>5}{group.scale:>10.4g}{self.base_lr * group.scale:>11.3g}'
-                f'{decay:>9}{len(group.params):>9}{count:>12,}'
+        rows = [
+            (
+                group.part,
+                group.layer_id if group.part == 'backbone' else '-',
+                f'{group.scale:.4g}',
+                f'{self.base_lr * group.scale:.3g}',
+                '-' if group.decay is None else f'{group.decay:.3g}',
+                len(group.params),
+                f'{sum(param.numel() for param in group.params):,}',
             )
-        return '\n'.join(lines)
+            for group in groups
+        ]
+        table = format_table(('part', 'layer', 'scale', 'lr', 'wd', 'tensors', 'parameters'), rows)
+        return f'Layer decay {self.paramwise_cfg["decay_rate"]:g}: {len(groups)} parameter groups\n{table}'
 
 
 def _find_backbones(model: nn.Module) -> dict[str, nn.Module]:

@@ -15,9 +15,9 @@ from mmengine.evaluator import BaseMetric
 from mmengine.fileio import get
 from mmengine.logging import print_log
 from PIL import Image
-from prettytable import PrettyTable
 
 from mmitpn.registry import METRICS
+from mmitpn.tables import format_table
 from mmitpn.utils import id2rgb, rgb2id
 
 
@@ -169,9 +169,8 @@ class PanopticMetric(BaseMetric):
         names, things = self.dataset_meta['classes'], set(self.dataset_meta['thing_classes'])
         quality = {names[label]: tally.quality for label, tally in sorted(total.items()) if tally.quality is not None}
         if self.classwise:
-            table = PrettyTable(['class', 'PQ', 'SQ', 'RQ'])
-            table.add_rows([[name, *(f'{100 * value:.1f}' for value in values)] for name, values in quality.items()])
-            print_log('\n' + table.get_string(), 'current', logging.INFO)
+            rows = [(name, *(f'{100 * value:.1f}' for value in values)) for name, values in quality.items()]
+            print_log('\n' + format_table(('class', 'PQ', 'SQ', 'RQ'), rows), 'current', logging.INFO)
         metrics = {}
         for suffix, chosen in (
             ('', list(quality.values())),

@@ -1,9 +1,7 @@
-"""Figures of a training: its curve, and its predictions next to the ground truth."""
+"""Images beside their predictions, drawn as one PNG, and the curves of a training run."""
 
 from .curves import History, draw_curve, find_scalars, read_history
-from .panoptic_sheet import draw_segments
-from .semantic_sheet import draw_label_maps
-from .sheet import draw_predictions
+from .predictions import draw_label_maps, draw_predictions, draw_segments
 
 __all__ = [
     'History',

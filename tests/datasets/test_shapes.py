@@ -9,7 +9,7 @@ from mmitpn.datasets import SHAPES_CLASSES, generate_images, generate_shapes
 from mmitpn.datasets.shapes.annotations import segmentation_of, trace
 from mmitpn.datasets.shapes.drawing import MIN_VISIBLE_PIXELS, Outline, coverage, draw_image
 from mmitpn.datasets.shapes.generate import STAMP, STARTED, image_of, read_stamp
-from mmitpn.visualization.contact_sheet import decode
+from mmitpn.visualization.predictions import decode
 
 
 def contents(root) -> dict[str, bytes]:

@@ -163,7 +163,7 @@ def test_prints_the_groups_as_a_table():
         logger.removeHandler(lines)
     assert f'{len(groups)} parameter groups' in lines.text
     table = lines.text[lines.text.index('Layer decay') :].splitlines()
-    rows = [row.split() for row in table[2 : 2 + len(groups)]]
+    rows = [row.strip('| ').split() for row in table[3 : 3 + len(groups)]]  # below the heading and its line
     assert [int(row[-1].replace(',', '')) for row in rows] == [sum(p.numel() for p in g['params']) for g in groups]
     assert [row[0] for row in rows] == [g['part'] for g in groups]
 

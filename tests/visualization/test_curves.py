@@ -73,10 +73,10 @@ def test_draws(tmp_path: Path, metrics: list[dict]) -> None:
         assert len(image.convert('L').getcolors()) > 10
 
 
-def test_missing_and_empty_logs_are_told(tmp_path: Path) -> None:
+def test_missing_and_empty_logs_are_reported(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match='no folder'):
         find_scalars(tmp_path / 'nowhere')
-    with pytest.raises(FileNotFoundError, match='once a training has logged'):
+    with pytest.raises(FileNotFoundError, match='once an iteration has been logged'):
         find_scalars(tmp_path)
     with pytest.raises(FileNotFoundError, match='no log'):
         read_history(tmp_path / 'scalars.json')
@@ -86,7 +86,7 @@ def test_missing_and_empty_logs_are_told(tmp_path: Path) -> None:
         read_history(write(tmp_path / 'scalars.json', [{'coco/bbox_mAP': 0.1, 'step': 1}]))
 
 
-def test_a_damaged_log_is_told_with_its_line(tmp_path: Path) -> None:
+def test_a_damaged_log_is_reported_with_its_line(tmp_path: Path) -> None:
     log = tmp_path / 'scalars.json'
     log.write_text('not json\n' + json.dumps(train_line(1, 1.0)) + '\n')
     with pytest.raises(ValueError, match=r'line 1 of .*scalars\.json is not JSON'):

@@ -1,7 +1,7 @@
-"""Draw a contact sheet of a dataset: the images that the model gets, with their labels.
+"""Draw a grid of images of a dataset, as the model gets them, with their labels.
 
-python tools/analysis/browse_dataset.py CONFIG --out sheet.png                  after the augmentation of the config
-python tools/analysis/browse_dataset.py FILE.json --images DIR --out sheet.png  as the files are
+python tools/analysis/browse_dataset.py CONFIG --out grid.png                  after the augmentation of the config
+python tools/analysis/browse_dataset.py FILE.json --images DIR --out grid.png  as the files are
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from mmengine.runner import set_random_seed
 from mmitpn.engine.cli import DictAction
 from mmitpn.engine.config_utils import register_host_configs, resolve_config
 from mmitpn.utils import evenly_spaced, mask_to_box
-from mmitpn.visualization.contact_sheet import AnnotatedImage, class_rgb, coco_images, draw_grid
+from mmitpn.visualization.image_grid import AnnotatedImage, draw_image_grid, save_figure
+from mmitpn.visualization.predictions import read_coco_images
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('target', metavar='CONFIG|FILE.json', help='config file, HOST::NAME, or COCO annotation file')
-    parser.add_argument('--out', type=Path, required=True, metavar='FILE.png', help='the sheet')
+    parser.add_argument('--out', type=Path, required=True, metavar='FILE.png', help='the grid of images')
     parser.add_argument('--images', type=Path, metavar='DIR', help='folder of the images of FILE.json')
     parser.add_argument('--split', default='train', choices=['train', 'val', 'test'], help='data loader of CONFIG')
     parser.add_argument('--number', type=int, default=24, help='images (default: 24)')
     parser.add_argument('--columns', type=int, default=6, help='images per row (default: 6)')
-    parser.add_argument('--tile', type=int, default=224, help='side of an image in the sheet, in pixels (default: 224)')
+    parser.add_argument('--tile', type=int, default=224, help='side of an image in the grid, in pixels (default: 224)')
     parser.add_argument('--seed', type=int, default=0, help='seed of the augmentation (default: 0)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings')
     return parser.parse_args(argv)
@@ -61,11 +62,7 @@ def annotated(item: dict, names: tuple[str, ...]) -> AnnotatedImage:
     labels = instances.labels.tolist()
     masks = instances.masks.to_ndarray().astype(bool) if 'masks' in instances else ()
     return AnnotatedImage(
-        image=image,
-        boxes=boxes,
-        names=[names[label] for label in labels],
-        colors=[class_rgb(label) for label in labels],
-        masks=list(masks),
+        image, labels=labels, texts=[names[label] for label in labels], boxes=boxes, masks=list(masks)
     )
 
 
@@ -77,13 +74,7 @@ def semantic(image: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> A
     for mask in masks:
         x, y, width, height = mask_to_box(mask)
         boxes.append([x, y, x + width, y + height])
-    return AnnotatedImage(
-        image=image,
-        boxes=boxes,
-        names=[names[label] for label in seen],
-        colors=[class_rgb(label) for label in seen],
-        masks=masks,
-    )
+    return AnnotatedImage(image, labels=seen, texts=[names[label] for label in seen], boxes=boxes, masks=masks)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -96,9 +87,8 @@ def main(argv: list[str] | None = None) -> int:
         elif args.images is None:
             raise ValueError('FILE.json needs --images DIR, the folder of its images')
         else:
-            images = coco_images(args.target, args.images, number=args.number)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        draw_grid(images, columns=args.columns, tile=args.tile).save(args.out)
+            images, *_ = read_coco_images(args.target, args.images, number=args.number)
+        save_figure(draw_image_grid(images, columns=args.columns, tile=args.tile), args.out)
     except (ValueError, TypeError, KeyError, OSError) as error:
         sys.stderr.write(f'error: {error}\n')
         return 2

@@ -3,7 +3,7 @@ r"""Draw what pre-training makes of masked images: reconstructed pixels, or how 
     python tools/analysis/visualize_reconstruction.py IMAGE [IMAGE ...] --config CONFIG --checkpoint FILE
 
 CONFIG is one of configs/pretrain or of the quick start's pre-training; FILE a checkpoint of it. Images are resized to
-the size it was trained at. Pixels are normalised patch by patch where the form predicts them so: each patch is drawn
+the size it was trained at. Pixels are normalized patch by patch where the recipe predicts them so: each patch is drawn
 with its own mean and deviation, as is usual. Masked patches show the prediction, the others the image.
 """
 
@@ -12,9 +12,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner.checkpoint import load_state_dict
@@ -30,7 +32,25 @@ from mmitpn.models.pretrain.losses import distance
 from mmitpn.models.pretrain.masking import PATCH, random_masks
 from mmitpn.models.pretrain.pixels import PIXEL_CHANNELS, images_of, patches_of, statistics_of
 from mmitpn.registry import MODELS
-from mmitpn.visualization.reconstruction import Reconstruction, draw_reconstructions
+from mmitpn.visualization.image_grid import AnnotatedImage, draw_image_grid, save_figure
+
+GRAY = 110  # brightness of a masked patch
+
+
+class Reconstruction(NamedTuple):
+    """An image, its masked pixels, and what the network makes of it.
+
+    Attributes:
+        image: RGB, uint8 ``(H, W, 3)``.
+        mask: Which pixels are masked, bool ``(H, W)``.
+        pixels: The reconstructed image, as ``image``; None where no pixels are predicted.
+        distances: Name of a target -> how far the prediction is from it at every position, ``(h, w)``.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    pixels: np.ndarray | None
+    distances: dict[str, np.ndarray]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -38,7 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('image', nargs='+', type=Path, help='image files')
     parser.add_argument('--config', required=True, help='config file')
     parser.add_argument('--checkpoint', help='weights; without them the images show what random weights do')
-    parser.add_argument('--mask-ratio', type=float, help="share of masked patches (default: the config's)")
+    parser.add_argument('--mask-ratio', type=float, help="fraction of masked patches (default: the config's)")
     parser.add_argument('--seed', type=int, default=0, help='of the masks')
     parser.add_argument('--out', type=Path, default=Path('reconstruction.png'), metavar='FILE.png')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings')
@@ -76,7 +96,7 @@ def build(args: argparse.Namespace) -> ITPNPretrain:
 def look(model: ITPNPretrain, images: list[np.ndarray], ratio: float, seed: int) -> list[Reconstruction]:
     """What the network makes of the images."""
     raw = torch.stack([torch.from_numpy(image.copy()).permute(2, 0, 1) for image in images])
-    bgr = raw.flip(1)  # the hosts' pipelines load BGR
+    bgr = raw.flip(1)  # the frameworks' pipelines load BGR
     inputs = model.data_preprocessor({'inputs': bgr, 'data_samples': None}, False)['inputs']
     torch.manual_seed(seed)
     grid = (inputs.shape[-2] // PATCH, inputs.shape[-1] // PATCH)
@@ -107,9 +127,24 @@ def reconstructed(raw: Tensor, prediction: Tensor, masks: Tensor) -> np.ndarray:
     """Masked patches as predicted, with the image's own mean and deviation of each patch."""
     patches = patches_of(raw.float())
     mean, deviation = statistics_of(patches)
-    # The normalisation of colours is linear and nearly the same for all three: it is left out.
+    # The normalization of the three channels is linear and nearly the same: it is left out.
     filled = torch.where(masks[..., None], prediction * deviation + mean, patches)
     return images_of(filled).permute(0, 2, 3, 1).clamp(0, 255).byte().numpy()
+
+
+def draw_reconstructions(found: list[Reconstruction], out_file: Path, *, title: str) -> Path:
+    """Draw an image per row: input, what is not masked, reconstruction, distances (of the same scale in all rows)."""
+    largest = {name: max(float(one.distances[name].max()) for one in found) or 1.0 for name in found[0].distances}
+    panels = []
+    for one in found:
+        panels.append(AnnotatedImage(one.image, 'input'))
+        panels.append(AnnotatedImage(np.where(one.mask[..., None], np.uint8(GRAY), one.image), 'visible'))
+        if one.pixels is not None:
+            panels.append(AnnotatedImage(one.pixels, 'reconstruction'))
+        for name, values in one.distances.items():
+            colored = colormaps['viridis'](values / largest[name], bytes=True)[..., :3]
+            panels.append(AnnotatedImage(colored, f'{name}, 0 (dark) to {largest[name]:.3g}'))
+    return save_figure(draw_image_grid(panels, columns=len(panels) // len(found), tile=280, title=title), out_file)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from mmitpn.datasets.shapes import generate_images, generate_shapes
 from mmitpn.datasets.shapes.generate import read_stamp
-from mmitpn.visualization.contact_sheet import coco_images, draw_grid
+from mmitpn.visualization.image_grid import draw_image_grid, save_figure
+from mmitpn.visualization.predictions import read_coco_images
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -30,7 +31,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--unlabelled', type=int, metavar='N', help='make N images without labels instead, for pre-training'
     )
     parser.add_argument('--overwrite', action='store_true', help='replace an existing dataset')
-    parser.add_argument('--sheet', type=Path, metavar='FILE.png', help='draw a contact sheet of the held-out images')
+    parser.add_argument('--image-grid', '--sheet', type=Path, metavar='FILE.png', help='draw a grid of held-out images')
     return parser.parse_args(argv)
 
 
@@ -39,8 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     start = time.perf_counter()
     size = (args.size[0], args.size[1])
     try:
-        if args.sheet and (args.unlabelled is not None or args.sheet.suffix != '.png'):
-            raise ValueError(f'--sheet draws labeled images into a .png file, but got {args.sheet}')
+        if args.image_grid and (args.unlabelled is not None or args.image_grid.suffix != '.png'):
+            raise ValueError(f'--image-grid draws labeled images into a .png file, but got {args.image_grid}')
         if args.unlabelled is not None:
             generate_images(args.out, args.unlabelled, seed=args.seed, size=size, overwrite=args.overwrite)
         else:
@@ -52,12 +53,10 @@ def main(argv: list[str] | None = None) -> int:
     for split, counts in stamp['made'].items():
         print(f'{args.out}: {split}: ' + ', '.join(f'{number} {what}' for what, number in counts.items()))
     print(f'{time.perf_counter() - start:.1f} s')
-    if args.sheet:
+    if args.image_grid:
         coco = args.out / 'coco'
-        images = coco_images(coco / 'annotations/instances_val2017.json', coco / 'val2017', number=24)
-        args.sheet.parent.mkdir(parents=True, exist_ok=True)
-        draw_grid(images).save(args.sheet)
-        print(f'contact sheet: {args.sheet}')
+        images, *_ = read_coco_images(coco / 'annotations/instances_val2017.json', coco / 'val2017', number=24)
+        print(f'grid of images: {save_figure(draw_image_grid(images, columns=6, tile=224), args.image_grid)}')
     return 0
 
 
