@@ -13,7 +13,7 @@ from .coco import CocoSummary, check_coco_json, require_objects
 from .dataset_entries import SPLITS, DatasetEntry, find_datasets
 from .messages import format_list, numbered
 from .model import check_channels, check_mask_loading, check_num_classes
-from .semantic_config import check_label_maps, check_segmentation
+from .semantic import check_label_maps, check_segmentation
 
 
 def check_config(
