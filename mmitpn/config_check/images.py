@@ -22,7 +22,7 @@ from mmitpn.config_types import type_name
 from mmitpn.utils import evenly_spaced
 
 from .coco_annotations import corner_fits
-from .messages import format_list
+from .messages import failed, format_list
 
 ORIENTATION_TAG = 0x0112
 _KEEPS_SIDES = (1, 2, 3, 4)
@@ -296,7 +296,7 @@ def build_label_loader(
     Returns:
         The loader; None if no transform loads label maps, or the one that does is not registered.
     """
-    steps = list(_flatten(pipeline or ()))
+    steps = list(pipeline_steps(pipeline or ()))
     if not steps and default:
         steps = [{'type': 'mmseg.LoadAnnotations'}]
     with DefaultScope.overwrite_default_scope(scope):
@@ -307,13 +307,13 @@ def build_label_loader(
     return LabelLoader(transforms, build_image_loader(steps, scope=scope))
 
 
-def _flatten(pipeline: Any) -> Iterator[Any]:
+def pipeline_steps(pipeline: Any) -> Iterator[Any]:
     """The transforms of a pipeline and those inside them (``TestTimeAug``, ``RandomChoice`` ...)."""
     if isinstance(pipeline, (list, tuple)):
         for step in pipeline:
-            yield from _flatten(step)
+            yield from pipeline_steps(step)
     elif isinstance(pipeline, Mapping) and pipeline.get('transforms'):
-        yield from _flatten(pipeline['transforms'])
+        yield from pipeline_steps(pipeline['transforms'])
     else:
         yield pipeline
 
@@ -460,19 +460,23 @@ def check_segment_pngs(label_maps: Mapping[str, str], loader: ImageLoader | None
             continue
         if wanted is not None and size != wanted:
             other_size.append(f'{file} is {_size_text(size)}, the image as loaded {_size_text(wanted)}')
-    problems = []
-    if missing:
-        problems.append(
-            f'{len(missing)} PNGs of segments are not there: {format_list(missing, limit=4)}; mmdet names them after '
-            'the '
-            "image: file_name with .png for .jpg in the folder data_prefix['seg']"
-        )
-    if other_size:
-        problems.append(
-            f'{len(other_size)} PNGs of segments have another size than their image: '
-            f'{format_list(other_size, limit=4)}; an EXIF orientation tag of the image turns it on loading, not its PNG'
-        )
-    return problems
+    return failed(
+        (
+            missing,
+            (
+                '{n} PNGs of segments are not there: {first}; mmdet names them after the image: file_name with .png for '
+                ".jpg in the folder data_prefix['seg']"
+            ),
+        ),
+        (
+            other_size,
+            (
+                '{n} PNGs of segments have another size than their image: {first}; an EXIF orientation tag of the image '
+                'turns it on loading, not its PNG'
+            ),
+        ),
+        limit=4,
+    )
 
 
 def _compare(
@@ -504,51 +508,46 @@ def _compare(
 
 def _problems(found: _SizeFindings, loader: ImageLoader) -> list[str]:
     """One sentence for each way in which some images are wrong."""
-    problems = []
-    if found.unreadable:
-        problems.append(
-            f'{len(found.unreadable)} images cannot be read by {loader.name}: '
-            f'{format_list(found.unreadable, limit=4)}; get them again'
-        )
-    if found.turned:
-        seen = [
-            f'{number} fit only the images {what}'
-            for number, what in ((found.as_stored, 'as stored'), (found.as_loaded, 'as turned'))
-            if number
-        ]
-        problems.append(
-            f'{len(found.turned)} images have an EXIF orientation tag, by which {loader.name} turns them, but the '
-            'annotation file has their size before turning, so that boxes would be misplaced: '
-            f'{format_list(found.turned, limit=4)}. Of the boxes of these images, '
-            f'{" and ".join(seen) or "all fit both"}: if they belong to the images as stored, set color_type='
-            "'color_ignore_orientation' in LoadImageFromFile of every pipeline; if they belong to the turned images, "
-            'exchange width and height in the annotation file'
-        )
-    if found.not_turned:
-        problems.append(
-            f'{len(found.not_turned)} images have an EXIF orientation tag, which {loader.name} does not apply, but the '
-            f'annotation file has the size of the turned images, so that boxes would be misplaced: '
-            f"{format_list(found.not_turned, limit=4)}; set color_type='color' and imdecode_backend='cv2' in "
-            'LoadImageFromFile of every pipeline'
-        )
-    if found.other_size:
-        problems.append(
-            f'{len(found.other_size)} images have another size than the file says: '
-            f'{format_list(found.other_size, limit=4)}; the boxes may be of other images'
-        )
-    return problems
+    seen = [
+        f'{number} fit only the images {what}'
+        for number, what in ((found.as_stored, 'as stored'), (found.as_loaded, 'as turned'))
+        if number
+    ]
+    rules = (
+        (found.unreadable, f'{{n}} images cannot be read by {loader.name}: {{first}}; get them again'),
+        (
+            found.turned,
+            (
+                f'{{n}} images have an EXIF orientation tag, by which {loader.name} turns them, but the annotation file '
+                'has their size before turning, so that boxes would be misplaced: {first}. Of the boxes of these images, '
+                f'{" and ".join(seen) or "all fit both"}: if they belong to the images as stored, set color_type='
+                "'color_ignore_orientation' in LoadImageFromFile of every pipeline; if they belong to the turned images, "
+                'exchange width and height in the annotation file'
+            ),
+        ),
+        (
+            found.not_turned,
+            (
+                f'{{n}} images have an EXIF orientation tag, which {loader.name} does not apply, but the annotation file '
+                "has the size of the turned images, so that boxes would be misplaced: {first}; set color_type='color' and "
+                "imdecode_backend='cv2' in LoadImageFromFile of every pipeline"
+            ),
+        ),
+        (
+            found.other_size,
+            '{n} images have another size than the file says: {first}; the boxes may be of other images',
+        ),
+    )
+    return failed(*rules, limit=4)
 
 
 def _warnings(found: _SizeFindings, loader: ImageLoader) -> list[str]:
     """What no size can decide."""
-    if not found.undecided:
-        return []
     text = (
-        f'{len(found.undecided)} images have an EXIF orientation tag that leaves width and height as they are: '
-        f'{format_list(found.undecided, limit=4)}; look (tools/analysis/browse_dataset.py CONFIG) whether the boxes '
-        f'fit them as {loader.name} loads them'
+        '{n} images have an EXIF orientation tag that leaves width and height as they are: {first}; look '
+        f'(tools/analysis/browse_dataset.py CONFIG) whether the boxes fit them as {loader.name} loads them'
     )
-    return [text]
+    return failed((found.undecided, text), limit=4)
 
 
 def _size_text(size: tuple[int, int]) -> str:

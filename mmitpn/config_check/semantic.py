@@ -699,10 +699,15 @@ def _without_class(summary: SemanticSummary, strange: list[int]) -> str:
     return f'label values without a class ({number} classes: {allowed}; {ignored} is ignored; {advice})'
 
 
+def _held(summary: SemanticSummary) -> str:
+    """The values in the files, in brackets."""
+    return f' (the files hold {format_list(sorted(summary.stored_values))})' if summary.stored_values else ''
+
+
 def _nothing(summary: SemanticSummary) -> str:
     values = sorted(summary.stored_values)
-    held = f' (the files hold {format_list(values)})' if values else ''
-    text = f'every pixel of all label maps is ignored{held}: no pixel has one of the {len(summary.classes)} classes'
+    number = len(summary.classes)
+    text = f'every pixel of all label maps is ignored{_held(summary)}: no pixel has one of the {number} classes'
     if summary.label_map:
         return f'{text} {format_list(summary.classes, limit=4)}; name classes in metainfo.classes that the maps show'
     if summary.reduce_zero_label and values and set(values) <= {0, IGNORED}:
@@ -713,7 +718,6 @@ def _nothing(summary: SemanticSummary) -> str:
 def _one_answer(summary: SemanticSummary) -> str:
     label = next(iter(set(summary.loaded) - {summary.ignored_label}))
     values = sorted(summary.stored_values)
-    held = f' (the files hold {format_list(values)})' if values else ''
     number = len(summary.classes)
     advice = 'give the ignored pixels a label of their own, or correct the classes of metainfo or reduce_zero_label'
     if summary.label_map:
@@ -723,8 +727,8 @@ def _one_answer(summary: SemanticSummary) -> str:
     elif plan_repair(values, number) is not None:
         advice = f'{FIX} writes maps with a label for each of the values'
     return (
-        f'every pixel of all label maps is {summary.classes[label]!r} or ignored{held}, so that one of {number} '
-        f'classes is all there is to learn: {advice}'
+        f'every pixel of all label maps is {summary.classes[label]!r} or ignored{_held(summary)}, so that one of '
+        f'{number} classes is all there is to learn: {advice}'
     )
 
 

@@ -109,7 +109,7 @@ def _number_of_classes(folders: Sequence[_LabelMapFolder]) -> int:
     """The number of classes, which all datasets must share."""
     several = {folder.entry.classes for folder in folders}
     if len(several) != 1:
-        raise ValueError(f'--fix needs datasets of the same classes, but there are {format_list(map(str, several))}')
+        raise ValueError(f'--fix needs datasets of the same classes, but there are {format_list([*map(str, several)])}')
     return len(next(iter(several)) or ())
 
 
