@@ -464,15 +464,15 @@ def check_segment_pngs(label_maps: Mapping[str, str], loader: ImageLoader | None
         (
             missing,
             (
-                '{n} PNGs of segments are not there: {first}; mmdet names them after the image: file_name with .png for '
-                ".jpg in the folder data_prefix['seg']"
+                '{n} PNGs of segments are not there: {first}; mmdet names them after the image: file_name with .png '
+                "for .jpg in the folder data_prefix['seg']"
             ),
         ),
         (
             other_size,
             (
-                '{n} PNGs of segments have another size than their image: {first}; an EXIF orientation tag of the image '
-                'turns it on loading, not its PNG'
+                '{n} PNGs of segments have another size than their image: {first}; an EXIF orientation tag of the '
+                'image turns it on loading, not its PNG'
             ),
         ),
         limit=4,
@@ -518,19 +518,19 @@ def _problems(found: _SizeFindings, loader: ImageLoader) -> list[str]:
         (
             found.turned,
             (
-                f'{{n}} images have an EXIF orientation tag, by which {loader.name} turns them, but the annotation file '
-                'has their size before turning, so that boxes would be misplaced: {first}. Of the boxes of these images, '
-                f'{" and ".join(seen) or "all fit both"}: if they belong to the images as stored, set color_type='
-                "'color_ignore_orientation' in LoadImageFromFile of every pipeline; if they belong to the turned images, "
-                'exchange width and height in the annotation file'
+                f'{{n}} images have an EXIF orientation tag, by which {loader.name} turns them, but the annotation '
+                'file has their size before turning, so that boxes would be misplaced: {first}. Of the boxes of these '
+                f'images, {" and ".join(seen) or "all fit both"}: if they belong to the images as stored, set '
+                "color_type='color_ignore_orientation' in LoadImageFromFile of every pipeline; if they belong to the "
+                'turned images, exchange width and height in the annotation file'
             ),
         ),
         (
             found.not_turned,
             (
-                f'{{n}} images have an EXIF orientation tag, which {loader.name} does not apply, but the annotation file '
-                "has the size of the turned images, so that boxes would be misplaced: {first}; set color_type='color' and "
-                "imdecode_backend='cv2' in LoadImageFromFile of every pipeline"
+                f'{{n}} images have an EXIF orientation tag, which {loader.name} does not apply, but the annotation '
+                'file has the size of the turned images, so that boxes would be misplaced: {first}; set '
+                "color_type='color' and imdecode_backend='cv2' in LoadImageFromFile of every pipeline"
             ),
         ),
         (
