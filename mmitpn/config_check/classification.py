@@ -12,12 +12,11 @@ from typing import Any
 from mmengine.dataset import BaseDataset
 from mmengine.fileio import get_file_backend, list_from_file
 from mmengine.logging import print_log
-from mmengine.registry import DATASETS, DefaultScope
 
 from mmitpn.config_types import is_type
 from mmitpn.utils import evenly_spaced, is_int
 
-from .dataset_entries import DatasetEntry
+from .dataset_entries import DatasetEntry, build_lazily
 from .images import build_image_loader
 from .messages import as_tuple, format_list, numbered
 
@@ -104,10 +103,8 @@ def _reader(cls: type) -> str | None:
 
 def _read(dataset: DatasetEntry, scope: str, *, needed: bool, sample: int | None) -> ClassificationSummary:
     """Read labels and paths as mmpretrain does; ``needed`` says that labels are used."""
-    settings = {key: value for key, value in dataset.cfg.items() if key not in ('pipeline', 'indices')}
     try:
-        with DefaultScope.overwrite_default_scope(scope):
-            built = DATASETS.build({**settings, 'pipeline': [], 'lazy_init': True})
+        built = build_lazily(dataset.cfg, scope)
     except AssertionError as error:
         raise ValueError(f'{dataset.where}: {dataset.kind} cannot be built: {error}') from error
     summary = ClassificationSummary(dataset.where, dataset.split, built.CLASSES)
@@ -345,19 +342,11 @@ def _check_topk(part: Any, where: str, number: int, *, kind: str | None = 'Accur
         return
     largest = max(topk) if isinstance(topk, (list, tuple)) and topk else topk
     if isinstance(largest, int) and largest > number:
+        fitting = [k for k in (topk if isinstance(topk, (list, tuple)) else [topk]) if k <= number]
         raise ValueError(
             f'{where}.topk is {topk}, but model.head has {number} classes, on which mmpretrain stops at the first '
-            f'evaluation; set {where}.topk={_as_tuple([k for k in _several(topk) if k <= number] or [1])}'
+            f'evaluation; set {where}.topk={as_tuple(fitting or [1]).replace(" ", "")}'
         )
-
-
-def _as_tuple(numbers: Sequence[int]) -> str:
-    """Numbers as they are written into a config: ``(1,)``."""
-    return f'({",".join(map(str, numbers))}{"," if len(numbers) == 1 else ""})'
-
-
-def _several(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def _warn(text: str) -> None:

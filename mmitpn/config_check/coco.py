@@ -40,8 +40,16 @@ from .coco_annotations import (
     flatten,
 )
 from .dataset_entries import DatasetEntry
-from .images import HEADERS_READ, ImageLoader, build_image_loader, check_image_sizes, check_segment_pngs, find_images
-from .messages import format_list
+from .images import (
+    HEADERS_READ,
+    ImageLoader,
+    build_image_loader,
+    check_image_sizes,
+    check_segment_pngs,
+    find_images,
+    pipeline_steps,
+)
+from .messages import files_near, format_list
 
 SECTIONS = ('images', 'annotations', 'categories')
 SMALL, MEDIUM = 32**2, 96**2
@@ -232,9 +240,7 @@ def read_coco_json(path: Path, *, need_annotations: bool = True) -> dict[str, An
         ValueError: If it is something else than an annotation file.
     """
     if not path.is_file():
-        near = sorted(found.name for found in path.parent.glob('*.json')) if path.parent.is_dir() else []
-        there = f'{path.parent} holds {format_list(near)}' if near else f'{path.parent} holds no .json file'
-        raise FileNotFoundError(f'annotation file {path} not found ({there}); correct data_root or ann_file')
+        raise FileNotFoundError(f'annotation file {path} not found ({files_near(path)}); correct data_root or ann_file')
     text = path.read_bytes()
     if not text.strip():
         raise ValueError(f'{path} is empty; make or download the annotation file again')
@@ -578,13 +584,8 @@ def loads_masks(pipeline: Any) -> bool | None:
 
 
 def _steps(pipeline: Any) -> Iterator[Mapping[str, Any]]:
-    """The transforms of a pipeline, those inside other transforms too."""
-    for step in pipeline if isinstance(pipeline, (list, tuple)) else ():
-        if isinstance(step, Mapping):
-            yield step
-            yield from _steps(step.get('transforms'))
-        else:
-            yield from _steps(step)
+    """The configs of a pipeline's transforms, those inside other transforms too."""
+    return (step for step in pipeline_steps(pipeline) if isinstance(step, Mapping))
 
 
 def _mask_loader(pipeline: Any, scope: str | None) -> Any:

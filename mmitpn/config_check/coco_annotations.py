@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .messages import as_tuple, did_you_mean, format_list
+from .messages import as_tuple, did_you_mean, failed, format_list
 
 NEAR = 0.1
 """Fraction of an image's side by which a box may reach outside it and still be called a little outside."""
@@ -67,11 +67,7 @@ def _lacking(entries: Sequence[Mapping], what: str, fields: Sequence[str], advic
 def _not_ids(entries: Sequence[Mapping], what: str, fields: Sequence[str]) -> list[str]:
     """A sentence if some ids are lists or objects."""
     wrong = [entry[field] for entry in entries for field in fields if isinstance(entry[field], (list, dict))]
-    return (
-        [f'{" and ".join(fields)} of {what} must be numbers, but are {format_list(wrong)}; correct them']
-        if wrong
-        else []
-    )
+    return failed((wrong, f'{" and ".join(fields)} of {what} must be numbers, but are {{first}}; correct them'))
 
 
 def is_number(value: object) -> bool:
@@ -85,19 +81,17 @@ def check_images(images: Sequence[Mapping]) -> list[str]:
     if problems:
         return problems
     repeated = _repeated(image['id'] for image in images)
-    if repeated:
-        problems.append(f'image ids are used twice: {format_list(repeated)}; give each image its own')
-    wrong = [image['file_name'] for image in images if not isinstance(image['file_name'], str)]
-    if wrong:
-        problems.append(f'file_name must be a string, but is {format_list(wrong)}')
+    names = [image['file_name'] for image in images if not isinstance(image['file_name'], str)]
     sides = [
         image['id']
         for image in images
         if not all(is_number(image[side]) and image[side] > 0 for side in ('width', 'height'))
     ]
-    if sides:
-        problems.append(f'width and height must be above 0; they are not in images {format_list(sides)}')
-    return problems
+    return failed(
+        (repeated, 'image ids are used twice: {first}; give each image its own'),
+        (names, 'file_name must be a string, but is {first}'),
+        (sides, 'width and height must be above 0; they are not in images {first}'),
+    )
 
 
 def check_categories(categories: Sequence[Mapping], *, panoptic: bool = False) -> list[str]:
@@ -107,18 +101,21 @@ def check_categories(categories: Sequence[Mapping], *, panoptic: bool = False) -
         return problems
     wrong = [category['name'] for category in categories if not isinstance(category['name'], str)]
     if wrong:
-        return [f'category names must be strings, but are {format_list(wrong)}; write them in quotes']
-    for field in ('id', 'name'):
-        repeated = _repeated(category[field] for category in categories)
-        if repeated:
-            problems.append(f'two categories share the {field} {format_list(repeated)}; make it different')
-    if panoptic:
-        problems += _lacking(
-            categories, 'categories', ('isthing',), 'add 1 for things (countable objects), 0 for stuff'
+        return failed((wrong, 'category names must be strings, but are {first}; write them in quotes'))
+    problems = failed(
+        *(
+            (
+                _repeated(category[field] for category in categories),
+                f'two categories share the {field} {{first}}; make it different',
+            )
+            for field in ('id', 'name')
         )
+    )
+    if panoptic:
+        advice = 'add 1 for things (countable objects), 0 for stuff'
         odd = [category['id'] for category in categories if type(category['id']) is not int]
-        if odd:
-            problems.append(f'category ids of a panoptic file must be integers, but are {format_list(odd)}')
+        problems += _lacking(categories, 'categories', ('isthing',), advice)
+        problems += failed((odd, 'category ids of a panoptic file must be integers, but are {first}'))
     return problems
 
 
@@ -194,14 +191,11 @@ def check_panoptic(entries: Sequence[Mapping]) -> list[str]:
         if not isinstance(entry['segments_info'], list)
         or not all(isinstance(s, Mapping) for s in entry['segments_info'])
     ]
-    if odd:
-        problems.append(
-            f'segments_info must be a list of objects with named fields; it is not in images {format_list(odd)}'
-        )
     repeated = _repeated(entry['image_id'] for entry in entries)
-    if repeated:
-        problems.append(f'images have two annotations: image_id {format_list(repeated)}; join their segments_info')
-    return problems
+    return failed(
+        (odd, 'segments_info must be a list of objects with named fields; it is not in images {first}'),
+        (repeated, 'images have two annotations: image_id {first}; join their segments_info'),
+    )
 
 
 def check_links(annotations: Sequence[Mapping], images: Mapping, categories: Mapping) -> list[str]:
@@ -210,12 +204,12 @@ def check_links(annotations: Sequence[Mapping], images: Mapping, categories: Map
     problems = _lacking(annotations, 'annotations', fields) or _not_ids(annotations, 'annotations', fields)
     if problems:
         return problems
-    repeated = _repeated(annotation['id'] for annotation in annotations)
-    if repeated:
-        problems.append(
-            f'annotation ids are used twice: {format_list(repeated)}; give each annotation its own, or let {FIX} '
-            'number them from 1'
+    problems = failed(
+        (
+            _repeated(annotation['id'] for annotation in annotations),
+            f'annotation ids are used twice: {{first}}; give each annotation its own, or let {FIX} number them from 1',
         )
+    )
     for field, known, what in (('image_id', images, 'image'), ('category_id', categories, 'category')):
         stray = [annotation['id'] for annotation in annotations if annotation[field] not in known]
         if stray:
@@ -234,25 +228,19 @@ def check_fields(annotations: Sequence[Mapping], *, evaluation: bool) -> list[st
         annotations: Annotations of objects, one by one.
         evaluation: Whether a metric compares predictions with the file.
     """
-    problems = []
     read = [one for one in annotations if evaluation or not one.get('ignore')]  # mmdet's loader passes over ignore=1
     without = [one['id'] for one in read if 'bbox' not in one]
-    if without:
-        problems.append(f'{len(without)} annotations have no bbox: {format_list(without)}; add it')
     odd = [one['id'] for one in read if 'bbox' in one and not is_box(one['bbox'])]
-    if odd:
-        problems.append(f'a bbox is [x, y, width, height] in numbers; it is not in annotations {format_list(odd)}')
+    problems = failed(
+        (without, '{n} annotations have no bbox: {first}; add it'),
+        (odd, 'a bbox is [x, y, width, height] in numbers; it is not in annotations {first}'),
+    )
     problems += _field(read, 'area', 'the area of the object in square pixels')
     if evaluation:
-        problems += _field(read, 'iscrowd', '0 for single objects', '; it is read by the metrics only')
-    else:
-        # '0' is true in Python, so that mmdet would take the object for a crowd.
-        texts = [one['id'] for one in read if isinstance(one.get('iscrowd'), str)]
-        if texts:
-            problems.append(
-                f'iscrowd must be 0 or 1, but is a string in annotations {format_list(texts)}; or run {FIX}'
-            )
-    return problems
+        return problems + _field(read, 'iscrowd', '0 for single objects', '; it is read by the metrics only')
+    # '0' is true in Python, so that mmdet would take the object for a crowd.
+    texts = [one['id'] for one in read if isinstance(one.get('iscrowd'), str)]
+    return problems + failed((texts, f'iscrowd must be 0 or 1, but is a string in annotations {{first}}; or run {FIX}'))
 
 
 def _field(annotations: Sequence[Mapping], field: str, meaning: str, note: str = '') -> list[str]:
@@ -275,15 +263,13 @@ def check_ids(annotations: Sequence[Mapping]) -> list[str]:
     if ids and isinstance(ids[0], tuple):  # (image id, segment id)
         wrong = [(image, one) for image, one in ids if type(one) is not int or not 0 < one < 256**3]
         kind = 'segment ids must be integers from 1 to 16777215: in the PNG 0 marks pixels without a segment, and '
-        return [f'{kind}{len(wrong)} are not (image id, segment id): {format_list(wrong)}'] if wrong else []
+        return failed((wrong, f'{kind}{{n}} are not (image id, segment id): {{first}}'))
     numbers = [_as_float(one) for one in ids]
     if 0.0 in numbers:
         text = 'an annotation has the id 0, which pycocotools reads as "no match": the object counts as missed and its '
         return [f'{text}detection as false, so that the AP of perfect predictions is below 1; {advice}']
     texts = [one for one, number in zip(ids, numbers, strict=True) if number is None]
-    return (
-        [f'annotation ids must be numbers for an evaluation, but are {format_list(texts)}; {advice}'] if texts else []
-    )
+    return failed((texts, f'annotation ids must be numbers for an evaluation, but are {{first}}; {advice}'))
 
 
 def _as_float(value: object) -> float | None:

@@ -11,9 +11,9 @@ from mmitpn.config_types import is_type
 from .classification import check_classification
 from .coco import CocoSummary, check_coco_json, require_objects
 from .dataset_entries import SPLITS, DatasetEntry, find_datasets
-from .messages import format_list, numbered
+from .messages import files_near, format_list, numbered
 from .model import check_channels, check_mask_loading, check_num_classes
-from .semantic_config import check_label_maps, check_segmentation
+from .semantic import check_label_maps, check_segmentation
 
 
 def check_config(
@@ -87,7 +87,7 @@ def _check_files(dataset: DatasetEntry) -> None:
     path = dataset.path(dataset.ann_file)
     if dataset.ann_file and '://' not in dataset.ann_file and not path.exists():
         raise FileNotFoundError(
-            f'{dataset.where}: annotation file {path} not found ({_what_is_near(path)}; {hint}); correct data_root or '
+            f'{dataset.where}: annotation file {path} not found ({files_near(path)}; {hint}); correct data_root or '
             'ann_file'
         )
     for key, prefix in dataset.prefixes.items():
@@ -104,14 +104,6 @@ def _check_files(dataset: DatasetEntry) -> None:
                 raise FileNotFoundError(f'{dataset.where}: {key} {path} not found ({hint}); correct data_root or {key}')
     if root and not dataset.ann_file and not dataset.prefixes and not Path(root).exists():
         raise FileNotFoundError(f'{dataset.where}: {root} not found ({hint}); correct data_root, or put the data there')
-
-
-def _what_is_near(path: Path) -> str:
-    """What the folder of a missing file has, for messages."""
-    if not path.parent.is_dir():
-        return f'there is no folder {path.parent}'
-    near = sorted(found.name for found in path.parent.glob(f'*{path.suffix}'))
-    return f'{path.parent} holds {format_list(near) if near else f"no {path.suffix} file"}'
 
 
 def _check_coco(

@@ -88,7 +88,7 @@ def find_datasets(cfg: Mapping[str, Any], splits: Sequence[str]) -> list[Dataset
         loader = cfg.get(f'{split}_dataloader')
         if isinstance(loader, Mapping) and isinstance(loader.get('dataset'), Mapping):
             for where, settings in _unwrap(loader['dataset'], f'{split}_dataloader.dataset'):
-                found.append(_data_set(where, split, settings, scope))
+                found.append(_describe(where, split, settings, scope))
     return found
 
 
@@ -105,7 +105,7 @@ def _unwrap(settings: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapp
         yield where, settings
 
 
-def _data_set(where: str, split: str, settings: Mapping[str, Any], scope: str | None) -> DatasetEntry:
+def _describe(where: str, split: str, settings: Mapping[str, Any], scope: str | None) -> DatasetEntry:
     """Describe a dataset, with its classes from its ``metainfo`` or its type."""
     given = settings.get('type')
     cls = given if isinstance(given, type) else _find_type(given, scope)
@@ -174,10 +174,8 @@ def _paths(
 
 def _of_split(settings: Mapping[str, Any], scope: str | None) -> tuple[str, Mapping[str, str]] | None:
     """The paths that a type of mmpretrain derives from its ``split``, or None where it does not tell."""
-    kept = {key: value for key, value in settings.items() if key not in ('pipeline', 'indices')}
     try:
-        with DefaultScope.overwrite_default_scope(scope):
-            built = DATASETS.build({**kept, 'pipeline': [], 'lazy_init': True})
+        built = build_lazily(settings, scope)
     except (TypeError, ValueError, AssertionError, OSError):  # what is wrong is reported when it is built to be used
         return None
     if not isinstance(built, BaseDataset):
@@ -186,6 +184,13 @@ def _of_split(settings: Mapping[str, Any], scope: str | None) -> tuple[str, Mapp
     return relpath(built.ann_file, root) if built.ann_file else '', {
         key: relpath(prefix, root) for key, prefix in built.data_prefix.items()
     }
+
+
+def build_lazily(settings: Mapping[str, Any], scope: str | None) -> Any:
+    """Build a dataset without its pipeline, and without reading its annotations."""
+    kept = {key: value for key, value in settings.items() if key not in ('pipeline', 'indices')}
+    with DefaultScope.overwrite_default_scope(scope):
+        return DATASETS.build({**kept, 'pipeline': [], 'lazy_init': True})
 
 
 def _refuse_list(where: str, settings: Mapping[str, Any], files: Sequence[Any]) -> None:

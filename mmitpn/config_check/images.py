@@ -1,4 +1,4 @@
-"""Image files: their size as the loader of a pipeline returns it, and the images that a COCO annotation file names.
+"""Images and label maps as the transforms of a pipeline load them, and the images that a COCO annotation file names.
 
 mmcv's ``LoadImageFromFile`` rotates a JPEG whose EXIF data has an orientation tag, or leaves it as it is stored, by its
 ``imdecode_backend`` and ``color_type``. So the loader itself is asked; only where no setting of it can make a
@@ -7,11 +7,14 @@ difference is the size taken from the file's header.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from mmengine.registry import TRANSFORMS, DefaultScope
 from PIL import Image
 
@@ -19,7 +22,7 @@ from mmitpn.config_types import type_name
 from mmitpn.utils import evenly_spaced
 
 from .coco_annotations import corner_fits
-from .messages import format_list
+from .messages import failed, format_list
 
 ORIENTATION_TAG = 0x0112
 _KEEPS_SIDES = (1, 2, 3, 4)
@@ -177,6 +180,170 @@ def _loads_images(step: Any) -> bool:
     return name.endswith('LoadImageFromFile') or (isinstance(kind, type) and issubclass(kind, LoadImageFromFile))
 
 
+# --- loading label maps ---
+
+FRAMEWORKS = ('mmcv', 'mmengine', 'mmdet', 'mmseg', 'mmpretrain', 'mmitpn', 'albumentations')
+"""Packages whose transforms keep the labels of pixels, except for those that load them."""
+OTHER_FILES = ('Image', 'Depth', 'Proposals', 'Embeddings')
+"""Words in the names of transforms that load something else than label maps."""
+
+
+class LabelLoader:
+    """The transforms of a pipeline that decide about the labels of a file.
+
+    Args:
+        transforms: Built transforms, in the order of the pipeline: those that load label maps, and those of the user's
+            own, which may change labels.
+        image_loader: Adds ``img`` where a transform of the user's own may ask for it.
+    """
+
+    def __init__(self, transforms: Sequence[Any], image_loader: ImageLoader | None = None) -> None:
+        self.transforms = list(transforms)
+        self._image_loader = image_loader
+
+    @property
+    def name(self) -> str:
+        """The transforms, for messages."""
+        return ' and '.join(type_name(type(one)) for one in self.transforms)
+
+    @property
+    def reduce_zero_label(self) -> bool | None:
+        """The reduce_zero_label of a loading transform; None where it follows the dataset."""
+        given = [getattr(one, 'reduce_zero_label', None) for one in self.transforms]
+        return next((value for value in given if value is not None), None)
+
+    @property
+    def keeps_values(self) -> bool:
+        """Whether a label depends on the value of its pixel in the file only, as with mmseg's ``LoadAnnotations``."""
+        from mmseg.datasets.transforms import LoadAnnotations
+
+        one = self.transforms[0] if len(self.transforms) == 1 else None
+        return isinstance(one, LoadAnnotations) and type(one)._load_seg_map is LoadAnnotations._load_seg_map
+
+    def load(self, info: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+        """Load the label map of an image.
+
+        Args:
+            info: What the dataset knows of the image (``BaseDataset.get_data_info``).
+
+        Returns:
+            The map ``(height, width)`` as it is loaded, for its size, and as all transforms leave it, for its labels;
+            None if the transforms leave the image out or make no ``gt_seg_map``.
+
+        Raises:
+            OSError: If the file cannot be loaded.
+        """
+        results: Any = deepcopy(dict(info))
+        if self._image_loader is not None and not self.keeps_values:
+            with suppress(Exception):  # a broken image is reported where images are looked at
+                results = self._image_loader.transform(results)
+        loaded = None
+        for transform in tuple(self.transforms):
+            if results is None:
+                return None
+            if _loads_labels(transform):
+                results = self._call(transform, results)
+            else:
+                try:
+                    results = transform(deepcopy(results))
+                except Exception:  # noqa: BLE001 - it may need what a transform that is not called here adds
+                    self.transforms.remove(transform)
+            if loaded is None and results is not None and 'gt_seg_map' in results:
+                loaded = np.asarray(results['gt_seg_map'])
+        return None if results is None or loaded is None else (loaded, np.asarray(results['gt_seg_map']))
+
+    def _call(self, transform: Any, results: dict[str, Any]) -> Any:
+        try:
+            return transform(results)
+        except Exception as error:  # whatever the decoding backend or a transform of the user's own raises
+            kind = type_name(type(transform))
+            raise OSError(f'{kind} cannot load {results.get("seg_map_path")}: {error}') from error
+
+    def stored(self, path: str) -> np.ndarray | None:
+        """The values in a file.
+
+        Args:
+            path: The label map.
+
+        Returns:
+            ``(height, width)``, or ``(height, width, channels)`` of a color image; None where the loader reads files in
+            another way than mmseg's with Pillow, or the file cannot be read.
+        """
+        if not self.keeps_values or self.transforms[0].imdecode_backend != 'pillow':
+            return None
+        return read_stored(path)
+
+
+def read_stored(path: str) -> np.ndarray | None:
+    """The values in an image file, ``(height, width)`` or with channels behind; None if Pillow cannot read it."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image)
+    except (OSError, ValueError, SyntaxError):
+        return None
+
+
+def build_label_loader(
+    pipeline: Sequence[Any] | None, *, scope: str | None = 'mmseg', default: bool = False
+) -> LabelLoader | None:
+    """Build the transforms of a pipeline that load label maps.
+
+    Args:
+        pipeline: The configs of the transforms.
+        scope: The config's ``default_scope``.
+        default: Take mmseg's ``LoadAnnotations`` for an empty pipeline.
+
+    Returns:
+        The loader; None if no transform loads label maps, or the one that does is not registered.
+    """
+    steps = list(pipeline_steps(pipeline or ()))
+    if not steps and default:
+        steps = [{'type': 'mmseg.LoadAnnotations'}]
+    with DefaultScope.overwrite_default_scope(scope):
+        if not any(map(_loads_labels, steps)):
+            return None
+        chosen = [step for step in steps if _loads_labels(step) or _is_own(step)]
+        transforms = [TRANSFORMS.build(step) if isinstance(step, Mapping) else step for step in chosen]
+    return LabelLoader(transforms, build_image_loader(steps, scope=scope))
+
+
+def pipeline_steps(pipeline: Any) -> Iterator[Any]:
+    """The transforms of a pipeline and those inside them (``TestTimeAug``, ``RandomChoice`` ...)."""
+    if isinstance(pipeline, (list, tuple)):
+        for step in pipeline:
+            yield from pipeline_steps(step)
+    elif isinstance(pipeline, Mapping) and pipeline.get('transforms'):
+        yield from pipeline_steps(pipeline['transforms'])
+    else:
+        yield pipeline
+
+
+def _class_of(step: Any) -> type | None:
+    """The class of a transform (its config, or built); None where it is not registered."""
+    kind = step.get('type') if isinstance(step, Mapping) else type(step)
+    if isinstance(kind, str):
+        kind = TRANSFORMS.get(kind)
+    return kind if isinstance(kind, type) else None
+
+
+def _loads_labels(step: Any) -> bool:
+    """Whether a transform loads label maps, by its class or name."""
+    from mmcv.transforms import LoadAnnotations
+
+    kind = _class_of(step)
+    if kind is None:
+        return False
+    name = kind.__name__
+    named = name.startswith('Load') and not any(word in name for word in OTHER_FILES)
+    return named or issubclass(kind, LoadAnnotations)
+
+
+def _is_own(step: Any) -> bool:
+    """Whether a transform is none of the frameworks': it may change labels."""
+    kind = _class_of(step)
+    return kind is not None and kind.__module__.partition('.')[0] not in FRAMEWORKS
+
+
 # --- the images of a COCO annotation file ---
 
 HEADERS_READ = 1000
@@ -293,19 +460,23 @@ def check_segment_pngs(label_maps: Mapping[str, str], loader: ImageLoader | None
             continue
         if wanted is not None and size != wanted:
             other_size.append(f'{file} is {_size_text(size)}, the image as loaded {_size_text(wanted)}')
-    problems = []
-    if missing:
-        problems.append(
-            f'{len(missing)} PNGs of segments are not there: {format_list(missing, limit=4)}; mmdet names them after '
-            'the '
-            "image: file_name with .png for .jpg in the folder data_prefix['seg']"
-        )
-    if other_size:
-        problems.append(
-            f'{len(other_size)} PNGs of segments have another size than their image: '
-            f'{format_list(other_size, limit=4)}; an EXIF orientation tag of the image turns it on loading, not its PNG'
-        )
-    return problems
+    return failed(
+        (
+            missing,
+            (
+                '{n} PNGs of segments are not there: {first}; mmdet names them after the image: file_name with .png '
+                "for .jpg in the folder data_prefix['seg']"
+            ),
+        ),
+        (
+            other_size,
+            (
+                '{n} PNGs of segments have another size than their image: {first}; an EXIF orientation tag of the '
+                'image turns it on loading, not its PNG'
+            ),
+        ),
+        limit=4,
+    )
 
 
 def _compare(
@@ -337,51 +508,46 @@ def _compare(
 
 def _problems(found: _SizeFindings, loader: ImageLoader) -> list[str]:
     """One sentence for each way in which some images are wrong."""
-    problems = []
-    if found.unreadable:
-        problems.append(
-            f'{len(found.unreadable)} images cannot be read by {loader.name}: '
-            f'{format_list(found.unreadable, limit=4)}; get them again'
-        )
-    if found.turned:
-        seen = [
-            f'{number} fit only the images {what}'
-            for number, what in ((found.as_stored, 'as stored'), (found.as_loaded, 'as turned'))
-            if number
-        ]
-        problems.append(
-            f'{len(found.turned)} images have an EXIF orientation tag, by which {loader.name} turns them, but the '
-            'annotation file has their size before turning, so that boxes would be misplaced: '
-            f'{format_list(found.turned, limit=4)}. Of the boxes of these images, '
-            f'{" and ".join(seen) or "all fit both"}: if they belong to the images as stored, set color_type='
-            "'color_ignore_orientation' in LoadImageFromFile of every pipeline; if they belong to the turned images, "
-            'exchange width and height in the annotation file'
-        )
-    if found.not_turned:
-        problems.append(
-            f'{len(found.not_turned)} images have an EXIF orientation tag, which {loader.name} does not apply, but the '
-            f'annotation file has the size of the turned images, so that boxes would be misplaced: '
-            f"{format_list(found.not_turned, limit=4)}; set color_type='color' and imdecode_backend='cv2' in "
-            'LoadImageFromFile of every pipeline'
-        )
-    if found.other_size:
-        problems.append(
-            f'{len(found.other_size)} images have another size than the file says: '
-            f'{format_list(found.other_size, limit=4)}; the boxes may be of other images'
-        )
-    return problems
+    seen = [
+        f'{number} fit only the images {what}'
+        for number, what in ((found.as_stored, 'as stored'), (found.as_loaded, 'as turned'))
+        if number
+    ]
+    rules = (
+        (found.unreadable, f'{{n}} images cannot be read by {loader.name}: {{first}}; get them again'),
+        (
+            found.turned,
+            (
+                f'{{n}} images have an EXIF orientation tag, by which {loader.name} turns them, but the annotation '
+                'file has their size before turning, so that boxes would be misplaced: {first}. Of the boxes of these '
+                f'images, {" and ".join(seen) or "all fit both"}: if they belong to the images as stored, set '
+                "color_type='color_ignore_orientation' in LoadImageFromFile of every pipeline; if they belong to the "
+                'turned images, exchange width and height in the annotation file'
+            ),
+        ),
+        (
+            found.not_turned,
+            (
+                f'{{n}} images have an EXIF orientation tag, which {loader.name} does not apply, but the annotation '
+                'file has the size of the turned images, so that boxes would be misplaced: {first}; set '
+                "color_type='color' and imdecode_backend='cv2' in LoadImageFromFile of every pipeline"
+            ),
+        ),
+        (
+            found.other_size,
+            '{n} images have another size than the file says: {first}; the boxes may be of other images',
+        ),
+    )
+    return failed(*rules, limit=4)
 
 
 def _warnings(found: _SizeFindings, loader: ImageLoader) -> list[str]:
     """What no size can decide."""
-    if not found.undecided:
-        return []
     text = (
-        f'{len(found.undecided)} images have an EXIF orientation tag that leaves width and height as they are: '
-        f'{format_list(found.undecided, limit=4)}; look (tools/analysis/browse_dataset.py CONFIG) whether the boxes '
-        f'fit them as {loader.name} loads them'
+        '{n} images have an EXIF orientation tag that leaves width and height as they are: {first}; look '
+        f'(tools/analysis/browse_dataset.py CONFIG) whether the boxes fit them as {loader.name} loads them'
     )
-    return [text]
+    return failed((found.undecided, text), limit=4)
 
 
 def _size_text(size: tuple[int, int]) -> str:

@@ -1,18 +1,45 @@
-"""How the checks name what they saw: lists of names, positions in a config, options of a command line."""
+"""How the checks report what they saw: one sentence a rule, lists of names, positions in a config, options."""
 
 from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 
-def format_list(items: Iterable[object], *, limit: int = 8) -> str:
+def failed(*rules: tuple[Collection, str], limit: int = 8) -> list[str]:
+    """The sentences of the rules that something breaks.
+
+    Args:
+        rules: What breaks each rule (nothing where it holds), and the sentence about it. ``{n}`` in the sentence is the
+            number of what breaks it, ``{first}`` the first of it.
+        limit: How many of it to name.
+
+    Returns:
+        list: One sentence for each broken rule, in their order.
+    """
+    return [
+        text.replace('{n}', str(len(wrong))).replace('{first}', format_list(wrong, limit=limit))
+        for wrong, text in rules
+        if wrong
+    ]
+
+
+def format_list(items: Collection[object], *, limit: int = 8) -> str:
     """The first few items, and how many there are more."""
-    shown = [repr(item) if isinstance(item, str) else str(item) for item in items]
-    more = f' and {len(shown) - limit} more' if len(shown) > limit else ''
-    return ', '.join(shown[:limit]) + more
+    shown = [repr(item) if isinstance(item, str) else str(item) for item in islice(items, limit)]
+    return ', '.join(shown) + (f' and {len(items) - limit} more' if len(items) > limit else '')
+
+
+def files_near(path: Path) -> str:
+    """Which files of its kind the folder of a missing file has."""
+    if not path.parent.is_dir():
+        return f'there is no folder {path.parent}'
+    near = sorted(found.name for found in path.parent.glob(f'*{path.suffix}'))
+    return f'{path.parent} holds {format_list(near) if near else f"no {path.suffix} file"}'
 
 
 def did_you_mean(name: str, options: Sequence[str]) -> str:

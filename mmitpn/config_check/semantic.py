@@ -1,31 +1,46 @@
-"""The label maps of a semantic dataset: what its pipeline loads of them, and what would make a training run go wrong.
+"""The semantic datasets of a config: what their pipelines load of the label maps, and what would break a training run.
 
-:func:`check_semantic` opens images and label maps one by one and counts labels; :func:`judge_labels` says what the
-counts of all of them mean. Label maps are loaded by the transforms of the pipeline itself, which are not imitated.
+From top to bottom: the checks of a config, one dataset, one label map, and what the counts of all of them mean. Label
+maps are loaded by the transforms of the pipeline itself, which are not imitated.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from copy import deepcopy
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmengine.registry import TRANSFORMS, DefaultScope
-from PIL import Image
+from mmengine.registry import DATASETS, DefaultScope
 
-from mmitpn.config_types import type_name
+from mmitpn.config_types import is_type, type_name
+from mmitpn.utils import evenly_spaced
 
-from .images import ImageLoader, build_image_loader, read_header
-from .messages import format_list
+from .dataset_entries import SPLITS, DatasetEntry, find_datasets
+from .images import ImageLoader, LabelLoader, build_image_loader, build_label_loader, read_header
+from .messages import format_list, numbered, quoted
+from .model import (
+    check_segmentor_heads,
+    compares_labels,
+    one_class_reason,
+    segmentor_heads,
+    two_class_options,
+)
 
 IGNORED = 255
 FIX = 'tools/data/check_semantic.py CONFIG --fix OUT'
 """The command that repairs what can be repaired without asking."""
+SEARCHED = 1000
+"""Label maps opened at most before a run is refused because of what a sample of them shows."""
+META_KEYS = {
+    'mmseg': ('ori_shape', 'img_shape'),
+    'CityscapesMetric': ('img_path', 'seg_map_path'),
+}
+"""What mmseg reads of each evaluated image: always, and for a metric."""
+
+Progress = Callable[[Sequence[int], str], Iterable[int]]
 
 
 @dataclass
@@ -88,6 +103,327 @@ class SemanticSummary:
     def add(self, kind: str, seen: str) -> None:
         """Note a problem."""
         self.problems.setdefault(kind, []).append(seen)
+
+
+# --- the datasets of a config ---
+
+
+def is_semantic(dataset: DatasetEntry) -> bool:
+    """Whether it is one of mmseg's datasets of images with label maps."""
+    return dataset.cls is not None and any(base.__name__ == 'BaseSegDataset' for base in dataset.cls.__mro__)
+
+
+def check_segmentation(
+    cfg: Mapping[str, Any],
+    datasets: Sequence[DatasetEntry],
+    *,
+    sample: int | None = 20,
+    allow_other_classes: bool = False,
+) -> None:
+    """Check the heads of a segmentor and what its pipelines load, before numbers of classes are compared.
+
+    Args:
+        cfg: An mmengine ``Config``.
+        datasets: Its datasets, of the splits that are used.
+        sample: How many label maps to open where the message depends on them; None takes all.
+        allow_other_classes: Accept another number of classes in the model than in the data.
+
+    Raises:
+        ValueError: If a head cannot learn, a single class has no background, or an evaluation lacks label maps.
+    """
+    found = [dataset for dataset in datasets if is_semantic(dataset)]
+    if not found:
+        return
+    model = cfg.get('model')
+    if isinstance(model, Mapping):
+        check_segmentor_heads(model)
+    for dataset in found:
+        _check_fields(cfg, dataset)
+    for dataset in () if allow_other_classes else found:
+        text = one_class_problem(cfg, dataset, sample=sample)
+        if text:
+            raise ValueError(text)
+
+
+def check_label_maps(dataset: DatasetEntry, cfg: Mapping[str, Any], *, sample: int | None = 20) -> None:
+    """Open some label maps of a dataset before a run, if it is a semantic one whose pipeline loads them.
+
+    Args:
+        dataset: A dataset of the config.
+        cfg: The config.
+        sample: How many to open; None takes all.
+
+    Raises:
+        ValueError: If files are broken, or their labels do not fit or leave nothing to learn.
+        FileNotFoundError: If a folder is not there.
+    """
+    scope = cfg.get('default_scope') or 'mmseg'
+    if not dataset.is_local or not is_semantic(dataset):
+        return
+    if build_label_loader(dataset.cfg.get('pipeline'), scope=scope) is None:
+        return
+    problems = scan_label_maps(dataset, cfg, sample=sample).sentences()
+    if problems:
+        raise ValueError(f'{dataset.where}: {"; ".join(problems)} (tools/data/check_semantic.py looks at all of them)')
+
+
+def check_semantic_config(
+    cfg: Mapping[str, Any],
+    *,
+    splits: Sequence[str] = ('train', 'val'),
+    sample: int | None = None,
+    progress: Progress | None = None,
+) -> list[SemanticSummary]:
+    """Open images and label maps of a config's semantic datasets.
+
+    Args:
+        cfg: An mmengine ``Config``.
+        splits: Which data loaders to look at, of ``train``, ``val`` and ``test``.
+        sample: How many images of each, evenly spaced; None looks at all.
+        progress: Wraps the indices to go through and a name, to show progress.
+
+    Returns:
+        One summary for each dataset; broken files are in them.
+
+    Raises:
+        ValueError: If the config has no such dataset, or one without images, or its settings contradict each other.
+        FileNotFoundError: If a folder is not there.
+    """
+    found = [dataset for dataset in find_datasets(cfg, splits) if is_semantic(dataset)]
+    if not found:
+        raise ValueError(
+            f"the config's {' and '.join(splits)} dataloaders hold no semantic dataset (of mmseg); "
+            'for boxes and masks see tools/data/check_coco.py'
+        )
+    if isinstance(cfg.get('model'), Mapping):
+        check_segmentor_heads(cfg['model'])
+    summaries = []
+    for dataset in found:
+        _check_fields(cfg, dataset)
+        summary = scan_label_maps(dataset, cfg, sample=sample, progress=progress)
+        text = one_class_problem(cfg, dataset, summary)
+        if text:
+            summary.problems.clear()
+            summary.problems[text] = []
+        summaries.append(summary)
+    return summaries
+
+
+def scan_label_maps(
+    dataset: DatasetEntry, cfg: Mapping[str, Any], *, sample: int | None = None, progress: Progress | None = None
+) -> SemanticSummary:
+    """Open images and label maps of one semantic dataset.
+
+    Args:
+        dataset: The dataset.
+        cfg: Its config, for the scope and the ignored label.
+        sample: How many images, evenly spaced; None looks at all. Where these say that there is nothing to learn, more
+            label maps are opened, up to 1000, until one says otherwise.
+        progress: Wraps the indices to go through and a name, to show progress.
+
+    Returns:
+        The counts, problems and warnings.
+
+    Raises:
+        ValueError: If it has no images, or its settings contradict each other.
+        FileNotFoundError: If a folder is not there.
+    """
+    scope = cfg.get('default_scope') or 'mmseg'
+    built = build_semantic(dataset, scope)
+    labels = build_label_loader(dataset.cfg.get('pipeline'), scope=scope, default=True)
+    _check_reduce_zero_label(dataset, built, labels)
+    summary = SemanticSummary(
+        dataset.where,
+        _classes(cfg, dataset, built),
+        ignored_label=_ignored_label(cfg),
+        reduce_zero_label=bool(built.reduce_zero_label),
+        label_map=len(built.label_map or ()),
+    )
+    chosen = evenly_spaced(range(len(built)), sample)
+    images = build_image_loader(dataset.cfg.get('pipeline'), scope=scope)
+    check_semantic(summary, built, labels, images, indices=progress(chosen, dataset.where) if progress else chosen)
+    if labels is not None:
+        if not summary.problems:
+            _search_further(summary, built, labels, sorted(set(range(len(built))) - set(chosen)))
+        judge_labels(summary, train=dataset.split == 'train')
+    return summary
+
+
+def _search_further(summary: SemanticSummary, built: Any, labels: LabelLoader, rest: Sequence[int]) -> None:
+    """Count labels of more images, evenly spaced, as long as those seen so far may mislead."""
+    step = max(1, -(-len(rest) // SEARCHED))
+    for index in rest[::step]:
+        if not undecided(summary):
+            break
+        count_labels(summary, built.get_data_info(index), labels)
+
+
+def one_class_problem(
+    cfg: Mapping[str, Any],
+    dataset: DatasetEntry,
+    summary: SemanticSummary | None = None,
+    *,
+    sample: int | None = 20,
+) -> str | None:
+    """What to set where a semantic dataset has a single class that the config cannot learn or evaluate.
+
+    Args:
+        cfg: The config.
+        dataset: The dataset.
+        summary: What its label maps hold; None opens some of them.
+        sample: How many to open.
+
+    Returns:
+        The problem and the settings, or None.
+    """
+    reason = one_class_reason(cfg, dataset)
+    if reason is None:
+        return None
+    values: set[int] = set()
+    if summary is not None:
+        values = summary.stored_values
+    elif dataset.is_local:
+        try:
+            values = scan_label_maps(dataset, cfg, sample=sample).stored_values
+        except (ValueError, TypeError, OSError):
+            values = set()  # files that are not there are reported after the settings
+    text = f'{dataset.where} has one class, {dataset.classes[0]!r} (from {dataset.classes_from}), but {reason}'
+    if plan_repair(values, 2) is not None:
+        held = format_list(sorted(values), limit=4)
+        return (
+            f'{text}; the label maps hold the values {held}: {FIX} writes maps of 0 (background) and 1, and prints the '
+            'settings that train on them'
+        )
+    zero = not values or max(values - {IGNORED}, default=0) <= 1
+    options = two_class_options(cfg, find_datasets(cfg, SPLITS), zero_is_background=zero)
+    return (
+        f'{text}; give the pixels around it a name too, as the first class: --cfg-options '
+        f'{" ".join(map(quoted, options))}'
+    )
+
+
+def build_semantic(dataset: DatasetEntry, scope: str) -> Any:
+    """Build a semantic dataset without its pipeline.
+
+    Args:
+        dataset: The dataset.
+        scope: The config's ``default_scope``.
+
+    Returns:
+        The built ``BaseSegDataset``, with at least one image.
+
+    Raises:
+        ValueError: If it cannot be built, or has no images.
+        FileNotFoundError: If a folder is not there.
+    """
+    settings = {key: value for key, value in dataset.cfg.items() if key != 'pipeline'}
+    settings.update(pipeline=[], serialize_data=False, lazy_init=False, test_mode=False)
+    hint = f'data_root is {dataset.cfg.get("data_root")!r}, from the folder {Path.cwd()}'
+    try:
+        with DefaultScope.overwrite_default_scope(scope):
+            built = DATASETS.build(settings)
+    except AssertionError as error:
+        raise ValueError(f'{dataset.where}: {dataset.kind} cannot be built: {error} ({hint})') from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f'{dataset.where}: {error.filename} not found ({hint}); correct data_root, data_prefix or ann_file'
+        ) from error
+    if not len(built):
+        suffix, folder = built.img_suffix, Path(built.data_prefix.get('img_path') or '')
+        others = sorted({path.suffix for path in folder.rglob('*') if path.is_file()}) if folder.is_dir() else []
+        there = f'{folder} holds files with {format_list(others)}' if others else f'{folder} holds no files'
+        raise ValueError(
+            f'{dataset.where}: no images found with img_suffix={suffix!r}: {there} ({hint}); correct img_suffix (and '
+            'seg_map_suffix), data_root, data_prefix or ann_file'
+        )
+    return built
+
+
+def _check_reduce_zero_label(dataset: DatasetEntry, built: Any, labels: LabelLoader | None) -> None:
+    """The dataset and the loading transform may each say what label 0 is; mmseg stops where they disagree."""
+    of_loader = None if labels is None else labels.reduce_zero_label
+    if of_loader is not None and bool(of_loader) != bool(built.reduce_zero_label):
+        given = 'reduce_zero_label' in dataset.cfg
+        source = '' if given else f', the default of {dataset.kind}'
+        raise ValueError(
+            f'{dataset.where}.reduce_zero_label is {built.reduce_zero_label}{source}, but {labels.name} in its '
+            f'pipeline has reduce_zero_label={of_loader}, on which mmseg stops: leave it out there, and set '
+            f'{dataset.where}.reduce_zero_label to True if label 0 means "no class", to False if it is the first class'
+        )
+
+
+def _check_fields(cfg: Mapping[str, Any], dataset: DatasetEntry) -> None:
+    """Look for what mmseg's metrics read of an evaluated image: its label map, its names, the names of the classes."""
+    evaluator = cfg.get(f'{dataset.split}_evaluator')
+    if dataset.split == 'train' or not evaluator:
+        return
+    steps = dataset.cfg.get('pipeline') or ()
+    if compares_labels(evaluator):
+        scope = cfg.get('default_scope') or 'mmseg'
+        known = all(isinstance(step, Mapping) and _is_plain(step) for step in steps)
+        if steps and known and build_label_loader(steps, scope=scope) is None:
+            raise ValueError(
+                f'{dataset.where}.pipeline loads no label maps, but {dataset.split}_evaluator compares with them: '
+                "add dict(type='LoadAnnotations') after the resizing, or set format_only=True (and output_dir) in the "
+                'evaluator to write predictions only'
+            )
+        if dataset.classes is None:
+            raise ValueError(
+                f'{dataset.where} names no classes, which {dataset.split}_evaluator reads: set metainfo.classes'
+            )
+    _check_meta_keys(cfg, dataset, evaluator, steps)
+
+
+def _check_meta_keys(cfg: Mapping[str, Any], dataset: DatasetEntry, evaluator: Any, steps: Sequence[Any]) -> None:
+    """See that PackSegInputs packs what the model and the metrics read of an evaluated image."""
+    needed = {name: META_KEYS['mmseg'] for name in (type_name(cfg.get('model')),) if name}
+    for _, one in numbered(evaluator, 'evaluator'):
+        needed[type_name(one)] = META_KEYS.get(type_name(one), ('img_path',) if one.get('output_dir') else ())
+    for index, step in enumerate(steps):
+        given = step.get('meta_keys') if isinstance(step, Mapping) and is_type(step, 'PackSegInputs') else None
+        for reader, keys in needed.items():
+            missing = [key for key in keys if given is not None and key not in given]
+            if missing:
+                raise ValueError(
+                    f'{dataset.where}.pipeline[{index}].meta_keys lacks {format_list(missing)}, which {reader} reads '
+                    'of each evaluated image; add it'
+                )
+
+
+def _is_plain(step: Mapping[str, Any]) -> bool:
+    """Whether a transform is one of the usual ones of a test pipeline, none of which loads label maps."""
+    return is_type(
+        step,
+        'LoadImageFromFile',
+        'Resize',
+        'Pad',
+        'Normalize',
+        'ResizeToMultiple',
+        'ResizeShortestEdge',
+        'PackSegInputs',
+    )
+
+
+def _classes(cfg: Mapping[str, Any], dataset: DatasetEntry, built: Any) -> tuple[str, ...]:
+    """Names of the classes; those of a head with one channel for one class are that class and the rest."""
+    names = tuple(built.metainfo.get('classes') or ())
+    head = next((head for _, head in segmentor_heads(cfg.get('model') or {})), {})
+    if not names and isinstance(head.get('num_classes'), int):
+        return tuple(map(str, range(head['num_classes'])))
+    if len(names) == 1 and head.get('num_classes') == 1 and one_class_reason(cfg, dataset) is None:
+        return (f'not {names[0]}', names[0])
+    return names
+
+
+def _ignored_label(cfg: Mapping[str, Any]) -> int:
+    """The label that the loss leaves out."""
+    for _, head in segmentor_heads(cfg.get('model') or {}):
+        if isinstance(head.get('ignore_index'), int):
+            return head['ignore_index']
+    return IGNORED
+
+
+# --- images and label maps, one by one ---
 
 
 def check_semantic(
@@ -253,170 +589,6 @@ def _histogram(values: np.ndarray) -> Iterable[tuple[int, int]]:
     return zip(found.tolist(), counts.tolist(), strict=True)
 
 
-# --- loading label maps ---
-
-FRAMEWORKS = ('mmcv', 'mmengine', 'mmdet', 'mmseg', 'mmpretrain', 'mmitpn', 'albumentations')
-"""Packages whose transforms keep the labels of pixels, except for those that load them."""
-OTHER_FILES = ('Image', 'Depth', 'Proposals', 'Embeddings')
-"""Words in the names of transforms that load something else than label maps."""
-
-
-class LabelLoader:
-    """The transforms of a pipeline that decide about the labels of a file.
-
-    Args:
-        transforms: Built transforms, in the order of the pipeline: those that load label maps, and those of the user's
-            own, which may change labels.
-        image_loader: Adds ``img`` where a transform of the user's own may ask for it.
-    """
-
-    def __init__(self, transforms: Sequence[Any], image_loader: ImageLoader | None = None) -> None:
-        self.transforms = list(transforms)
-        self._image_loader = image_loader
-
-    @property
-    def name(self) -> str:
-        """The transforms, for messages."""
-        return ' and '.join(type_name(type(one)) for one in self.transforms)
-
-    @property
-    def reduce_zero_label(self) -> bool | None:
-        """The reduce_zero_label of a loading transform; None where it follows the dataset."""
-        given = [getattr(one, 'reduce_zero_label', None) for one in self.transforms]
-        return next((value for value in given if value is not None), None)
-
-    @property
-    def keeps_values(self) -> bool:
-        """Whether a label depends on the value of its pixel in the file only, as with mmseg's ``LoadAnnotations``."""
-        from mmseg.datasets.transforms import LoadAnnotations
-
-        one = self.transforms[0] if len(self.transforms) == 1 else None
-        return isinstance(one, LoadAnnotations) and type(one)._load_seg_map is LoadAnnotations._load_seg_map
-
-    def load(self, info: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
-        """Load the label map of an image.
-
-        Args:
-            info: What the dataset knows of the image (``BaseDataset.get_data_info``).
-
-        Returns:
-            The map ``(height, width)`` as it is loaded, for its size, and as all transforms leave it, for its labels;
-            None if the transforms leave the image out or make no ``gt_seg_map``.
-
-        Raises:
-            OSError: If the file cannot be loaded.
-        """
-        results: Any = deepcopy(dict(info))
-        if self._image_loader is not None and not self.keeps_values:
-            with suppress(Exception):  # a broken image is reported where images are looked at
-                results = self._image_loader.transform(results)
-        loaded = None
-        for transform in tuple(self.transforms):
-            if results is None:
-                return None
-            if _loads_labels(transform):
-                results = self._call(transform, results)
-            else:
-                try:
-                    results = transform(deepcopy(results))
-                except Exception:  # noqa: BLE001 - it may need what a transform that is not called here adds
-                    self.transforms.remove(transform)
-            if loaded is None and results is not None and 'gt_seg_map' in results:
-                loaded = np.asarray(results['gt_seg_map'])
-        return None if results is None or loaded is None else (loaded, np.asarray(results['gt_seg_map']))
-
-    def _call(self, transform: Any, results: dict[str, Any]) -> Any:
-        try:
-            return transform(results)
-        except Exception as error:  # whatever the decoding backend or a transform of the user's own raises
-            kind = type_name(type(transform))
-            raise OSError(f'{kind} cannot load {results.get("seg_map_path")}: {error}') from error
-
-    def stored(self, path: str) -> np.ndarray | None:
-        """The values in a file.
-
-        Args:
-            path: The label map.
-
-        Returns:
-            ``(height, width)``, or ``(height, width, channels)`` of a color image; None where the loader reads files in
-            another way than mmseg's with Pillow, or the file cannot be read.
-        """
-        if not self.keeps_values or self.transforms[0].imdecode_backend != 'pillow':
-            return None
-        return read_stored(path)
-
-
-def read_stored(path: str) -> np.ndarray | None:
-    """The values in an image file, ``(height, width)`` or with channels behind; None if Pillow cannot read it."""
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image)
-    except (OSError, ValueError, SyntaxError):
-        return None
-
-
-def build_label_loader(
-    pipeline: Sequence[Any] | None, *, scope: str | None = 'mmseg', default: bool = False
-) -> LabelLoader | None:
-    """Build the transforms of a pipeline that load label maps.
-
-    Args:
-        pipeline: The configs of the transforms.
-        scope: The config's ``default_scope``.
-        default: Take mmseg's ``LoadAnnotations`` for an empty pipeline.
-
-    Returns:
-        The loader; None if no transform loads label maps, or the one that does is not registered.
-    """
-    steps = list(_flatten(pipeline or ()))
-    if not steps and default:
-        steps = [{'type': 'mmseg.LoadAnnotations'}]
-    with DefaultScope.overwrite_default_scope(scope):
-        if not any(map(_loads_labels, steps)):
-            return None
-        chosen = [step for step in steps if _loads_labels(step) or _is_own(step)]
-        transforms = [TRANSFORMS.build(step) if isinstance(step, Mapping) else step for step in chosen]
-    return LabelLoader(transforms, build_image_loader(steps, scope=scope))
-
-
-def _flatten(pipeline: Any) -> Iterator[Any]:
-    """The transforms of a pipeline and those inside them (``TestTimeAug``, ``RandomChoice`` ...)."""
-    if isinstance(pipeline, (list, tuple)):
-        for step in pipeline:
-            yield from _flatten(step)
-    elif isinstance(pipeline, Mapping) and pipeline.get('transforms'):
-        yield from _flatten(pipeline['transforms'])
-    else:
-        yield pipeline
-
-
-def _class_of(step: Any) -> type | None:
-    """The class of a transform (its config, or built); None where it is not registered."""
-    kind = step.get('type') if isinstance(step, Mapping) else type(step)
-    if isinstance(kind, str):
-        kind = TRANSFORMS.get(kind)
-    return kind if isinstance(kind, type) else None
-
-
-def _loads_labels(step: Any) -> bool:
-    """Whether a transform loads label maps, by its class or name."""
-    from mmcv.transforms import LoadAnnotations
-
-    kind = _class_of(step)
-    if kind is None:
-        return False
-    name = kind.__name__
-    named = name.startswith('Load') and not any(word in name for word in OTHER_FILES)
-    return named or issubclass(kind, LoadAnnotations)
-
-
-def _is_own(step: Any) -> bool:
-    """Whether a transform is none of the frameworks': it may change labels."""
-    kind = _class_of(step)
-    return kind is not None and kind.__module__.partition('.')[0] not in FRAMEWORKS
-
-
 # --- what the counts mean ---
 
 
@@ -527,10 +699,15 @@ def _without_class(summary: SemanticSummary, strange: list[int]) -> str:
     return f'label values without a class ({number} classes: {allowed}; {ignored} is ignored; {advice})'
 
 
+def _held(summary: SemanticSummary) -> str:
+    """The values in the files, in brackets."""
+    return f' (the files hold {format_list(sorted(summary.stored_values))})' if summary.stored_values else ''
+
+
 def _nothing(summary: SemanticSummary) -> str:
     values = sorted(summary.stored_values)
-    held = f' (the files hold {format_list(values)})' if values else ''
-    text = f'every pixel of all label maps is ignored{held}: no pixel has one of the {len(summary.classes)} classes'
+    number = len(summary.classes)
+    text = f'every pixel of all label maps is ignored{_held(summary)}: no pixel has one of the {number} classes'
     if summary.label_map:
         return f'{text} {format_list(summary.classes, limit=4)}; name classes in metainfo.classes that the maps show'
     if summary.reduce_zero_label and values and set(values) <= {0, IGNORED}:
@@ -541,7 +718,6 @@ def _nothing(summary: SemanticSummary) -> str:
 def _one_answer(summary: SemanticSummary) -> str:
     label = next(iter(set(summary.loaded) - {summary.ignored_label}))
     values = sorted(summary.stored_values)
-    held = f' (the files hold {format_list(values)})' if values else ''
     number = len(summary.classes)
     advice = 'give the ignored pixels a label of their own, or correct the classes of metainfo or reduce_zero_label'
     if summary.label_map:
@@ -551,8 +727,8 @@ def _one_answer(summary: SemanticSummary) -> str:
     elif plan_repair(values, number) is not None:
         advice = f'{FIX} writes maps with a label for each of the values'
     return (
-        f'every pixel of all label maps is {summary.classes[label]!r} or ignored{held}, so that one of {number} '
-        f'classes is all there is to learn: {advice}'
+        f'every pixel of all label maps is {summary.classes[label]!r} or ignored{_held(summary)}, so that one of '
+        f'{number} classes is all there is to learn: {advice}'
     )
 
 

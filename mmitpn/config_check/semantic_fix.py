@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,10 @@ import numpy as np
 from PIL import Image
 
 from .dataset_entries import SPLITS, DatasetEntry, find_datasets
-from .images import ImageLoader, build_image_loader, read_header
+from .images import ImageLoader, build_image_loader, read_header, read_stored
 from .messages import format_list, option_key
 from .model import one_class_reason, two_class_options
-from .semantic import IGNORED, is_gray, plan_repair, read_stored
-from .semantic_config import build_semantic, is_semantic
+from .semantic import IGNORED, Progress, build_semantic, is_gray, is_semantic, plan_repair
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -27,8 +26,6 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """How an image with an EXIF orientation is turned to stand upright."""
-
-Progress = Callable[[Sequence[int], str], Iterable[int]]
 
 
 @dataclass
@@ -112,7 +109,7 @@ def _number_of_classes(folders: Sequence[_LabelMapFolder]) -> int:
     """The number of classes, which all datasets must share."""
     several = {folder.entry.classes for folder in folders}
     if len(several) != 1:
-        raise ValueError(f'--fix needs datasets of the same classes, but there are {format_list(map(str, several))}')
+        raise ValueError(f'--fix needs datasets of the same classes, but there are {format_list([*map(str, several)])}')
     return len(next(iter(several)) or ())
 
 

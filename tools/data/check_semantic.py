@@ -16,11 +16,9 @@ from rich.progress import track
 from rich.table import Table
 
 from mmitpn.config_check.messages import quoted
-from mmitpn.config_check.semantic import SemanticSummary
-from mmitpn.config_check.semantic_config import check_semantic_config
+from mmitpn.config_check.semantic import SemanticSummary, check_semantic_config
 from mmitpn.config_check.semantic_fix import Repair, fix_semantic
-from mmitpn.engine.cli import merge_options
-from mmitpn.engine.cli import DictAction
+from mmitpn.engine.cli import DictAction, merge_options
 from mmitpn.engine.config_utils import register_host_configs, resolve_config
 
 

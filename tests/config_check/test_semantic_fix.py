@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from mmitpn.config_check import check_config
-from mmitpn.config_check.semantic_config import check_semantic_config
+from mmitpn.config_check.semantic import check_semantic_config
 from mmitpn.engine.cli import DictAction
 
 pytest.importorskip('mmseg')
