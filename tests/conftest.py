@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+
 from mmitpn.openmp import bound_spinning
 
-bound_spinning()  # as the tools do, before anything imports torch
+# Before anything imports torch: as the tools do, and one thread each where pytest-xdist runs several processes.
+bound_spinning()
+if 'PYTEST_XDIST_WORKER' in os.environ:
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sysconfig
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -20,6 +25,18 @@ import pytest
 import torch
 
 REFERENCE = Path(__file__).parent / 'data' / 'reference'
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked ``gpu`` where there is none. Several processes begin with the files of slow tests."""
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason='needs a GPU, and torch sees none')
+        for item in items:
+            if item.get_closest_marker('gpu'):
+                item.add_marker(skip)
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        slow = Counter(item.path for item in items if item.get_closest_marker('slow'))
+        items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)

@@ -532,7 +532,7 @@ def test_every_kind_of_graph_is_pytorch(monkeypatch, flag):
     assert module.triton_kernels(values()) is None
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.gpu
 def test_kernels_are_exact_on_a_gpu():
     with warnings.catch_warnings():
         warnings.simplefilter('error')

@@ -54,7 +54,6 @@ NodeName={host} NodeAddr=127.0.0.1 CPUs=2 Gres=gpu:2 State=UNKNOWN
 PartitionName=toy Nodes=ALL Default=YES State=UP
 """
 DAEMONS = ('munged', 'slurmctld', 'slurmd')
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -413,6 +412,7 @@ def trained(launch_toy, slurm) -> tuple[Path, str]:
     return work_dir, printed
 
 
+@pytest.mark.slow
 def test_two_tasks_train(trained, steps):
     work_dir, printed = trained
     assert (work_dir / 'iter_6.pth').is_file()
@@ -421,6 +421,7 @@ def test_two_tasks_train(trained, steps):
     assert 'rank 1 of 2' in (work_dir / 'ranks' / 'rank1.log').read_text()
 
 
+@pytest.mark.slow
 def test_two_tasks_evaluate(launch_toy, slurm, trained):
     work_dir = launch_toy.folder / 'evaluated'
     status, printed = launch_toy.run(
@@ -446,6 +447,7 @@ def slurm_program(launch_toy, slurm):
     return run
 
 
+@pytest.mark.slow
 def test_a_failing_task_fails_srun_and_is_shown(slurm_program):
     lines = "import os, time; os.environ['SLURM_PROCID'] == '1' and exit('out of luck'); time.sleep(60)"
     status, printed = slurm_program(lines, GPUS='0', NTASKS='2')
@@ -454,6 +456,7 @@ def test_a_failing_task_fails_srun_and_is_shown(slurm_program):
     assert '  | out of luck' in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('variables', 'gpus'), [({'GPUS': '2'}, '2'), ({'GPUS': '1'}, '1'), ({'GPUS': '0', 'NTASKS': '1'}, 'none')]
 )
@@ -466,6 +469,7 @@ def test_gpus_are_asked_for_only_when_wanted(slurm_program, variables, gpus):
     assert f'tasks {variables.get("NTASKS", gpus)} gpus {gpus}' in printed
 
 
+@pytest.mark.slow
 def test_a_batch_job_resumes_from_the_last_checkpoint(launch_toy, slurm, trained, steps):
     work_dir = launch_toy.folder / 'batch'
     shutil.copytree(trained[0], work_dir)

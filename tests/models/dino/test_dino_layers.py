@@ -145,7 +145,7 @@ def test_a_gpu_uses_compiled_operators_only_where_there_are_any(attention, monke
     assert len(asked) == 1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.gpu
 @pytest.mark.parametrize('coordinates', [2, 4])
 def test_a_gpu_gives_what_the_cpu_gives(attention, coordinates):
     inputs = make_inputs(coordinates)
