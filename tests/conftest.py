@@ -58,7 +58,7 @@ def inductor() -> None:
 
 @pytest.fixture(scope='session')
 def fill() -> ModuleType:
-    """Made weights and inputs by name, and samples of outputs: what the reference outputs were made with."""
+    """Synthetic weights and inputs by name, and samples of outputs: what the reference outputs were made with."""
     spec = importlib.util.spec_from_file_location('reference_fill', REFERENCE / 'fill.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -103,7 +103,7 @@ def photos() -> Path:
     return folder
 
 
-# --- made checkpoints in the authors' layouts, of any size ---------------------------------------------------------
+# --- synthetic checkpoints in the authors' layouts, of any size ---------------------------------------------------------
 
 
 def _authors_shapes(

@@ -385,7 +385,7 @@ def test_it_stands_for_the_dataset():
     numbers = SeededDataset(Numbers())
     assert len(numbers) == 10
     assert numbers.get_data_info(2) == {'img_path': '2.jpg'}
-    numbers.pipeline = 'second'  # as the hosts' hooks do
+    numbers.pipeline = 'second'  # as mmdet's hooks do
     assert numbers.dataset.pipeline == 'second'
     with pytest.raises(AttributeError, match='metainfo'):
         _ = numbers.metainfo
