@@ -103,7 +103,7 @@ def photos() -> Path:
     return folder
 
 
-# --- synthetic checkpoints in the authors' layouts, of any size ---------------------------------------------------------
+# --- synthetic checkpoints in the authors' layouts, of any size -------------------------------------------------------
 
 
 def _authors_shapes(

@@ -52,8 +52,8 @@ def folder(tmp_path_factory) -> Path:
 def order_images(file: Path) -> None:
     """Keep eight images: of each four, the first two have as many objects, the others fewer.
 
-    A group of denoising queries is as long as the fullest image of the process's batch, and the queries in the positions
-    that are left over are attended to, as in the published models: the fullest image has to be as full on both.
+    A group of denoising queries is as long as the fullest image of the process's batch, and the positions left over are
+    attended to, as in the published models: the fullest image has to be as full on both.
     """
     data = json.loads(file.read_text())
     counts = Counter(one['image_id'] for one in data['annotations'])
