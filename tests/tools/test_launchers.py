@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group('processes')
 SCRIPTS = (
     'launch.sh',
     'rank.sh',
