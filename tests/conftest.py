@@ -37,9 +37,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if 'PYTEST_XDIST_WORKER' in os.environ:
         slow = Counter(item.path for item in items if item.get_closest_marker('slow'))
         items.sort(key=lambda item: -slow[item.path])
-        for item in items:  # one file in one process, for its fixtures
-            if not item.get_closest_marker('xdist_group'):
-                item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(autouse=True)

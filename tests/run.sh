@@ -13,7 +13,7 @@ esac
 bash tools/install.sh --stack "$stack" --tests
 venv=$(bash tools/venv.sh "$stack")
 cores=$(nproc)
-workers=(-n "$((cores < 4 ? cores : 4))" --dist loadgroup --no-loadscope-reorder)
+workers=(-n "$((cores < 4 ? cores : 4))" --dist loadscope --no-loadscope-reorder)
 case " $* " in *no:xdist*) workers=() ;; esac
 echo "[tests] $stack stack"
 exec "$venv/bin/python" -m pytest "${workers[@]}" "$@"

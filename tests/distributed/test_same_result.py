@@ -21,7 +21,7 @@ STEPS, BATCH, SIDE = 20, 4, 64
 NUM_TEST = 7  # to test on: no number of processes here divides it
 EARLY = 10  # steps in which nothing but fp32 rounding is there
 PATIENCE = 500  # seconds that a process may take
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('processes')]
+pytestmark = pytest.mark.slow
 # Where the training pipeline resizes.
 RESIZE = {
     'dino_fast-itpn-nano_shapes': 5,

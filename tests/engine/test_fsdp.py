@@ -21,7 +21,7 @@ from mmitpn.engine.checkpointing import load_from_local
 
 pytest.importorskip('mmdet')
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('processes')]
+pytestmark = pytest.mark.slow
 CONFIG = """
 _base_ = [{base!r}{fsdp}]
 data_root = {data!r}

@@ -21,7 +21,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 TOY = Path(__file__).parent / 'fault_toy'
 STEPS = 18
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('processes')]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module')

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group('processes')
 SCRIPTS = (
     'launch.sh',
     'rank.sh',
