@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+
 from mmitpn.openmp import bound_spinning
 
-bound_spinning()  # as the tools do, before anything imports torch
+# Before anything imports torch: as the tools do, and one thread each where pytest-xdist runs several processes.
+bound_spinning()
+if 'PYTEST_XDIST_WORKER' in os.environ:
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sysconfig
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -20,6 +25,18 @@ import pytest
 import torch
 
 REFERENCE = Path(__file__).parent / 'data' / 'reference'
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked ``gpu`` where there is none. Several processes begin with the files of slow tests."""
+    if not torch.cuda.is_available():
+        skip = pytest.mark.skip(reason='needs a GPU, and torch sees none')
+        for item in items:
+            if item.get_closest_marker('gpu'):
+                item.add_marker(skip)
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        slow = Counter(item.path for item in items if item.get_closest_marker('slow'))
+        items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +58,7 @@ def inductor() -> None:
 
 @pytest.fixture(scope='session')
 def fill() -> ModuleType:
-    """Made weights and inputs by name, and samples of outputs: what the reference outputs were made with."""
+    """Synthetic weights and inputs by name, and samples of outputs: what the reference outputs were made with."""
     spec = importlib.util.spec_from_file_location('reference_fill', REFERENCE / 'fill.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -86,7 +103,7 @@ def photos() -> Path:
     return folder
 
 
-# --- made checkpoints in the authors' layouts, of any size ---------------------------------------------------------
+# --- synthetic checkpoints in the authors' layouts, of any size -------------------------------------------------------
 
 
 def _authors_shapes(

@@ -39,7 +39,7 @@ def test_a_public_name_is_the_registered_class(name, framework):
     assert getattr(mmitpn, name) is registry.get(f'mmitpn.{name}')
 
 
-def test_unknown_names_are_told():
+def test_unknown_names_are_reported():
     with pytest.raises(AttributeError, match="no attribute 'FastITPNN'; public names: DINO"):
         _ = mmitpn.FastITPNN
 
@@ -68,7 +68,7 @@ sys.modules['mmdet'] = None
 """
 
 
-def test_a_missing_host_breaks_only_what_needs_it():
+def test_a_missing_framework_breaks_only_what_needs_it():
     code = HIDE + (
         'import mmitpn\n'
         'from mmitpn.registry import MODELS\n'

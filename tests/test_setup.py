@@ -1,19 +1,43 @@
-"""Packing: what setup.py puts where mim looks for it."""
+"""What setup.py packs for mim, and what it declares: each extra alone in an interpreter that has nothing else."""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import setuptools
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import mmitpn
 
 ROOT = Path(__file__).parents[1]
+# The distributions of what is imported under another name; the fork and the official packages import alike.
+DISTRIBUTIONS = {
+    'PIL': ['pillow'],
+    'efficientnet_lite_pytorch': ['efficientnet-lite-pytorch'],
+    'mmcv': ['onedl-mmcv', 'mmcv-lite'],
+    'mmdet': ['onedl-mmdetection', 'mmdet'],
+    'mmengine': ['onedl-mmengine', 'mmengine'],
+    'mmpretrain': ['onedl-mmpretrain', 'mmpretrain'],
+    'mmseg': ['onedl-mmsegmentation', 'mmsegmentation'],
+    'triton': ['torch'],  # comes with it where there is a build; tried and reported elsewhere
+    'yaml': ['pyyaml'],
+}
+# The same module by several distributions: whichever is installed serves.
+ALIASES = {
+    'mmcv-lite': ['mmcv'],
+    'opencv-python': ['opencv-python-headless', 'opencv-contrib-python', 'opencv-contrib-python-headless'],
+}
 
 
 @pytest.fixture(scope='module')
@@ -133,3 +157,293 @@ def test_a_built_wheel_has_configs_and_types(tmp_path: Path) -> None:
     assert 'mmitpn/.mim/tools/train.py' in names
     assert 'mmitpn/.mim/requirements/onedl.txt' in names  # the pins that the doctor names
     assert not any(name.startswith(('tests/', 'tools/', 'configs/')) for name in names)
+
+
+def declared() -> dict[str, list[Requirement]]:
+    """The requirements of setup.py by extra, '' for those of every installation."""
+    arguments = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(setuptools, 'setup', arguments.update)
+        patch.chdir(ROOT)
+        runpy.run_path(str(ROOT / 'setup.py'), run_name='__main__')
+    lists = {'': arguments['install_requires'], **arguments['extras_require']}
+    return {extra: [Requirement(text) for text in texts] for extra, texts in lists.items()}
+
+
+def names(requirements: Iterable[Requirement]) -> set[str]:
+    return {canonicalize_name(requirement.name) for requirement in requirements}
+
+
+def imported(folder: Path) -> dict[str, set[str]]:
+    """The modules from outside of the standard library that the files of a folder import, with these files."""
+    found: dict[str, set[str]] = {}
+    for path in folder.rglob('*.py'):
+        if '.mim' in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            modules = []
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules = [node.module]
+            for module in modules:
+                top = module.split('.')[0]
+                if top != 'mmitpn' and top not in sys.stdlib_module_names:
+                    found.setdefault(top, set()).add(path.relative_to(ROOT).as_posix())
+    return found
+
+
+def undeclared(modules: dict[str, set[str]], lists: dict[str, list[Requirement]]) -> dict[str, list[str]]:
+    """What is imported but in no list: neither of every installation, nor of an extra."""
+    known = names(requirement for extra, one in lists.items() if extra != 'tests' for requirement in one)
+    missing = {}
+    for module, files in modules.items():
+        wanted = DISTRIBUTIONS.get(module, [canonicalize_name(module)])
+        if not known & set(wanted):
+            missing[module] = sorted(files)
+    return missing
+
+
+@pytest.mark.parametrize('folder', ['mmitpn', 'tools'])
+def test_every_import_is_declared(folder: str) -> None:
+    modules = imported(ROOT / folder)
+    assert 'torch' in modules  # the files were read
+    sources = {module: files for module, files in modules.items() if not _is_beside(module, files)}
+    lists = declared()
+    assert undeclared(sources, lists) == {}
+    del lists['']
+    assert {'torch', 'rich'} <= undeclared(sources, lists).keys()  # it can fail
+
+
+def _is_beside(module: str, files: set[str]) -> bool:
+    """Whether a module is a file of the folder that imports it: tools import each other."""
+    return all((ROOT / file).with_name(f'{module}.py').is_file() for file in files)
+
+
+@pytest.mark.parametrize('task', ['det', 'seg', 'pretrain'])
+def test_the_two_stacks_declare_the_same(task: str) -> None:
+    """The official packages do not declare all that they import: their extras may have more than those of the fork."""
+    lists = declared()
+    fork, official = (names(lists[extra]) for extra in (task, f'openmmlab-{task}'))
+    ours = {name for name in fork if not name.startswith('onedl-')}
+    assert ours <= official
+    assert {name.removeprefix('onedl-') for name in fork if name.startswith('onedl-')} <= {
+        {'mmdet': 'mmdetection', 'mmcv-lite': 'mmcv'}.get(name, name) for name in official
+    }
+
+
+def test_install_sh_pins_what_is_declared() -> None:
+    """tools/install.sh installs from lists without looking at requirements: nothing declared may be absent there."""
+    lists = declared()
+    pinned = {
+        path.stem: {
+            canonicalize_name(found)
+            for found in re.findall(r'^([\w.-]+)==', path.read_text(encoding='utf-8'), flags=re.MULTILINE)
+        }
+        for path in (ROOT / 'requirements').glob('*.txt')
+    }
+    for stack, prefix in (('onedl', ''), ('openmmlab', 'openmmlab-')):
+        files = ('build', 'torch', f'mmcv-{stack}', 'common', stack, 'tests')
+        installed = set().union(*(pinned[file] for file in files))
+        for extra in ('', 'tests', *(prefix + task for task in FRAMEWORK)):
+            assert names(lists[extra]) - installed == set(), (stack, extra)
+
+
+# --- each extra alone ------------------------------------------------------------------------------------------------
+def find(name: str):
+    """The installed distribution of a name or of one of its aliases, None where there is none."""
+    for one in [name, *ALIASES.get(name, [])]:
+        try:
+            return distribution(one)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def closure(requirements: Iterable[Requirement]) -> tuple[dict[str, object], set[str]]:
+    """The installed distributions that requirements bring with them, by name; and the names of those not installed."""
+    found: dict[str, object] = {}
+    absent = set()
+    todo = [(requirement, frozenset(requirement.extras)) for requirement in requirements]
+    done = set()
+    while todo:
+        requirement, extras = todo.pop()
+        name = canonicalize_name(requirement.name)
+        if (name, extras) in done:
+            continue
+        done.add((name, extras))
+        one = find(name)
+        if one is None:
+            absent.add(name)
+            continue
+        found[name] = one
+        for text in one.requires or []:
+            inner = Requirement(text)
+            if inner.marker is None or any(inner.marker.evaluate({'extra': extra}) for extra in ('', *extras)):
+                todo.append((inner, frozenset(inner.extras)))
+    return found, absent
+
+
+def link(found: dict[str, object], folder: Path) -> Path:
+    """A site-packages of links to the files of some distributions, and to this project's package."""
+    folder.mkdir()
+    for one in found.values():
+        for top in {file.parts[0] for file in one.files or []} - {'..', '__pycache__'}:
+            source, place = Path(one.locate_file(top)), folder / top
+            if source.exists() and source.suffix != '.pth' and not place.exists():
+                place.symlink_to(source, target_is_directory=source.is_dir())
+    (folder / 'mmitpn').symlink_to(ROOT / 'mmitpn', target_is_directory=True)
+    return folder
+
+
+# What an extra promises. Each is run with the folder of the links, this project and a folder for files.
+START = """
+import runpy, sys
+site, root, out = sys.argv[1:]
+sys.path.append(site)
+import logging, warnings
+from pathlib import Path
+
+def run(tool, *arguments):
+    status = runpy.run_path(f'{root}/tools/data/{tool}')['main'](list(arguments))
+    assert status == 0, status
+
+def config(name, **changes):
+    from mmengine.config import Config
+    cfg = Config.fromfile(f'{root}/configs/{name}')
+    cfg.merge_from_dict(changes)
+    return cfg
+
+def backbone():
+    import torch
+    from mmitpn import FastITPN, ITPN, ITPNPyramid
+    maps = ITPNPyramid(in_channels=(48, 96, 192), out_channels=32)(FastITPN('nano')(torch.rand(1, 3, 64, 64)))
+    assert [level.shape[-1] for level in maps[:4]] == [16, 8, 4, 2], [level.shape for level in maps]
+"""
+
+PROMISES = {
+    '': """
+import mmitpn
+from mmitpn import doctor, installation
+print(mmitpn.__version__)
+""",
+    'light': """
+import torch, torchvision, time
+start = time.process_time()
+import mmitpn
+from mmitpn import FastITPN, ITPN, ITPNPyramid
+from mmitpn.checkpoint import load_pretrained
+assert time.process_time() - start < 3
+backbone()
+file = f'{root}/configs/quickstart/fast-itpn-nano_shapes.pth'
+network, pyramid = FastITPN.from_pretrained(file), ITPNPyramid.from_pretrained(file)
+other = FastITPN('nano', init_cfg=dict(type='Pretrained', checkpoint=file))
+other.init_weights()
+assert load_pretrained(FastITPN('nano'), file).loaded
+image = torch.rand(1, 3, 130, 97)
+assert all(map(torch.equal, network(image), other.eval()(image)))
+assert [tuple(level.shape) for level in pyramid(network(image))][0] == (1, 128, 33, 25)
+assert next(ITPN('base', img_size=32).parameters()).requires_grad
+try:
+    FastITPN('nano', init_cfg=dict(type='Constant', val=0.0)).init_weights()
+except ImportError as error:
+    assert 'applied by mmengine, which is not installed' in str(error)
+else:
+    raise SystemExit('an entry of mmengine was passed over')
+assert not {'mmengine', 'mmcv'} & set(sys.modules)
+""",
+    'det': """
+backbone()
+import torch
+from mmengine.registry import init_default_scope
+from mmitpn.datasets import generate_shapes
+from mmitpn.evaluation import PanopticMetric
+init_default_scope('mmdet')
+import mmdet.models
+from mmdet.registry import MODELS
+for name in ('dino_fast-itpn-nano_shapes', 'mask-dino_fast-itpn-nano_shapes-panoptic'):
+    model = MODELS.build(config(f'quickstart/{name}.py').model)
+    print(type(model).__module__, type(model).__name__)
+coco = generate_shapes(out, num_train=2, num_val=2, size=(64, 96)) / 'coco'
+run('check_coco.py', f'{coco}/annotations/instances_train2017.json', '--images', f'{coco}/train2017')
+""",
+    'seg': """
+backbone()
+from mmengine.registry import init_default_scope
+from mmitpn.datasets import generate_shapes
+init_default_scope('mmseg')
+import mmseg.models
+from mmseg.registry import MODELS
+cfg = config('quickstart/upernet_fast-itpn-nano_shapes.py')
+model = MODELS.build(cfg.model)
+print(type(model).__name__, type(model.decode_head).__name__)
+ade = generate_shapes(out, num_train=2, num_val=2, size=(64, 96)) / 'ade' / 'ADEChallengeData2016'
+options = [f'{split}_dataloader.dataset.data_root={ade}' for split in ('train', 'val')]
+run('check_semantic.py', f'{root}/configs/quickstart/upernet_fast-itpn-nano_shapes.py', '--cfg-options', *options)
+""",
+    'pretrain': """
+backbone()
+from mmengine.registry import init_default_scope
+init_default_scope('mmpretrain')
+import mmpretrain.models
+from mmpretrain.registry import MODELS
+from mmitpn import ITPNPretrain, MeanPoolClsHead
+model = MODELS.build(config('quickstart/pretrain_fast-itpn-nano_shapes-mfm.py').model)
+assert type(model) is ITPNPretrain
+changes = {'model.backbone.arch': 'nano', 'model.head.in_channels': 192}
+model = MODELS.build(config('_base_/models/classifier_fast-itpn.py', **changes).model)
+assert type(model.head) is MeanPoolClsHead
+""",
+}
+
+FRAMEWORK = {'det': 'mmdetection', 'seg': 'mmsegmentation', 'pretrain': 'mmpretrain'}
+
+
+def extras() -> list:
+    """The lists to try: those of the installed stack."""
+    cases = [pytest.param('', id='base')]
+    for prefix in ('', 'openmmlab-'):
+        for task, framework in FRAMEWORK.items():
+            name = f'onedl-{framework}' if not prefix else {'mmdetection': 'mmdet'}.get(framework, framework)
+            absent = find(name) is None
+            marks = pytest.mark.skipif(absent, reason=f'{name} is not installed')
+            cases.append(pytest.param(prefix + task, id=prefix + task, marks=marks))
+    return cases
+
+
+def promise(extra: str, folder: Path, requirements: list[Requirement]) -> subprocess.CompletedProcess:
+    """Run what an extra promises with the closure of some requirements."""
+    found, absent = closure(requirements)
+    site = link(found, folder / 'site')
+    code = START + PROMISES[extra.removeprefix('openmmlab-')]
+    command = [sys.executable, '-I', '-S', '-c', code, str(site), str(ROOT), str(folder / 'out')]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=folder)
+    done.stderr += f'\nof {len(found)} distributions; required, but not installed: {sorted(absent)}'
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('extra', extras())
+def test_an_extra_alone_gives_what_it_promises(extra: str, tmp_path: Path) -> None:
+    lists = declared()
+    done = promise(extra, tmp_path, lists[''] + (lists[extra] if extra else []))
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_backbone_pyramid_and_weights_need_torch_and_torchvision_only(tmp_path: Path) -> None:
+    done = promise('light', tmp_path, [Requirement('torch'), Requirement('torchvision')])
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_a_forgotten_requirement_is_found(tmp_path: Path) -> None:
+    """The interpreter of these tests has what is declared and nothing else."""
+    lists = declared()
+    without = [requirement for requirement in lists[''] if requirement.name != 'psutil']
+    extra = 'det' if find('onedl-mmdetection') else 'openmmlab-det'
+    if find('onedl-mmdetection') is None and find('mmdet') is None:
+        pytest.skip('no mmdet is installed')
+    done = promise(extra, tmp_path, without + lists[extra])
+    assert done.returncode == 1
+    assert "No module named 'psutil'" in done.stderr

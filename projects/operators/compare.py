@@ -549,18 +549,18 @@ def operators_without_kernel() -> dict[str, OperatorWithoutKernel]:
     masked = maps, torch.ones(1, 5, 6), torch.zeros(4, 8, 3, 3), torch.zeros(4), 1
     return {
         'border_align': OperatorWithoutKernel(
-            function('border_align', maps, torch.zeros(1, 30, 4), 3), loop, 'test_border_align.py'
+            function('border_align', maps, torch.zeros(1, 30, 4), 3), loop, 'test_roi.py'
         ),
-        'carafe': OperatorWithoutKernel(function('carafe', *upsampling), loop, 'test_carafe.py'),
-        'carafe_naive': OperatorWithoutKernel(function('carafe_naive', *upsampling), loop, 'test_carafe.py'),
+        'carafe': OperatorWithoutKernel(function('carafe', *upsampling), loop, 'test_sampling.py'),
+        'carafe_naive': OperatorWithoutKernel(function('carafe_naive', *upsampling), loop, 'test_sampling.py'),
         'deform_roi_pool': OperatorWithoutKernel(function('deform_roi_pool', maps, rois, None, 2), loop, 'test_roi.py'),
         'line_nms': OperatorWithoutKernel(
             compiled('line_nms_forward', torch.zeros(2, 77), torch.zeros(2), 1.0, 2),
             'the definition, one lane after the other',
-            'test_nms.py',
+            'test_boxes.py',
         ),
         'masked_im2col, masked_col2im': OperatorWithoutKernel(
-            function('masked_conv2d', *masked), 'a dense convolution', 'test_masked_conv.py'
+            function('masked_conv2d', *masked), 'a dense convolution', 'test_sampling.py'
         ),
         'ms_deform_attn': OperatorWithoutKernel(
             compiled('ms_deform_attn_forward', *one_map, *one_query, 64),
@@ -568,7 +568,7 @@ def operators_without_kernel() -> dict[str, OperatorWithoutKernel]:
             'test_deformable_attention.py',
         ),
         'prroi_pool': OperatorWithoutKernel(
-            function('prroi_pool', maps, rois, (2, 2), 1.0), loop, 'test_prroi_pool.py'
+            function('prroi_pool', maps, rois, (2, 2), 1.0), loop, 'test_roi.py'
         ),
         'roi_pool': OperatorWithoutKernel(function('roi_pool', maps, rois, 2), loop, 'test_roi.py'),
         'sigmoid_focal_loss': OperatorWithoutKernel(

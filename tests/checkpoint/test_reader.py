@@ -1,4 +1,4 @@
-"""Reading files: what is read, what is refused, and that nothing in a file is ever executed."""
+"""Reading files and indices of shards: what is read, what is refused, and that nothing in a file is ever executed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import os
 import pickle
 import threading
 import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -18,9 +21,11 @@ import safetensors.torch
 import torch
 from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from mmitpn.checkpoint import read_checkpoint
 from mmitpn.checkpoint.reader import read_array_pickle
+from mmitpn.checkpoint.sharded import read_index, read_sharded
 
 WEIGHTS = {'a.weight': torch.arange(6.0).view(2, 3), 'b.bias': torch.ones(2, dtype=torch.float16)}
 ARRAYS = {'a': np.arange(6, dtype=np.float32).reshape(2, 3), 'b': np.array([True, False]), 'c': np.array(7)}
@@ -269,8 +274,6 @@ def test_an_address_that_leads_nowhere(server):
 
 
 # --- detectron2's pickles of arrays ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize('protocol', [2, 3, 4, 5])
 def test_arrays_become_tensors(tmp_path, protocol):
     path = tmp_path / 'model.pkl'
@@ -303,3 +306,54 @@ def test_files_of_torch_are_not_read_as_pickles_of_arrays(tmp_path):
     assert torch.equal(read_checkpoint(path)['w'], torch.ones(2))
     path.write_bytes(pickle.dumps([1, 2]))
     assert read_array_pickle(path) is None
+
+
+class Call:
+    """Is pickled as a call."""
+
+    def __init__(self, function: Callable, *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.fixture
+def read(tmp_path) -> Callable:
+    def call(content: object, replaced: Mapping[bytes, bytes] = MappingProxyType({})) -> object:
+        index = pickle.dumps(Metadata({}, planner_data=content), protocol=3)
+        for one, other in replaced.items():
+            index = index.replace(one, other)
+        (tmp_path / '.metadata').write_bytes(index)
+        return read_index(tmp_path).planner_data
+
+    return call
+
+
+def test_an_index_with_code_in_it_is_refused(read, tmp_path):
+    with pytest.raises(ValueError, match=r'is not read, since an index holds no builtins\.print'):
+        read(Call(print, 'run'))
+    (tmp_path / '.metadata').unlink()
+    with pytest.raises(FileNotFoundError, match=r'it is no checkpoint of shards'):
+        read_sharded(tmp_path)
+
+
+@pytest.mark.parametrize('member', _MEM_FORMAT_ENCODING)
+def test_an_enumeration_as_some_releases_of_python_write_it(read, member):
+    """Python 3.11.0 to 3.11.3 write ``getattr`` of the class; the others call the class with the value."""
+    assert read(Call(getattr, _MEM_FORMAT_ENCODING, member.name)) is member
+    assert read(Call(_MEM_FORMAT_ENCODING, member.value)) is member
+
+
+@pytest.mark.parametrize(
+    ('owner', 'name'), [(_MEM_FORMAT_ENCODING, 'mro'), (Metadata, '__init__'), (OrderedDict, 'pop')]
+)
+def test_no_other_attribute_is_read(read, owner, name):
+    with pytest.raises(ValueError, match=r'is not read, since an index holds no builtins\.getattr'):
+        read(Call(getattr, owner, name))
+
+
+def test_paths_as_any_release_of_python_writes_them(read):
+    """``pathlib.PosixPath`` is ``pathlib._local.PosixPath`` in a pickle of Python 3.13, and only there."""
+    old, new = b'cpathlib\n', b'cpathlib._local\n'
+    assert read(Path('a')) == read(Path('a'), {old: new}) == read(Path('a'), {new: old}) == Path('a')

@@ -21,14 +21,14 @@ from mmengine.registry import HOOKS
 
 @HOOKS.register_module()
 class NoteLosses(Hook):
-    """Writes the losses and the pictures of every step, one file a process."""
+    """Writes the losses and the images of every step, one file a process."""
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
         del batch_idx
-        pictures = [Path(sample.img_path).stem for sample in data_batch['data_samples']]
+        images = [Path(sample.img_path).stem for sample in data_batch['data_samples']]
         losses = {name: float(value) for name, value in outputs.items() if 'loss' in name}
         with Path(runner.work_dir, f'losses.{get_rank()}').open('a') as file:
-            file.write(json.dumps({'pictures': pictures, 'losses': losses}) + '\n')
+            file.write(json.dumps({'images': images, 'losses': losses}) + '\n')
 
 
 def run_tool(root: Path, arguments: list[str], folder: Path, variables: dict[str, str], log: Path) -> None:
@@ -45,8 +45,8 @@ def run_tool(root: Path, arguments: list[str], folder: Path, variables: dict[str
 
 
 def _fix_points_of_mask_dino() -> None:
-    # MaskDINO compares masks at random points, drawn for one picture after the other: which one gets which points
-    # depends on how the batch is split, and no setting changes that. Here every picture gets the points of one seed.
+    # MaskDINO compares masks at random points, drawn for one image after the other: which one gets which points
+    # depends on how the batch is split, and no setting changes that. Here every image gets the points of one seed.
     from mmitpn.models.mask_dino.criterion import HungarianMatcher, MaskDINOCriterion
 
     HungarianMatcher._match = _seeded(HungarianMatcher._match)

@@ -18,7 +18,7 @@ from mmitpn.datasets import generate_shapes
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / 'configs/quickstart'
 STEPS, BATCH, SIDE = 20, 4, 64
-PICTURES = 7  # to test on: no number of processes here divides it
+NUM_TEST = 7  # to test on: no number of processes here divides it
 EARLY = 10  # steps in which nothing but fp32 rounding is there
 PATIENCE = 500  # seconds that a process may take
 pytestmark = pytest.mark.slow
@@ -29,7 +29,7 @@ RESIZE = {
     'upernet_fast-itpn-nano_shapes': 2,
 }
 
-# What every training here changes: its length and its batch, given as BATCH over the processes.
+# What every training run here changes: its length and its batch, given as BATCH over the processes.
 SHORT = f"""
 train_cfg = dict(max_iters={STEPS})
 val_cfg = val_dataloader = val_evaluator = None
@@ -42,18 +42,18 @@ default_hooks = dict(checkpoint=dict(interval={STEPS}))
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory) -> Path:
-    """Generated pictures; those that the detectors learn from are ordered, see :func:`order_pictures`."""
+    """Generated images; those that the detectors learn from are ordered, see :func:`order_images`."""
     folder = tmp_path_factory.mktemp('same')
-    generate_shapes(folder / 'data/shapes', num_train=24, num_val=PICTURES, size=(SIDE, SIDE))
-    order_pictures(folder / 'data/shapes/coco/annotations/instances_train2017.json')
+    generate_shapes(folder / 'data/shapes', num_train=24, num_val=NUM_TEST, size=(SIDE, SIDE))
+    order_images(folder / 'data/shapes/coco/annotations/instances_train2017.json')
     return folder
 
 
-def order_pictures(file: Path) -> None:
-    """Keep eight pictures: of each four, the first two have as many objects, the others fewer.
+def order_images(file: Path) -> None:
+    """Keep eight images: of each four, the first two have as many objects, the others fewer.
 
-    A group of denoising queries is as long as the fullest picture of the process's batch, and the queries in the places
-    that are left over are attended to, as in the published models: the fullest picture has to be as full on both.
+    A group of denoising queries is as long as the fullest image of the process's batch, and the positions left over are
+    attended to, as in the published models: the fullest image has to be as full on both.
     """
     data = json.loads(file.read_text())
     counts = Counter(one['image_id'] for one in data['annotations'])
@@ -128,21 +128,21 @@ def train(run, folder) -> Callable[[str, str, int], Path]:
 
 
 def steps(work_dir: Path, processes: int) -> list[tuple[list[str], dict[str, float]]]:
-    """Of each step the pictures of all processes, and the means of their losses."""
+    """Of each step the images of all processes, and the means of their losses."""
     ranks = [(work_dir / f'losses.{rank}').read_text().splitlines() for rank in range(processes)]
     found = []
     for lines in zip(*ranks, strict=True):
-        told = [json.loads(line) for line in lines]
-        losses = {name: sum(one['losses'][name] for one in told) / processes for name in told[0]['losses']}
-        found.append((sorted(name for one in told for name in one['pictures']), losses))
+        noted = [json.loads(line) for line in lines]
+        losses = {name: sum(one['losses'][name] for one in noted) / processes for name in noted[0]['losses']}
+        found.append((sorted(name for one in noted for name in one['images']), losses))
     return found
 
 
 def assert_the_same_curve(train: Callable[..., Path], base: str, changes: str) -> None:
     one, two = (steps(train(base, changes, processes), processes) for processes in (1, 2))
     assert len(one) == len(two) == STEPS
-    assert [pictures for pictures, _ in one] == [pictures for pictures, _ in two]
-    assert len({tuple(pictures) for pictures, _ in one}) > 1
+    assert [images for images, _ in one] == [images for images, _ in two]
+    assert len({tuple(images) for images, _ in one}) > 1
     for step, ((_, ours), (_, theirs)) in enumerate(zip(one, two, strict=True)):
         if step < EARLY:
             assert theirs == pytest.approx(ours, rel=1e-5, abs=1e-6), step
@@ -151,7 +151,7 @@ def assert_the_same_curve(train: Callable[..., Path], base: str, changes: str) -
     assert one[-1][1]['loss'] < one[0][1]['loss']
 
 
-# What a process draws for its part of the batch has no noise: see order_pictures for the rest.
+# What a process draws for its part of the batch has no noise: see order_images for the rest.
 DINO = """
 model = dict(dn_cfg=dict(
     label_noise_scale=1e-9, box_noise_scale=1e-9, group_cfg=dict(dynamic=False, num_groups=2, num_dn_queries=None)
@@ -175,7 +175,7 @@ model = dict(
 )
 train_dataloader = dict(num_workers=0, persistent_workers=False)
 """
-# Masks that the pipeline draws, which is seeded for every picture.
+# Masks that the pipeline draws, which is seeded for every image.
 PRETRAIN = f"""
 data_root = 'data/shapes/coco/train2017/'
 model = dict(masking='pipeline', backbone=dict(img_size={SIDE}))
@@ -208,7 +208,7 @@ def evaluate(run: Callable[..., Path], trained: Path, name: str, processes: int,
 def assert_the_same_metrics(run: Callable[..., Path], trained: Path, *more: str) -> dict[str, float]:
     metrics, predictions = evaluate(run, trained, f'{trained.stem}.test1', 1, *more)
     names = [one['img_path'] for one in predictions]
-    assert len(set(names)) == len(names) == PICTURES
+    assert len(set(names)) == len(names) == NUM_TEST
     for processes in (2, 3):
         ours, found = evaluate(run, trained, f'{trained.stem}.test{processes}', processes, *more)
         assert [one['img_path'] for one in found] == names
@@ -216,19 +216,19 @@ def assert_the_same_metrics(run: Callable[..., Path], trained: Path, *more: str)
     return metrics
 
 
-def write_truth(predictions: list[dict], like: Path, file: Path) -> None:
+def write_ground_truth(predictions: list[dict], like: Path, file: Path) -> None:
     """Objects near some of the predictions: after so few steps the model finds none of those that are there."""
     data = json.loads(like.read_text())
     data['annotations'] = []
-    for picture in predictions:
-        found = picture['pred_instances']
+    for image in predictions:
+        found = image['pred_instances']
         for i in range(1, 15, 3):
             x0, y0, x1, y1 = found['bboxes'][i].tolist()
             mask = found['masks'][i]
             data['annotations'].append(
                 {
                     'id': len(data['annotations']) + 1,
-                    'image_id': picture['img_id'],
+                    'image_id': image['img_id'],
                     'category_id': int(found['labels'][i]) + 1,
                     'bbox': [x0 + 1, y0 + 1, x1 - x0, y1 - y0],
                     'area': (x1 - x0) * (y1 - y0),
@@ -258,8 +258,8 @@ def test_pre_training(train):
 def test_metrics_of_a_detector(train, run, folder):
     trained = train('mask-dino_fast-itpn-nano_shapes-instance', MASK_DINO, 1)
     like = folder / 'data/shapes/coco/annotations/instances_val2017.json'
-    write_truth(evaluate(run, trained, 'first', 1)[1], like, folder / 'truth.json')
-    metrics = assert_the_same_metrics(run, trained, f'test_evaluator.ann_file={folder / "truth.json"}')
+    write_ground_truth(evaluate(run, trained, 'first', 1)[1], like, folder / 'ground_truth.json')
+    metrics = assert_the_same_metrics(run, trained, f'test_evaluator.ann_file={folder / "ground_truth.json"}')
 
     assert 0 < metrics['coco/bbox_mAP'] < 1
     assert 0 < metrics['coco/segm_mAP'] < 1

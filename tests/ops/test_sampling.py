@@ -1,23 +1,26 @@
-"""Operators that sample maps, against stored outputs and gradients of compiled mmcv, and finite differences."""
+"""Operators that sample maps: stored outputs of compiled mmcv, kernels' definitions in float64, finite differences."""
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.autograd import Function
 
 from mmitpn.ops import deform_conv, psamask, roi
+from mmitpn.ops.carafe import carafe_backward, carafe_forward, carafe_naive_backward, carafe_naive_forward
+from mmitpn.ops.masked_conv import masked_col2im_forward, masked_im2col_forward
 
 DATA = Path(__file__).parents[1] / 'data' / 'ops'
 spec = importlib.util.spec_from_file_location('make_sampling', DATA / 'make_sampling.py')
 make = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(make)
-
 EXT = SimpleNamespace(**vars(deform_conv), **{key: vars(roi)[key] for key in vars(roi) if key.startswith('roi_align')})
 EXT.psamask_forward, EXT.psamask_backward = psamask.psamask_forward, psamask.psamask_backward
 
@@ -149,6 +152,7 @@ class DeformConv(Function):
 
 # Kernel 2 x 3, stride 1 x 2, padding 1 x 0, dilation 1; two groups of weights and of offsets.
 PLAIN = (3, 2, 2, 1, 0, 1, 1, 1, 2, 2)
+
 MODULATED = (2, 3, 1, 2, 1, 0, 1, 1, 2, 2)
 
 
@@ -218,3 +222,143 @@ class PSAMask(Function):
 def test_psamask_finite_differences(kind):
     masks = torch.randn(1, 15, 2, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda masks: PSAMask.apply(masks, kind, (3, 5)), (masks,))
+
+
+class Naive(Function):
+    """As mmcv's ``CARAFENaiveFunction``."""
+
+    @staticmethod
+    def forward(ctx, features, masks, kernel, groups, scale):
+        ctx.save_for_backward(features, masks)
+        ctx.settings = {'kernel_size': kernel, 'group_size': groups, 'scale_factor': scale}
+        batch, channels, height, width = features.shape
+        output = features.new_zeros(batch, channels, height * scale, width * scale)
+        carafe_naive_forward(features, masks, output, **ctx.settings)
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        gradients = [torch.zeros_like(each) for each in ctx.saved_tensors]
+        carafe_naive_backward(grad.contiguous(), *ctx.saved_tensors, *gradients, **ctx.settings)
+        return *gradients, None, None, None
+
+
+class Carafe(Function):
+    """As mmcv's ``CARAFEFunction``, which keeps the features that the forward writes with channels last."""
+
+    @staticmethod
+    def forward(ctx, features, masks, kernel, groups, scale):
+        ctx.settings = {'kernel_size': kernel, 'group_size': groups, 'scale_factor': scale}
+        batch, channels, height, width = features.shape
+        output = features.new_zeros(batch, channels, height * scale, width * scale)
+        buffers = [torch.zeros(each.shape, dtype=each.dtype) for each in (features, output, masks)]
+        carafe_forward(features, masks, *buffers, output, **ctx.settings)
+        for buffer, source in zip(buffers, (features, output, masks), strict=True):
+            assert torch.equal(buffer, source.permute(0, 2, 3, 1))
+        ctx.save_for_backward(features, masks, buffers[0])
+        return output
+
+    @staticmethod
+    def backward(ctx, grad):
+        features, masks, rfeatures = ctx.saved_tensors
+        buffers = [torch.zeros_like(each) for each in (grad, grad, features, masks, features, masks)]
+        carafe_backward(grad.contiguous(), rfeatures, masks, *buffers, **ctx.settings)
+        return buffers[-2], buffers[-1], None, None, None
+
+
+def kernel(features, masks, size, groups, scale, grad):
+    features, masks, grad = features.double(), masks.double(), grad.double()
+    output, of_features, of_masks = (torch.zeros_like(each) for each in (grad, features, masks))
+    (batch, channels, height, width), margin = features.shape, (size - 1) // 2
+    ranges = (batch, channels, height * scale, width * scale, size, size)
+    for image, channel, y, x, row, column in itertools.product(*map(range, ranges)):
+        group = channel // (channels // groups)
+        mask = image, (group * size + row) * size + column, y, x
+        cell = image, channel, y // scale + row - margin, x // scale + column - margin
+        if 0 <= cell[2] < height and 0 <= cell[3] < width:
+            where = image, channel, y, x
+            output[where] += features[cell] * masks[mask]
+            of_features[cell] += masks[mask] * grad[where]
+            of_masks[mask] += features[cell] * grad[where]
+    return output, of_features, of_masks
+
+
+def make_inputs(size, groups, scale, dtype=torch.float32, shape=(2, 4, 2, 3)):
+    features = torch.randn(shape, dtype=dtype)
+    masks = torch.randn(shape[0], groups * size**2, shape[2] * scale, shape[3] * scale, dtype=dtype)
+    return features, masks
+
+
+@pytest.mark.parametrize('function', [Naive, Carafe])
+@pytest.mark.parametrize(('size', 'groups', 'scale'), [(3, 1, 2), (5, 2, 1), (1, 4, 3)])
+def test_equals_the_kernels(function, size, groups, scale):
+    features, masks = (each.requires_grad_() for each in make_inputs(size, groups, scale))
+    output = function.apply(features, masks, size, groups, scale)
+    grad = torch.randn_like(output)
+    gradients = torch.autograd.grad(output, (features, masks), grad)
+    expected = kernel(features.detach(), masks.detach(), size, groups, scale, grad)
+    for actual, wanted in zip((output, *gradients), expected, strict=True):
+        torch.testing.assert_close(actual.double(), wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize('function', [Naive, Carafe])
+def test_finite_differences(function):
+    inputs = [each.requires_grad_() for each in make_inputs(3, 2, 2, torch.float64, (1, 2, 2, 2))]
+    assert torch.autograd.gradcheck(lambda *tensors: function.apply(*tensors, 3, 2, 2), inputs)
+
+
+def test_half_precision_strides_and_no_images():
+    features, masks = make_inputs(3, 2, 2, torch.float16)
+    exact = Carafe.apply(features.double(), masks.double(), 3, 2, 2)
+    strided = features.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    output = Carafe.apply(strided, masks, 3, 2, 2)
+    assert output.dtype == torch.float16
+    torch.testing.assert_close(output.double(), exact, rtol=1e-3, atol=5e-3)
+    assert Naive.apply(features[:0], masks[:0], 3, 2, 2).shape == (0, 4, 4, 6)
+
+
+def masked_conv(features, mask, weight, bias, padding):
+    """As mmcv's ``MaskedConv2dFunction``."""
+    out_channels, in_channels, kernel_h, kernel_w = weight.shape
+    height = features.shape[2] + 2 * padding[0] - kernel_h + 1
+    width = features.shape[3] + 2 * padding[1] - kernel_w + 1
+    row, column = torch.nonzero(mask[0] > 0).t().contiguous()
+    output = features.new_zeros(1, out_channels, height, width)
+    columns = features.new_zeros(in_channels * kernel_h * kernel_w, len(row))
+    masked_im2col_forward(
+        features, row, column, columns, kernel_h=kernel_h, kernel_w=kernel_w, pad_h=padding[0], pad_w=padding[1]
+    )
+    values = torch.addmm(bias[:, None], weight.view(out_channels, -1), columns)
+    masked_col2im_forward(values, row, column, output, height=height, width=width, channels=out_channels)
+    return output
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize(('kernel', 'padding'), [((3, 3), (1, 1)), ((1, 5), (0, 2)), ((1, 1), (0, 0))])
+def test_equals_a_dense_convolution_at_the_cells(kernel, padding, dtype):
+    features, mask = torch.randn(1, 3, 5, 7, dtype=dtype), torch.rand(1, 5, 7) > 0.5
+    weight, bias = torch.randn(4, 3, *kernel, dtype=dtype), torch.randn(4, dtype=dtype)
+    dense = F.conv2d(features, weight, bias, padding=padding)
+    torch.testing.assert_close(masked_conv(features, mask, weight, bias, padding), dense * mask)
+
+
+def test_columns_hold_zeros_outside_of_the_map():
+    features, columns = torch.arange(1.0, 7).view(1, 1, 2, 3), torch.full((9, 2), 9.0)
+    masked_im2col_forward(features, torch.tensor([0, 1]), torch.tensor([0, 2]), columns, 3, 3, 1, 1)
+    assert columns.t().tolist() == [[0, 0, 0, 0, 1, 2, 0, 4, 5], [2, 3, 0, 5, 6, 0, 0, 0, 0]]
+
+
+def test_other_cells_stay_and_half_precision():
+    image = torch.full((1, 2, 2, 2), 7, dtype=torch.float16)
+    values = torch.tensor([[1.0], [2.0]], dtype=torch.float16)
+    masked_col2im_forward(values, torch.tensor([1]), torch.tensor([0]), image, 2, 2, 2)
+    assert image.tolist() == [[[[7, 7], [1, 7]], [[7, 7], [2, 7]]]]
+
+
+def test_no_cells():
+    none, columns = torch.zeros(0, dtype=torch.long), torch.zeros(9, 0)
+    masked_im2col_forward(torch.randn(1, 1, 3, 3), none, none, columns, 3, 3, 1, 1)
+    image = torch.randn(1, 1, 3, 3)
+    before = image.clone()
+    masked_col2im_forward(torch.zeros(1, 0), none, none, image, 3, 3, 1)
+    assert torch.equal(image, before)

@@ -20,7 +20,7 @@ def tool():
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image_file(tmp_path):
     file = tmp_path / 'one.png'
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)).save(file)
     return file
@@ -44,7 +44,7 @@ def config(form: str, tmp_path: Path, **more) -> Path:
 @pytest.mark.parametrize(
     ('form', 'columns'), [('pixel', ['pixels']), ('mfm', ['pixels', 4, 8, 16]), ('fast', [16]), ('hog', [16])]
 )
-def test_draws_pixels_and_distances(form, columns, tool, picture, tmp_path, monkeypatch):
+def test_draws_pixels_and_distances(form, columns, tool, image_file, tmp_path, monkeypatch):
     drawn = []
     draw = tool.draw_reconstructions
     monkeypatch.setattr(
@@ -53,7 +53,7 @@ def test_draws_pixels_and_distances(form, columns, tool, picture, tmp_path, monk
     more = {'teacher': 'random'} if form == 'fast' else {}
     out = tmp_path / 'sheet.png'
     config_file = config(form, tmp_path, **more)
-    assert tool.main([str(picture), str(picture), '--config', str(config_file), '--out', str(out)]) == 0
+    assert tool.main([str(image_file), str(image_file), '--config', str(config_file), '--out', str(out)]) == 0
     one = drawn[0][0]
     with Image.open(out) as sheet:
         pixels = np.asarray(sheet.convert('RGB'))
@@ -63,18 +63,18 @@ def test_draws_pixels_and_distances(form, columns, tool, picture, tmp_path, monk
     assert one.mask.mean() == 0.75
     assert (one.pixels is not None) == ('pixels' in columns)
     assert [values.shape[0] for values in one.distances.values()] == [64 // c for c in columns if c != 'pixels']
-    if one.pixels is not None:  # what is not masked is the picture itself
+    if one.pixels is not None:  # what is not masked is the image itself
         seen = ~one.mask
         assert np.abs(one.pixels[seen].astype(int) - one.image[seen]).max() <= 1
 
 
-def test_mistakes(tool, picture, tmp_path, capsys):
+def test_mistakes(tool, image_file, tmp_path, capsys):
     file = config('pixel', tmp_path)
     assert tool.main([str(tmp_path / 'gone.png'), '--config', str(file)]) == 2
     assert 'no image' in capsys.readouterr().err
     other = tmp_path / 'other.py'
     other.write_text("default_scope = 'mmpretrain'\nmodel = {'type': 'mmitpn.FastITPN', 'arch': 'nano'}\n")
-    assert tool.main([str(picture), '--config', str(other)]) == 2
+    assert tool.main([str(image_file), '--config', str(other)]) == 2
     assert 'give a config of configs/pretrain' in capsys.readouterr().err
 
 

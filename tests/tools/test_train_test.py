@@ -1,4 +1,4 @@
-"""The command lines for training and testing, on a toy detector and a handful of synthetic images."""
+"""The command lines for training and testing, on a toy detector, segmentor and classifier and synthetic images."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import pytest
 import torch
 from mmengine import load
 from mmengine.config import Config
+from PIL import Image
 
 from mmitpn.engine.cli import FirstStepHook, run_command
 
@@ -88,8 +89,6 @@ class RecordLosses(Hook):
         with open(Path(runner.work_dir) / f'losses.{get_rank()}', 'a') as file:
             file.write(f'{runner.iter} {float(outputs["loss"])!r}\\n')
 """
-
-
 SEGMENTATION = """
 default_scope = 'mmseg'
 data_root = {root!r}
@@ -121,6 +120,24 @@ optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.001))
 default_hooks = dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1))
 log_processor = dict(by_epoch=False)
 visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
+"""
+TEST_TOOL = Path(__file__).parents[2] / 'tools' / 'test.py'
+CLASSIFIER = """
+default_scope = 'mmpretrain'
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='mmitpn.FastITPN', arch=dict(depths=(1, 2, 3), embed_dim=64, num_heads=1), out_indices=(2,),
+        final_norm=False),
+    head=dict(type='mmitpn.MeanPoolClsHead', num_classes=3, in_channels=64))
+data_preprocessor = dict(num_classes=3, mean=[127.0] * 3, std=[64.0] * 3, to_rgb=True)
+test_dataloader = dict(
+    batch_size=2, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='ImageNet', data_root={root!r}, split='val', metainfo=dict(classes=('n0', 'n1', 'n2')),
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]))
+test_evaluator = dict(type='Accuracy', topk=(1,))
+test_cfg = dict()
 """
 
 
@@ -311,7 +328,8 @@ def test_a_training_run_of_another_model_is_not_resumed(trained, tmp_path, mista
 @pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_taken_on_request(toy, trained, tmp_path):
     evaluate(toy, 'toy.py', trained / 'epoch_2.pth', '--work-dir', tmp_path, '--allow-partial', *OTHER_MODEL)
-    assert (tmp_path / 'test_metrics.json').is_file()
+    metrics = json.loads((tmp_path / 'test_metrics.json').read_text())['metrics']
+    assert metrics['coco/bbox_mAP'] >= 0  # an untrained head was evaluated
 
 
 @pytest.mark.slow
@@ -452,3 +470,41 @@ def test_what_fails_after_the_first_step_is_no_mistake_of_the_user(capsys):
     with pytest.raises(ValueError, match='middle'):
         run_command(command, argparse.Namespace(debug=False))
     assert 'error:' not in capsys.readouterr().err
+
+
+@pytest.fixture
+def classifier(tmp_path, authors_weights):
+    """A config, a fine-tuned file, and the labels that it gives to the images."""
+    pytest.importorskip('mmpretrain')
+    rng = np.random.default_rng(0)
+    for label in range(3):
+        folder = tmp_path / 'data' / 'val' / f'n{label}'
+        folder.mkdir(parents=True)
+        for index in range(2):
+            Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f'{index}.png')
+    weights = authors_weights(classes=3, norm='fc_norm')
+    weights['head.weight'].zero_()
+    weights['head.bias'] = torch.tensor([0.0, 1.0, 0.0])  # everything is of class 1
+    torch.save({'model': weights}, tmp_path / 'finetuned.pth')
+    (tmp_path / 'config.py').write_text(CLASSIFIER.format(root=str(tmp_path / 'data')))
+    return tmp_path
+
+
+def evaluate_classifier(folder: Path, *arguments: str) -> int:
+    spec = importlib.util.spec_from_file_location('tool_test', TEST_TOOL)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool.main([str(folder / 'config.py'), *arguments, '--work-dir', str(folder / 'work')])
+
+
+def test_top_1_of_an_authors_file(classifier):
+    assert evaluate_classifier(classifier, str(classifier / 'finetuned.pth')) == 0
+    metrics = json.loads((classifier / 'work' / 'test_metrics.json').read_text())['metrics']
+    assert metrics['accuracy/top1'] == pytest.approx(100 / 3, abs=0.01)
+
+
+def test_a_file_without_the_head_is_refused(classifier, authors_weights, capsys):
+    torch.save({'model': authors_weights()}, classifier / 'backbone.pth')
+    assert evaluate_classifier(classifier, str(classifier / 'backbone.pth')) == 2
+    error = capsys.readouterr().err
+    assert 'set final_norm=True on the backbone and with_norm=False on the head' in error

@@ -1,16 +1,32 @@
-"""MaskDINO's head trains on images with any number of objects."""
+"""MaskDINO's heads: any number of objects, few positions, two processes; instances, segments, label maps."""
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip('mmdet')
 
+import torch.multiprocessing as mp
+from mask_dino_ranks import WORLD, fix_points, work
+
+from mmitpn.models.heads import MaskDINODecodeHead, MaskDINOFusionHead
+from mmitpn.models.heads import mask_dino_fusion_head as fusion
+from mmitpn.models.mask_dino import LayerOutputs
 from mmitpn.models.mask_dino.core import CROSS_ENTROPY, padding_mask_of
 from mmitpn.models.mask_dino.criterion import _LOSS_CHUNK, targets_from_instances
 
 ONE_STAGE = {'two_stage': False, 'box_start': 'no'}
+PADDED = (32, 64)
+# Of the strides 8, 16, 32 and the extra level of 64.
+POSITIONS = 4 * 8 + 2 * 4 + 1 * 2 + 1
+QUERIES = 60
+SHAPES = {'no-padding': [PADDED, PADDED], 'one-small': [PADDED, (20, 24)], 'both-small': [(30, 20), (20, 24)]}
+SECONDS = 180
+EVENLY = {'train_cfg': {'num_points': 64, 'oversample_ratio': 1.0, 'importance_sample_ratio': 0.0}}
 
 
 def train(head, maps, samples):
@@ -141,3 +157,285 @@ def test_unsuitable_data_raise(make_head, make_maps, make_sample):
         make_head().loss(make_maps(), [make_sample(1), sample])
     with pytest.raises(ValueError, match='the pixel decoder was given 4 maps, the finest of 8 channels'):
         make_head().predict([x[:, :8] for x in make_maps()], [make_sample(1)] * 2)
+
+
+def pair(make_head, **settings):
+    """A head with more queries than positions, and one with one query per position, with equal weights."""
+    more, exact = (make_head(num_queries=number, **settings) for number in (QUERIES, POSITIONS))
+    torch.manual_seed(4)
+    for name, weight in more.named_parameters():
+        if weight.dim() > 1 and name.startswith('predictor.'):
+            torch.nn.init.normal_(weight, std=0.2)
+    weights = more.state_dict()
+    for name in weights.keys() & {'predictor.query_content.weight'}:
+        weights[name] = weights[name][:POSITIONS]
+    exact.load_state_dict(weights)
+    return more, exact
+
+
+def samples_of(make_sample, shapes, numbers=(2, 3), stuff=None):
+    return [
+        make_sample(number, stuff, shape=shape, padded=PADDED) for number, shape in zip(numbers, shapes, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ('settings', 'shapes'),
+    [
+        ({}, 'one-small'),
+        ({'box_start': 'bitmask', 'released': True}, 'both-small'),
+        ({'box_start': 'no', 'learn_queries': True, 'loss_cls': CROSS_ENTROPY}, 'one-small'),
+        ({'denoising': {'kind': 'no'}}, 'no-padding'),
+    ],
+    ids=['default', 'released', 'learned-content', 'no-denoising'],
+)
+def test_losses_and_gradients_equal_those_of_one_query_per_position(
+    make_head, make_maps, make_sample, settings, shapes
+):
+    outcomes = []
+    for head in pair(make_head, **settings):
+        torch.manual_seed(3)
+        losses = head.train().loss(make_maps(PADDED), samples_of(make_sample, SHAPES[shapes]))
+        sum(losses.values()).backward()
+        outcomes.append((losses, {name: weight.grad for name, weight in head.named_parameters()}))
+    (losses, gradients), (expected, expected_gradients) = outcomes
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
+    largest = max(gradient.abs().max().item() for gradient in expected_gradients.values())
+    for name, gradient in gradients.items():
+        if name == 'predictor.query_content.weight':
+            assert (gradient[POSITIONS:] == 0).all()
+            gradient = gradient[:POSITIONS]
+        # The projections before a GroupNorm of one or two cells have gradients of rounding errors only.
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-3, atol=1e-4 * largest, msg=name)
+
+
+@pytest.mark.parametrize('shapes', SHAPES.values(), ids=SHAPES)
+def test_every_layer_gives_every_position_once(make_head, make_maps, make_sample, shapes):
+    samples = samples_of(make_sample, shapes)
+    outcomes = []
+    for head in pair(make_head):
+        with torch.no_grad():
+            outcomes.append(head.eval()(make_maps(PADDED), [sample.metainfo for sample in samples])[0])
+    found, expected = outcomes
+    assert found.selected.index.sort().values.tolist() == [list(range(POSITIONS))] * 2
+    # All positions on padding have the same score, content and box: their order is arbitrary.
+    best, expected_best = (one.selected.scores.gather(1, one.selected.index) for one in (found, expected))
+    assert torch.equal(best, expected_best)
+    for one, other in zip([found.encoder, *found.layers], [expected.encoder, *expected.layers], strict=True):
+        assert one.logits.shape == (2, POSITIONS, 5)
+        torch.testing.assert_close(one.logits, other.logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one.boxes, other.boxes, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one.masks(), other.masks(), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(found.references, expected.references, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('shapes', [SHAPES['no-padding'], SHAPES['one-small']], ids=['no-padding', 'one-small'])
+def test_instances_segments_and_label_maps_have_no_padded_query(make_head, make_maps, make_sample, shapes):
+    """If max_per_image allows all candidates, every position is returned once per thing class."""
+    fusion = MaskDINOFusionHead(
+        5, 2, test_cfg={'panoptic_on': True, 'semantic_on': True, 'max_per_image': 10 * QUERIES, 'object_mask_thr': 0.0}
+    )
+    samples = samples_of(make_sample, shapes)
+    outcomes = []
+    for head in pair(make_head, num_stuff_classes=2, box_start='no'):
+        with torch.no_grad():
+            outcomes.append(fusion.predict(head.eval().predict(make_maps(PADDED), samples), samples))
+    for found, expected in zip(*outcomes, strict=True):
+        instances, expected_instances = found['ins_results'], expected['ins_results']
+        assert len(instances) == POSITIONS * 5
+        scores, expected_scores = (one.scores.sort().values for one in (instances, expected_instances))
+        torch.testing.assert_close(scores, expected_scores, rtol=1e-4, atol=1e-5)
+        for name in ('pan_results', 'sem_results'):
+            different = found[name].sem_seg != expected[name].sem_seg
+            assert different.float().mean() < 0.01  # rounding on the border between two masks
+
+
+@pytest.mark.parametrize('numbers', [(3, 0), (0, 0), (50, 1)], ids=lambda numbers: '-'.join(map(str, numbers)))
+@pytest.mark.parametrize(
+    ('loss', 'stuff'), [({}, None), ({'loss_cls': CROSS_ENTROPY}, (5, 6))], ids=['focal-instances', 'softmax-panoptic']
+)
+def test_any_number_of_objects_trains(make_head, make_maps, make_sample, numbers, loss, stuff):
+    """Also more objects than positions, and images without objects."""
+    head = make_head(num_queries=QUERIES, num_stuff_classes=2 if stuff else 0, **loss).train()
+    losses = head.loss(make_maps(PADDED), samples_of(make_sample, SHAPES['one-small'], numbers, stuff))
+    assert all(value.isfinite() for value in losses.values())
+    sum(losses.values()).backward()
+    for name, weight in head.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize('loss', [{}, {'loss_cls': CROSS_ENTROPY}], ids=['focal', 'softmax'])
+def test_semantic_scores_equal_those_of_one_query_per_position(make_head, make_maps, loss):
+    settings = {'cls': MaskDINODecodeHead, 'num_classes': 4, 'two_stage': True}
+    focal = {} if loss else {'loss_cls': {'type': 'mmdet.FocalLoss', 'use_sigmoid': True, 'loss_weight': 4.0}}
+    outcomes = []
+    for head in pair(make_head, **settings, **(loss or focal)):
+        with torch.no_grad():
+            outcomes.append(head.eval().predict(make_maps(PADDED), [{'img_shape': PADDED}] * 2, {}))
+    assert outcomes[0].shape == (2, 4, *PADDED)
+    torch.testing.assert_close(*outcomes, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('two_stage', [True, False])
+def test_a_decode_head_trains_on_a_window_with_fewer_positions_than_queries(make_head, make_maps, two_stage):
+    head = make_head(MaskDINODecodeHead, num_classes=4, num_queries=QUERIES, two_stage=two_stage).train()
+    targets = [head.targets_of(labels) for labels in (torch.randint(0, 4, PADDED), torch.full(PADDED, 255))]
+    losses = head.core.loss_by_targets(make_maps(PADDED), [], targets)
+    assert all(value.isfinite() for value in losses.values())
+    sum(losses.values()).backward()
+    assert all(weight.grad.isfinite().all() for weight in head.parameters())
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_even_if_one_has_no_objects(
+    make_head, make_maps, make_sample, tmp_path, monkeypatch
+):
+    kinds = {'focal': {}, 'softmax': {'loss_cls': CROSS_ENTROPY}}
+    settings = {'num_stuff_classes': 2, 'denoising': {'noise_scale': 1e-9}, **EVENLY}
+    heads = {kind: make_head(**settings, **loss).train() for kind, loss in kinds.items()}
+    cases = {
+        'equal': (make_maps(), [make_sample(2, (5,)), make_sample(2, (6,))]),
+        'unequal': (make_maps(), [make_sample(4, (5, 6)), make_sample(1, ())]),
+        'one empty': (make_maps(), [make_sample(3, ()), make_sample(0, ())]),
+        'none': (make_maps(), [make_sample(0, ()), make_sample(0, ())]),
+    }
+    monkeypatch.setattr(torch, 'rand', torch.rand)  # restored after the test
+    fix_points()
+    expected = {
+        kind: {name: {k: v.detach() for k, v in head.loss(*args).items()} for name, args in cases.items()}
+        for kind, head in heads.items()
+    }
+    context = mp.spawn(work, args=(str(tmp_path), heads, cases), nprocs=WORLD, join=False)
+    deadline = time.monotonic() + SECONDS
+    while not context.join(timeout=1):
+        if time.monotonic() > deadline:
+            for process in context.processes:
+                process.kill()
+            pytest.fail(f'two processes did not end within {SECONDS} s')
+    first, second = (torch.load(tmp_path / f'{rank}.pth', weights_only=True) for rank in range(WORLD))
+    for kind, of_cases in expected.items():
+        rank0, rank1 = first[kind], second[kind]
+        for name, losses in of_cases.items():
+            if name == 'none':  # sums are divided by at least one object per process, as in the released code
+                continue
+            for loss, value in losses.items():
+                if (
+                    name != 'equal' and 'dn_' in loss
+                ):  # the number of groups depends on the image with most objects of a process
+                    continue
+                mean = (rank0[name][loss] + rank1[name][loss]) / 2
+                where = (kind, name, loss)
+                torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-5, msg=lambda m, w=where: f'{w}: {m}')
+        for name, value in rank0['weights'].items():
+            assert torch.equal(value, rank1['weights'][name]), name
+
+
+def outputs(masks, logits, boxes=None):
+    """Queries with these masks ``(Q, H, W)``, one channel each."""
+    queries = len(masks)
+    boxes = torch.full((1, queries, 4), 0.5) if boxes is None else boxes[None]
+    return LayerOutputs(logits[None], boxes, torch.eye(queries)[None], masks[None])
+
+
+def rectangle(top, bottom, left, right, *, size=(24, 32)):
+    mask = torch.full(size, -20.0)
+    mask[top:bottom, left:right] = 20.0
+    return mask
+
+
+def one_hot(labels, classes, score=4.0):
+    return torch.where(F.one_hot(torch.tensor(labels), classes).bool(), score, -6.0)
+
+
+def test_instances_are_in_pixels_of_the_image_before_resizing(make_sample):
+    head = MaskDINOFusionHead(5, test_cfg={'max_per_image': 2})
+    masks = torch.stack([rectangle(0, 12, 0, 16), rectangle(12, 24, 16, 32)])
+    boxes = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.5, 0.5]])
+    sample = make_sample(0)  # 90 x 110, padded to 96 x 128; 45 x 55 before resizing
+    (found,) = head.predict(outputs(masks, one_hot([1, 4], 5), boxes), [sample])
+    instances = found['ins_results']
+    assert instances.masks.shape == (2, 45, 55)
+    assert sorted(instances.labels.tolist()) == [1, 4]
+    first = instances[instances.labels == 1]
+    assert first.masks[0, :23, :31].all()
+    assert not first.masks[0, 25:].any()
+    assert first.bboxes.tolist() == [[0.0, 0.0, 32.0, 24.0]]
+    second = instances[instances.labels == 4]
+    assert second.bboxes.tolist() == [[32.0, 24.0, 55.0, 45.0]]  # clipped at the border of the image
+    assert first.scores.item() == pytest.approx(torch.tensor(4.0).sigmoid().item(), abs=0.02)
+    (padded,) = head.predict(outputs(masks, one_hot([1, 4], 5), boxes), [sample], rescale=False)
+    assert padded['ins_results'].masks.shape == (2, 90, 110)
+
+
+def test_score_is_class_score_times_mask_score(make_sample):
+    head = MaskDINOFusionHead(2)
+    masks = torch.stack([rectangle(0, 12, 0, 16), rectangle(0, 12, 0, 16).clamp(-20, 0.5)])
+    (found,) = head.predict(outputs(masks, one_hot([0, 0], 2)), [make_sample(0)])
+    best = found['ins_results'].scores.sort(descending=True).values
+    assert best[1] / best[0] == pytest.approx(torch.tensor(0.5).sigmoid().item(), abs=0.03)
+
+
+def test_stuff_gives_no_instances_and_few_queries_give_few_instances(make_sample):
+    head = MaskDINOFusionHead(2, 3, test_cfg={'max_per_image': 100})
+    masks = torch.stack([rectangle(0, 12, 0, 16), rectangle(12, 24, 0, 16)])
+    (found,) = head.predict(outputs(masks, one_hot([1, 4], 5)), [make_sample(0)])
+    assert len(found['ins_results']) == 2 * 2  # every query with every thing class
+    assert found['ins_results'].labels.max() < 2
+
+
+@pytest.mark.parametrize('values', [1, 2**24])
+def test_segments(make_sample, monkeypatch, values):
+    monkeypatch.setattr(fusion, '_MAX_VALUES', values)  # one mask at a time, or all
+    head = MaskDINOFusionHead(2, 2, test_cfg={'panoptic_on': True, 'instance_on': False})
+    masks = torch.stack(
+        [
+            rectangle(0, 8, 0, 10),  # thing
+            rectangle(0, 8, 12, 22),  # thing of the same class
+            rectangle(10, 20, 0, 10),  # stuff, twice: one segment
+            rectangle(10, 20, 12, 22),
+            rectangle(0, 8, 0, 10),  # where the first thing is, with a lower score: keeps no pixel
+            rectangle(20, 22, 0, 10),  # a score below the threshold
+        ]
+    )
+    logits = torch.cat((one_hot([0, 0, 3, 3], 4), one_hot([1], 4, 1.0), one_hot([1], 4, -2.0)))
+    (found,) = head.predict(outputs(masks, logits), [make_sample(0)])
+    segments = found['pan_results'].sem_seg[0]
+    assert segments.shape == (45, 55)
+    assert segments[4, 4] % 1000 == segments[4, 36] % 1000 == 0
+    assert {int(segments[4, 4]) // 1000, int(segments[4, 36]) // 1000} == {1, 2}
+    assert segments[30, 4] == segments[30, 36] == 3
+    assert set(segments.unique().tolist()) == {1000, 2000, 3, 4}  # 4: no class
+    (nothing,) = head.predict(outputs(masks, torch.full((6, 4), -6.0)), [make_sample(0)])
+    assert (nothing['pan_results'].sem_seg == 4).all()
+
+
+@pytest.mark.parametrize('values', [1, 2**24])
+def test_label_map(make_sample, monkeypatch, values):
+    monkeypatch.setattr(fusion, '_MAX_VALUES', values)
+    head = MaskDINOFusionHead(3, test_cfg={'semantic_on': True, 'instance_on': False})
+    masks = torch.stack([rectangle(0, 24, 0, 16), rectangle(0, 24, 16, 32)])
+    (found,) = head.predict(outputs(masks, one_hot([2, 0], 3)), [make_sample(0)])
+    labels = found['sem_results'].sem_seg[0]
+    assert (labels[:, :31] == 2).all()
+    assert (labels[:, 33:] == 0).all()
+
+
+def test_background_is_left_out(make_sample):
+    head = MaskDINOFusionHead(2, 1, test_cfg={'panoptic_on': True, 'semantic_on': True})
+    masks = torch.stack([rectangle(0, 24, 0, 16), rectangle(0, 24, 16, 32)])
+    (found,) = head.predict(outputs(masks, one_hot([1, 3], 4)), [make_sample(0)])
+    assert set(found['pan_results'].sem_seg.unique().tolist()) == {1001, 3}
+    assert found['sem_results'].sem_seg.max() < 3
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'iou': 0.5}, 'test_cfg has iou; allowed: instance_on, panoptic_on'),
+        ({'instance_on': False}, 'switches everything off'),
+    ],
+)
+def test_invalid_settings_raise(settings, message):
+    with pytest.raises(ValueError, match=message):
+        MaskDINOFusionHead(2, test_cfg=settings)

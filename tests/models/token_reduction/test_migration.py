@@ -1,8 +1,13 @@
+"""Token migration, switching token reduction on and off, and compilers and exporters."""
+
 from __future__ import annotations
+
+import io
 
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from mmitpn.models.token_reduction import (
     REDUCERS,
@@ -17,6 +22,9 @@ from mmitpn.models.token_reduction import (
     unit_features,
 )
 from mmitpn.models.token_reduction.migration import nearest
+
+GATHERING = {'window_size': 4, 'num_tokens': 4}
+SIZE = (1, 3, 200, 160)
 
 
 def run(model, size=(200, 333)):
@@ -245,3 +253,85 @@ def test_own_methods_can_be_registered(network):
 def test_bad_settings_are_explained(network, migration, message):
     with pytest.raises(ValueError, match=message):
         network(token_migration=migration)
+
+
+def features(model):
+    torch.manual_seed(2)
+    with torch.no_grad():
+        return model.eval()(torch.randn(2, 3, 200, 160))[-1]
+
+
+def test_switched_on_is_as_if_built_so(network):
+    settings = {'token_gathering': GATHERING, 'token_migration': {'keep_ratio': 0.6}}
+    model = network()
+    plain = features(model)
+    model.set_token_reduction(**settings)
+    assert torch.equal(features(model), features(network(**settings)))
+    model.set_token_reduction()
+    assert torch.equal(features(model), plain)
+
+
+def test_the_mode_and_frozen_parts_stay_as_they_are(network):
+    model = network(frozen_stages=3).eval()
+    model.set_token_reduction(
+        token_migration={'keep_ratio': 1.0, 'test_keep_ratio': 0.5}, token_gathering={'learned': True}
+    )
+    assert model.token_reduction.migration.ratio == 0.5
+    assert not any(p.requires_grad for p in model.parameters())
+    assert model.train().token_reduction.migration.ratio == 1.0
+
+
+def test_learned_offsets_come_stay_and_go(network):
+    model = network(token_gathering={**GATHERING, 'learned': True})
+    names = set(model.state_dict())
+    with torch.no_grad():
+        model.blocks[0].attn.gathering_offset.fill_(0.5)
+    model.set_token_reduction(token_gathering={**GATHERING, 'learned': True}, token_migration={})
+    assert (model.blocks[0].attn.gathering_offset == 0.5).all()
+    model.set_token_reduction(token_gathering=GATHERING)
+    assert names - set(model.state_dict()) == {f'blocks.{i}.attn.gathering_offset' for i in range(4)}
+
+
+def test_bad_settings_leave_the_network_as_it_was(network):
+    model = network(token_gathering=GATHERING)
+    before = features(model)
+    with pytest.raises(ValueError, match='keep_ratio is 2'):
+        model.set_token_reduction(token_migration={'keep_ratio': 2})
+    assert torch.equal(features(model), before)
+
+
+@pytest.fixture
+def reduced(network):
+    return lambda **more: network(token_gathering=GATHERING, token_migration={}, **more).eval()
+
+
+def test_exported_gives_the_same_output(reduced):
+    model, x = reduced(), torch.randn(SIZE)
+    exported = torch.export.export(model, (x,)).module()
+    with torch.no_grad():
+        assert_close(exported(x + 0.1), model(x + 0.1))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('inductor')
+def test_compiled_gives_the_same_output(reduced):
+    few = {'depths': (0, 0, 2), 'embed_dim': 48, 'num_heads': 3}
+    model = reduced(arch=few)
+    compiled = torch.compile(reduced(arch=few), dynamic=False, fullgraph=True)
+    x = torch.randn(SIZE)
+    with torch.no_grad():
+        assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_onnx_gives_the_same_output(reduced):
+    pytest.importorskip('onnx', reason='the onnx package writes the file')
+    runtime = pytest.importorskip('onnxruntime', reason='onnxruntime runs the file')
+    model, x = reduced(), torch.randn(SIZE)
+    file = io.BytesIO()
+    torch.onnx.export(model, (x,), file, dynamo=False, opset_version=17)
+    session = runtime.InferenceSession(file.getvalue())
+    found = session.run(None, {session.get_inputs()[0].name: (x + 0.1).numpy()})
+    with torch.no_grad():
+        for ours, theirs in zip(model(x + 0.1), found, strict=True):
+            assert_close(torch.from_numpy(theirs), ours, rtol=1e-3, atol=1e-4)

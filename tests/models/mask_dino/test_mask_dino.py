@@ -1,3 +1,5 @@
+"""MaskDINO's pixel decoder, the start of its queries, and its losses."""
+
 from __future__ import annotations
 
 import pytest
@@ -5,7 +7,13 @@ import torch
 
 pytest.importorskip('mmdet')
 
+import torchvision
+from mmdet.models.task_modules.assigners import BBoxL1Cost
+
+from mmitpn.models.mask_dino import LayerOutputs, MaskDINOTargets
+from mmitpn.models.mask_dino.criterion import HungarianMatcher, targets_from_label_map
 from mmitpn.models.mask_dino.pixel_decoder import LevelLayout, MaskDINOPixelDecoder
+from mmitpn.models.mask_dino.query_init import gen_encoder_output_proposals, masks_to_boxes
 
 R50 = (256, 512, 1024, 2048)
 STRIDES = (4, 8, 16, 32)
@@ -107,3 +115,62 @@ def test_checkpointing_changes_nothing():
         outs.append((features.detach(), model.encoder.layers[0].ffn.layers[1].weight.grad))
     for one, two in zip(*outs, strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize('leading', [(5,), (2, 3)])
+def test_masks_to_boxes_equals_torchvision(leading):
+    masks = torch.rand(*leading, 9, 13) > 0.9
+    masks[..., 4, 6] = True  # none is empty: older versions of torchvision raise
+    boxes, filled = masks_to_boxes(masks)
+    assert filled.all()
+    assert torch.equal(boxes.flatten(0, -2).float(), torchvision.ops.masks_to_boxes(masks.flatten(0, -3)))
+
+
+def test_an_empty_mask_has_a_box_of_zeros():
+    masks = torch.zeros(2, 4, 6, dtype=torch.bool)
+    masks[1, 3, 5] = True
+    boxes, filled = masks_to_boxes(masks)
+    assert boxes.tolist() == [[0, 0, 0, 0], [5, 3, 5, 3]]
+    assert filled.tolist() == [False, True]
+    assert masks_to_boxes(masks[:0])[0].shape == (0, 4)
+
+
+def test_proposals_grow_with_the_level_and_are_invalid_on_padding():
+    padding_mask = torch.zeros(1, 2 * 2 + 1, dtype=torch.bool)
+    padding_mask[0, 1] = True
+    logits, valid = gen_encoder_output_proposals([(2, 2), (1, 1)], padding_mask, torch.zeros(1))
+    assert valid.flatten().tolist() == [True, False, True, True, True]
+    assert logits[0, 1].isinf().all()
+    torch.testing.assert_close(logits[0, 0].sigmoid(), torch.tensor([0.25, 0.25, 0.05, 0.05]))
+    torch.testing.assert_close(logits[0, 4].sigmoid(), torch.tensor([0.5, 0.5, 0.1, 0.1]))
+
+
+class ScaledL1Cost(BBoxL1Cost):
+    """A box cost of a user."""
+
+
+@pytest.mark.parametrize('cost', [BBoxL1Cost, ScaledL1Cost])
+@pytest.mark.parametrize(
+    ('has_box', 'stuff_box_cost', 'query'), [(True, False, 1), (False, False, 0), (False, True, 1)]
+)
+def test_boxes_of_stuff_count_in_matching_only_if_switched_on(cost, has_box, stuff_box_cost, query):
+    boxes = torch.tensor([[[0.2, 0.2, 0.1, 0.1], [0.7, 0.7, 0.2, 0.2]]])
+    outputs = LayerOutputs(torch.zeros(1, 2, 3), boxes, torch.zeros(1, 2, 4), torch.zeros(1, 4, 8, 8))
+    target = MaskDINOTargets(
+        torch.tensor([1]), boxes[0, 1:], torch.ones(1, 16, 16, dtype=torch.bool), torch.tensor([has_box])
+    )
+    matcher = HungarianMatcher([cost(box_format='xywh')], 8, stuff_box_cost=stuff_box_cost)
+    ((queries, objects),) = matcher(outputs, [target])
+    # Without any cost, all assignments are equal, and the first query is taken.
+    assert (queries.tolist(), objects.tolist()) == ([query], [0])
+
+
+def test_targets_of_a_label_map_cover_the_padded_image():
+    label_map = torch.full((6, 8), 255)
+    label_map[2:4, 5:8] = 1
+    label_map[0, 0] = 7  # not a class
+    targets = targets_from_label_map(label_map, range(3), (8, 10))
+    assert targets.labels.tolist() == [1]
+    assert targets.masks.shape == (1, 8, 10)
+    torch.testing.assert_close(targets.boxes, torch.tensor([[0.65, 3 / 8, 0.3, 2 / 8]]))
+    assert len(targets_from_label_map(label_map, range(4, 6), (8, 10))) == 0
