@@ -3,12 +3,12 @@
 Methods of others register themselves (:func:`register_reducer`, :func:`register_score`), by what is exported here.
 """
 
-from .gathering import GatheringAttend, GatheringAttention, GlobalAttend, TokenGathering
+from .gathering import GatheringAttention, ProportionalAttention, TokenGathering, WindowedAttention
 from .migration import (
     REDUCERS,
     SCORES,
+    BaseTokenReducer,
     TokenMigration,
-    TokenReducer,
     best_match,
     register_reducer,
     register_score,
@@ -16,20 +16,20 @@ from .migration import (
     unit_features,
 )
 from .reduction import TokenReduction
-from .windows import TokenSet, WindowGrid, take
+from .windows import WindowedTokens, WindowPartition, take
 
 __all__ = [
     'REDUCERS',
     'SCORES',
-    'GatheringAttend',
+    'BaseTokenReducer',
     'GatheringAttention',
-    'GlobalAttend',
+    'ProportionalAttention',
     'TokenGathering',
     'TokenMigration',
-    'TokenReducer',
     'TokenReduction',
-    'TokenSet',
-    'WindowGrid',
+    'WindowPartition',
+    'WindowedAttention',
+    'WindowedTokens',
     'best_match',
     'register_reducer',
     'register_score',

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from mmitpn import LayerDecayOptimWrapperConstructor
 from mmitpn.checkpoint import load_pretrained
-from mmitpn.models.token_reduction import GatheringAttend, GlobalAttend, TokenSet, WindowGrid
+from mmitpn.models.token_reduction import GatheringAttention, ProportionalAttention, WindowedTokens, WindowPartition
 
 SIZES = [(256, 256), (200, 333), (33, 500)]
 WINDOWS = {'window_size': 4, 'num_tokens': 4}
@@ -48,14 +48,16 @@ def test_content_crosses_windows_by_gathering_tokens_only(network):
 
 
 def attend(cls, x, grid, *more, heads=2):
-    tokens = TokenSet.of(x, grid)
+    tokens = WindowedTokens.of(x, grid)
     qkv = tokens.x.flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2)
     return tokens, cls(tokens, *more), qkv
 
 
-@pytest.mark.parametrize(('cls', 'more'), [(GatheringAttend, (4,)), (GatheringAttend, (0,)), (GlobalAttend, ())])
+@pytest.mark.parametrize(
+    ('cls', 'more'), [(GatheringAttention, (4,)), (GatheringAttention, (0,)), (ProportionalAttention, ())]
+)
 def test_padding_is_never_attended_to(cls, more):
-    grid = WindowGrid.fit(7, 9, 4)
+    grid = WindowPartition.fit(7, 9, 4)
     tokens, rule, x = attend(cls, torch.randn(2, 7, 9, 16), grid, *more)
     real = tokens.weight.flatten() > 0
     spoilt = torch.where(real[:, None], x, torch.full_like(x, 1e4))
@@ -64,12 +66,12 @@ def test_padding_is_never_attended_to(cls, more):
 
 def test_a_gathering_token_counts_as_its_cell():
     """Where all keys of other windows are the same, their gathering tokens are as good as all of them."""
-    grid = WindowGrid.fit(8, 8, 4)
+    grid = WindowPartition.fit(8, 8, 4)
     x = torch.randn(1, 8, 8, 16)
     x[:, :, 4:] = x[:, :1, 4:5]
     x[:, 4:] = x[:, :1, 4:5]
-    _, gathered, qkv = attend(GatheringAttend, x, grid, 1)
-    everything = GlobalAttend(TokenSet.of(x, grid))
+    _, gathered, qkv = attend(GatheringAttention, x, grid, 1)
+    everything = ProportionalAttention(WindowedTokens.of(x, grid))
     assert_close(gathered(qkv, qkv, qkv)[:, :, :16], everything(qkv, qkv, qkv)[:, :, :16], rtol=1e-4, atol=1e-5)
 
 

@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmitpn.models.token_reduction import WindowGrid
+from mmitpn.models.token_reduction import WindowPartition
 
 
 @pytest.mark.parametrize(('grid', 'side'), [((64, 64), 16), ((50, 84), 16), ((7, 3), 16), ((1, 33), 4), ((9, 9), 2)])
 def test_a_cut_grid_is_put_together_again(grid, side):
-    windows = WindowGrid.fit(*grid, side)
+    windows = WindowPartition.fit(*grid, side)
     x = torch.randn(2, *grid, 5)
     parts = windows.partition(x)
     assert parts.shape == (2, windows.number, windows.slots, 5)
@@ -17,24 +17,24 @@ def test_a_cut_grid_is_put_together_again(grid, side):
 
 
 def test_windows_are_equal_and_little_is_padded():
-    windows = WindowGrid.fit(50, 84, 16)  # 800x1333
+    windows = WindowPartition.fit(50, 84, 16)  # 800x1333
     assert (windows.rows, windows.columns, windows.tall, windows.wide) == (4, 6, 13, 14)
     assert windows.padding == (2, 0)
     weight = windows.weight(torch.device('cpu'))
     assert weight.shape == (1, 24, 13 * 14)
     assert weight.sum() == 50 * 84
-    assert WindowGrid.fit(64, 64, 16).weight(torch.device('cpu')) is None
+    assert WindowPartition.fit(64, 64, 16).weight(torch.device('cpu')) is None
 
 
 def test_neighbours_in_a_window_are_neighbours_in_the_grid():
-    windows = WindowGrid.fit(4, 6, 3)
+    windows = WindowPartition.fit(4, 6, 3)
     x = torch.arange(24).view(1, 4, 6, 1)
     assert windows.partition(x)[0, 1, :, 0].tolist() == [3, 4, 5, 9, 10, 11]
 
 
 @pytest.mark.parametrize(('number', 'cut'), [(4, (2, 2)), (1, (1, 1)), (8, (2, 4)), (3, (1, 3)), (256, (16, 16))])
 def test_cells_are_as_square_as_can_be(number, cut):
-    windows = WindowGrid(16, 16)
+    windows = WindowPartition(16, 16)
     assert windows.cut(number) == cut
     cells = windows.cells(cut, torch.device('cpu'))
     sizes = cells.bincount()
@@ -46,6 +46,6 @@ def test_cells_are_as_square_as_can_be(number, cut):
 
 
 def test_about_so_many_cells():
-    rows, columns = WindowGrid(16, 16).cut(127, exact=False)  # a prime
+    rows, columns = WindowPartition(16, 16).cut(127, exact=False)  # a prime
     assert abs(rows - columns) <= 1
     assert 115 < rows * columns <= 127
