@@ -3,6 +3,9 @@
 Methods of others register themselves (:func:`register_reducer`, :func:`register_score`), by what is exported here.
 """
 
+import warnings
+from typing import Any
+
 from .gathering import GatheringAttention, ProportionalAttention, TokenGathering, WindowedAttention
 from .migration import (
     REDUCERS,
@@ -37,3 +40,15 @@ __all__ = [
     'take',
     'unit_features',
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Accept ``TokenReducer``, the name of the release before, with a warning, for one release."""
+    if name != 'TokenReducer':
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}; public names: {", ".join(__all__)}')
+    warnings.warn(
+        f'{__name__}.TokenReducer is BaseTokenReducer now; the old name goes with the next release',
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return BaseTokenReducer

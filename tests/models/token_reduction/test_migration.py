@@ -245,3 +245,9 @@ def test_own_methods_can_be_registered(network):
 def test_bad_settings_are_explained(network, migration, message):
     with pytest.raises(ValueError, match=message):
         network(token_migration=migration)
+
+
+def test_the_old_name_of_the_base_class():
+    with pytest.warns(DeprecationWarning, match='BaseTokenReducer'):
+        from mmitpn.models.token_reduction import TokenReducer
+    assert TokenReducer is BaseTokenReducer
