@@ -25,10 +25,10 @@ from mmitpn.engine.config_utils import resolve_config
 from mmitpn.models.backbones import FastITPN, resolve_arch
 from mmitpn.models.necks.itpn_pyramid import MAX_LEVELS, STARTS
 from mmitpn.testing import demo_inputs
+from mmitpn.utils import IMAGENET_MEAN, IMAGENET_STD
 
 # Decay of the learning rate from layer to layer, as in this project's configs.
 LAYER_DECAY = {'nano': 0.9, 'tiny': 0.9, 'small': 0.9, 'base': 0.9, 'large': 0.95}
-IMAGENET_MEAN, IMAGENET_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 WIDTH = 256  # channels of the pyramid where the old maps have different ones: those of the released pyramids
 INPUT_SIDE = 256  # pixels of the square image that the old backbone is run on, unless its config has an img_size
 TRIAL_SIZE = (384, 416)  # pixels: 3x3 positions at stride 128, and more positions than detectors have queries
@@ -225,7 +225,7 @@ def _preprocessor(settings: Any) -> dict[str, Any]:
     if not isinstance(settings, Mapping) or 'mean' not in settings:
         return {}
     to_rgb = 'to_rgb' if 'to_rgb' in settings else 'bgr_to_rgb'
-    wanted: dict[str, Any] = {'mean': IMAGENET_MEAN, 'std': IMAGENET_STD, to_rgb: True}
+    wanted: dict[str, Any] = {'mean': list(IMAGENET_MEAN), 'std': list(IMAGENET_STD), to_rgb: True}
     changed = {key: value for key, value in wanted.items() if settings.get(key) != value}
     if changed and settings.get('rgb_to_bgr'):
         changed['rgb_to_bgr'] = False

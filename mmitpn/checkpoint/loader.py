@@ -203,7 +203,7 @@ def match_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], module
             match.missing.append(name)
         elif candidate.shape == value.shape:
             match.state[name] = candidate
-        elif module is not None and (fit := fit_shape(module, name, candidate)) is not None:
+        elif module is not None and (fit := fit_shape(module, name, candidate.shape)) is not None:
             match.state[name], match.fits[name] = candidate, fit
         else:
             match.missing.append(name)
@@ -211,8 +211,8 @@ def match_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], module
     return match
 
 
-def fit_shape(module: nn.Module, name: str, value: Tensor) -> Any:
-    """How a module takes a weight of another shape: the one place where the loader asks a module about shapes.
+def fit_shape(module: nn.Module, name: str, shape: torch.Size) -> Any:
+    """How a module takes a weight of another shape: the only question that is asked to a module about shapes.
 
     The submodule that owns the weight answers by its ``fit_positions`` and adapts the weight itself when the state dict
     is loaded.
@@ -220,7 +220,7 @@ def fit_shape(module: nn.Module, name: str, value: Tensor) -> Any:
     Args:
         module: The module.
         name: Name of the weight in it.
-        value: The weight in the file.
+        shape: Shape of the weight in the file.
 
     Returns:
         An object with ``adopted`` (the module takes the file's grid; else the weight is resized), ``source`` and
@@ -228,7 +228,7 @@ def fit_shape(module: nn.Module, name: str, value: Tensor) -> Any:
     """
     path, _, leaf = name.rpartition('.')
     fit_positions = getattr(module.get_submodule(path), 'fit_positions', None)
-    return None if fit_positions is None else fit_positions(leaf, value.shape)
+    return None if fit_positions is None else fit_positions(leaf, shape)
 
 
 # --- matching a file: each step returns what goes into one module, and its findings ---------------------------------

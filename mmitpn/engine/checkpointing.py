@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from mmitpn.atomic import remove_leftovers, write_atomic
 from mmitpn.checkpoint import read_checkpoint
 from mmitpn.checkpoint.diagnostics import some
+from mmitpn.checkpoint.loader import fit_shape
 from mmitpn.checkpoint.sharded import INDEX, META, read_index
 from mmitpn.config_types import is_type, type_scope
 from mmitpn.registry import HOOKS
@@ -355,15 +356,12 @@ def compare_weights(
         if stored.get(name) != tuple(parameter.shape)
     ]
     if resizable:
-        mismatches = [mismatch for mismatch in mismatches if not _is_resized(inner, mismatch)]
+        mismatches = [
+            one
+            for one in mismatches
+            if one.stored is None or fit_shape(inner, one.name, torch.Size(one.stored)) is None
+        ]
     return mismatches, len(parameters)
-
-
-def _is_resized(model: nn.Module, mismatch: ShapeMismatch) -> bool:
-    """Whether a parameter is a position embedding whose module resizes those of a file to its grid."""
-    path, _, name = mismatch.name.rpartition('.')
-    fit = getattr(model.get_submodule(path), 'fit_positions', None)
-    return mismatch.stored is not None and fit is not None and fit(name, torch.Size(mismatch.stored)) is not None
 
 
 @HOOKS.register_module()

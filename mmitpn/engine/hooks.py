@@ -24,10 +24,11 @@ from torch.utils.hooks import RemovableHandle
 
 from mmitpn.engine.checkpointing import AtomicCheckpointHook
 from mmitpn.registry import FUNCTIONS, HOOKS
+from mmitpn.utils import is_int
 
 
 def _check_interval(interval: int, unit: str) -> None:
-    if isinstance(interval, bool) or not isinstance(interval, int) or interval < 1:
+    if not is_int(interval) or interval < 1:
         raise ValueError(f'interval is {interval!r}; give an integer number of {unit} of at least 1')
 
 

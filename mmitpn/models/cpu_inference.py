@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .layers import Attention, PointwiseBlock, TransformerBlock
-from .token_reduction import GatheringAttend, GatheringAttention, GlobalAttend
+from .token_reduction import GatheringAttention, ProportionalAttention, WindowedAttention
 
 # Values of the widest intermediate map that are computed at once.
 _CHUNK_VALUES = 2**20
@@ -132,13 +132,15 @@ class ChunkedAttention(Attention):
         return out.unbind(0)
 
 
-class ChunkedGatheringAttention(ChunkedAttention, GatheringAttention):
-    """A :class:`GatheringAttention` that projects some tokens, and attends with some heads, at a time."""
+class ChunkedWindowedAttention(ChunkedAttention, WindowedAttention):
+    """A :class:`WindowedAttention` that projects some tokens, and attends with some heads, at a time."""
 
-    def attend(self, rule: GlobalAttend | GatheringAttend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """See :class:`GatheringAttention`: keys and values are copied, with the gathered ones, of few heads only."""
+    def attend(
+        self, rule: ProportionalAttention | GatheringAttention, query: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
+        """See :class:`WindowedAttention`: keys and values are copied, with the gathered ones, of few heads only."""
         batch, heads, _, dim = query.shape
-        if not isinstance(rule, GatheringAttend) or not should_chunk(query):
+        if not isinstance(rule, GatheringAttention) or not should_chunk(query):
             return super().attend(rule, query, key, value)
         step = chunk_size(batch * rule.num_keys * dim)
         if step >= heads:
@@ -155,7 +157,7 @@ _CHUNKED = {
     PointwiseBlock: ChunkedPointwiseBlock,
     TransformerBlock: ChunkedTransformerBlock,
     Attention: ChunkedAttention,
-    GatheringAttention: ChunkedGatheringAttention,
+    WindowedAttention: ChunkedWindowedAttention,
 }
 
 

@@ -7,14 +7,15 @@ Training needs no conversion: init_cfg takes the authors' files as they are.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from mmitpn.atomic import write_atomic
 from mmitpn.checkpoint import FileInfo, convert_from_authors, convert_to_authors, identify, read_checkpoint
 from mmitpn.checkpoint.diagnostics import explain_layout, some
 from mmitpn.checkpoint.formats import AUTHORS, OURS, part_of
@@ -58,19 +59,15 @@ def convert(info: FileInfo, to: str, *, drop_heads: bool = False) -> tuple[dict[
 
 
 def write(state: dict[str, Tensor], target: Path, *, to: str) -> None:
-    """Write the file under a temporary name first, so that a broken one never has the final name."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f'{target.name}.{os.getpid()}.part')
-    try:
-        if target.suffix == '.safetensors':
-            safetensors.torch.save_file(
-                {name: v.contiguous() for name, v in state.items()}, part, metadata={'format': 'pt'}
-            )
-        else:
-            torch.save({'model' if to == 'authors' else 'state_dict': state}, part)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    """Write the file atomically, so that a broken one never has the final name."""
+    if target.suffix == '.safetensors':
+        tensors = {name: value.contiguous() for name, value in state.items()}
+        content = safetensors.torch.save(tensors, metadata={'format': 'pt'})
+    else:
+        buffer = BytesIO()
+        torch.save({'model' if to == 'authors' else 'state_dict': state}, buffer)
+        content = buffer.getvalue()
+    write_atomic(target, content)
 
 
 def main() -> int:

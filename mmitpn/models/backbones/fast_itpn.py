@@ -24,7 +24,7 @@ from ..layers import (
     resample_abs_pos_embed,
     run_blocks,
 )
-from ..token_reduction import GatheringAttention, TokenReduction
+from ..token_reduction import TokenReduction, WindowedAttention
 from .base import STRIDES, Arch, BaseITPN
 
 # depths: blocks at stride 4, 8 and 16. embed_dim: channels at stride 16; half and a quarter of them at 8 and 4.
@@ -117,7 +117,7 @@ class FastITPN(BaseITPN):
             return nn.ModuleList(blocks)
 
         def main_block() -> TransformerBlock:
-            attention, mlp = GatheringAttention(main, sizes.num_heads), SwiGLU(main, MLP_RATIO * main)
+            attention, mlp = WindowedAttention(main, sizes.num_heads), SwiGLU(main, MLP_RATIO * main)
             return TransformerBlock(main, attention, mlp, layer_scale=layer_scale_init_value, drop_path=next(rates))
 
         self.patch_embed = PatchEmbed(3, fine, stride=STRIDES[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ from mmdet.models.layers.transformer.deformable_detr_layers import (
 )
 from mmengine.model import ModuleList
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from ..layers import maybe_checkpoint
 from .deformable_attention import MultiScaleDeformableAttention, autocast_disabled
 
 
@@ -272,10 +272,3 @@ def resolve_num_recomputed(with_cp: bool | int, num_layers: int) -> int:
             f' layers to recompute, counted from the first (0 to {num_layers})'
         )
     return with_cp
-
-
-def maybe_checkpoint(layer: Callable[..., Tensor], *args: Any, recompute: bool, **kwargs: Any) -> Tensor:
-    """Call ``layer``; with ``recompute``, keep only its inputs and compute it again in the backward pass."""
-    if recompute and torch.is_grad_enabled():
-        return checkpoint(layer, *args, use_reentrant=False, **kwargs)
-    return layer(*args, **kwargs)

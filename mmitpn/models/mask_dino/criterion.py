@@ -15,11 +15,11 @@ from mmdet.utils import reduce_mean
 from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torchvision.ops import generalized_box_iou_loss
 
 from mmitpn.registry import MODELS, TASK_UTILS
 
+from ..layers import maybe_checkpoint
 from .query_init import DenoisingQueries, masks_to_boxes
 from .transformer_decoder import DecoderOutputs, LayerOutputs, mask_logits
 
@@ -422,11 +422,7 @@ class MaskDINOCriterion(nn.Module):
                 embed = outputs.mask_embed[i, some_queries]
                 points, gt = self._sample_points(embed, features, target.masks[some_objects])
                 args = (embed, features, points, gt, avg_factor)
-                chunk = (
-                    checkpoint(self._point_losses, *args, use_reentrant=False)
-                    if recompute
-                    else self._point_losses(*args)
-                )
+                chunk = maybe_checkpoint(self._point_losses, *args, recompute=recompute)
                 loss_mask, loss_dice = loss_mask + chunk[0], loss_dice + chunk[1]
         return {'loss_mask': loss_mask, 'loss_dice': loss_dice}
 

@@ -3,12 +3,15 @@
 Methods of others register themselves (:func:`register_reducer`, :func:`register_score`), by what is exported here.
 """
 
-from .gathering import GatheringAttend, GatheringAttention, GlobalAttend, TokenGathering
+import warnings
+from typing import Any
+
+from .gathering import GatheringAttention, ProportionalAttention, TokenGathering, WindowedAttention
 from .migration import (
     REDUCERS,
     SCORES,
+    BaseTokenReducer,
     TokenMigration,
-    TokenReducer,
     best_match,
     register_reducer,
     register_score,
@@ -16,20 +19,20 @@ from .migration import (
     unit_features,
 )
 from .reduction import TokenReduction
-from .windows import TokenSet, WindowGrid, take
+from .windows import WindowedTokens, WindowPartition, take
 
 __all__ = [
     'REDUCERS',
     'SCORES',
-    'GatheringAttend',
+    'BaseTokenReducer',
     'GatheringAttention',
-    'GlobalAttend',
+    'ProportionalAttention',
     'TokenGathering',
     'TokenMigration',
-    'TokenReducer',
     'TokenReduction',
-    'TokenSet',
-    'WindowGrid',
+    'WindowPartition',
+    'WindowedAttention',
+    'WindowedTokens',
     'best_match',
     'register_reducer',
     'register_score',
@@ -37,3 +40,15 @@ __all__ = [
     'take',
     'unit_features',
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Accept ``TokenReducer``, the name of the release before, with a warning, for one release."""
+    if name != 'TokenReducer':
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}; public names: {", ".join(__all__)}')
+    warnings.warn(
+        f'{__name__}.TokenReducer is BaseTokenReducer now; the old name goes with the next release',
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return BaseTokenReducer

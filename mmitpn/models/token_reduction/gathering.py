@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmitpn.utils import is_int
+
 from ..layers import Attention
-from .windows import TokenSet, WindowGrid
+from .windows import WindowedTokens, WindowPartition
 
 
 class TokenGathering:
@@ -43,9 +45,9 @@ class TokenGathering:
         global_blocks: Sequence[int] = (),
         learned: bool = False,
     ) -> None:
-        if isinstance(window_size, bool) or not isinstance(window_size, int) or window_size < 1:
+        if not is_int(window_size) or window_size < 1:
             raise ValueError(f'window_size is {window_size!r}; allowed: integers from 1, in tokens')
-        if isinstance(num_tokens, bool) or not isinstance(num_tokens, int) or not 0 <= num_tokens <= window_size**2:
+        if not is_int(num_tokens) or not 0 <= num_tokens <= window_size**2:
             raise ValueError(
                 f'num_tokens is {num_tokens!r}; allowed: 0 to {window_size**2}, what a window of {window_size}x'
                 f'{window_size} tokens holds'
@@ -57,22 +59,22 @@ class TokenGathering:
             tuple(i for i in range(depth) if i not in self.global_blocks) if learned and num_tokens else ()
         )
 
-    def windows(self, height: int, width: int) -> WindowGrid:
+    def windows(self, height: int, width: int) -> WindowPartition:
         """The windows of a grid of tokens; one where no block would use them."""
-        return WindowGrid.fit(height, width, self.window_size)
+        return WindowPartition.fit(height, width, self.window_size)
 
 
 def check_blocks(value: Sequence[int], depth: int, name: str) -> tuple[int, ...]:
     """Return blocks of the main stage, ascending, or raise ValueError."""
     blocks = tuple(value)
-    if any(isinstance(block, bool) or not isinstance(block, int) or not 0 <= block < depth for block in blocks):
+    if any(not is_int(block) or not 0 <= block < depth for block in blocks):
         raise ValueError(f'{name} is {blocks}; allowed: blocks of the main stage, 0 to {depth - 1}')
     if list(blocks) != sorted(set(blocks)):
         raise ValueError(f'{name} is {blocks}; give the blocks ascending and each once')
     return blocks
 
 
-class GatheringAttention(Attention):
+class WindowedAttention(Attention):
     """Attention whose tokens may be in windows: how they attend to each other is handed in with them.
 
     Args:
@@ -96,7 +98,7 @@ class GatheringAttention(Attention):
         elif self.gathering_offset is None or self.gathering_offset.shape != shape:
             self.gathering_offset = nn.Parameter(self.q_bias.new_zeros(shape))
 
-    def forward(self, x: Tensor, attend: GlobalAttend | GatheringAttend | None = None) -> Tensor:
+    def forward(self, x: Tensor, attend: ProportionalAttention | GatheringAttention | None = None) -> Tensor:
         """``(B, ..., C)`` to the same shape.
 
         Args:
@@ -108,19 +110,21 @@ class GatheringAttention(Attention):
         out = self.attend(attend, *self.project(x.flatten(1, -2)))
         return self.proj(out.transpose(1, 2).reshape(x.shape))
 
-    def attend(self, rule: GlobalAttend | GatheringAttend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(
+        self, rule: ProportionalAttention | GatheringAttention, query: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
         """Queries, keys, values ``(B, heads, N, d)`` to the same shape."""
         return rule(query, key, value, self.gathering_offset)
 
 
-class GlobalAttend:
+class ProportionalAttention:
     """Every token attends to every token; one that stands for several counts as several, and padding as none.
 
     Args:
         tokens: Windows and weights; the weights enter the scores by their logarithm (proportional attention, ToMe).
     """
 
-    def __init__(self, tokens: TokenSet) -> None:
+    def __init__(self, tokens: WindowedTokens) -> None:
         self._bias = None if tokens.weight is None else tokens.weight.flatten(1).log()[:, None, None]
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, _offset: Tensor | None = None) -> Tensor:
@@ -129,7 +133,7 @@ class GlobalAttend:
         return F.scaled_dot_product_attention(query, key, value, bias)
 
 
-class GatheringAttend:
+class GatheringAttention:
     """A token attends to those of its own window and to the gathering tokens of all other windows.
 
     A gathering token is the mean of one cell of a window: of its keys and of its values. It counts in the softmax as
@@ -144,7 +148,7 @@ class GatheringAttend:
         others: For every window in turn the gathering tokens of the others, among those of all windows.
     """
 
-    def __init__(self, tokens: TokenSet, number: int) -> None:
+    def __init__(self, tokens: WindowedTokens, number: int) -> None:
         grid, x = tokens.grid, tokens.x
         self._shape = (grid.number, x.shape[2])
         self.number = number if grid.number > 1 else 0

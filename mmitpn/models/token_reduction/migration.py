@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmitpn.utils import is_int
+
 from .gathering import check_blocks
-from .windows import TokenSet, WindowGrid, take
+from .windows import WindowedTokens, WindowPartition, take
 
 # Added to the scores of the tokens that may be dropped in a round: more than any two scores differ by.
 _CANDIDATES = 4.0
@@ -30,7 +32,7 @@ def check_keep_ratio(value: float, name: str = 'keep_ratio') -> float:
     return float(value)
 
 
-class TokenReducer(nn.Module):
+class BaseTokenReducer(nn.Module):
     """Fewer tokens from some blocks of the main stage on, and all of them again for its last blocks.
 
     A subclass defines :meth:`reduce`.
@@ -57,7 +59,7 @@ class TokenReducer(nn.Module):
         given = None if at is None else check_blocks(at, depth, 'at')
         if whole_blocks is None:
             whole_blocks = int(depth > 1 and not (given and given[-1] == depth - 1))
-        elif isinstance(whole_blocks, bool) or not isinstance(whole_blocks, int) or not 0 <= whole_blocks < depth:
+        elif not is_int(whole_blocks) or not 0 <= whole_blocks < depth:
             raise ValueError(f'whole_blocks is {whole_blocks!r}; allowed: 0 to {depth - 1} of the {depth} blocks')
         self.back_at = depth - whole_blocks
         self.at = (min(max(round(depth / 6), 2), self.back_at - 1),) if given is None else given
@@ -76,21 +78,21 @@ class TokenReducer(nn.Module):
         """The fraction that stays, in the present mode."""
         return self.keep_ratio if self.training else self.test_keep_ratio
 
-    def forward(self, tokens: TokenSet, block: nn.Module) -> TokenSet:
+    def forward(self, tokens: WindowedTokens, block: nn.Module) -> WindowedTokens:
         """Take tokens away before ``block``; at least one per window stays."""
         count = int(tokens.x.shape[2])  # a number also where a tracer gives a tensor
         keep = max(1, round(self.ratio * count))
         return tokens if keep == count else self.reduce(tokens, block, keep)
 
-    def reduce(self, tokens: TokenSet, block: nn.Module, keep: int) -> TokenSet:
+    def reduce(self, tokens: WindowedTokens, block: nn.Module, keep: int) -> WindowedTokens:
         """Keep ``keep`` tokens of every window."""
         raise NotImplementedError
 
 
-REDUCERS: dict[str, type[TokenReducer]] = {}
+REDUCERS: dict[str, type[BaseTokenReducer]] = {}
 
 
-def register_reducer(cls: type[TokenReducer]) -> type[TokenReducer]:
+def register_reducer(cls: type[BaseTokenReducer]) -> type[BaseTokenReducer]:
     """Make a reducer available as ``token_migration=dict(type=NAME)``, by the name of its class.
 
     Raises:
@@ -106,7 +108,7 @@ def register_reducer(cls: type[TokenReducer]) -> type[TokenReducer]:
 
 
 @register_reducer
-class TokenMigration(TokenReducer):
+class TokenMigration(BaseTokenReducer):
     """Migration (arXiv 2211.12735, 3.2; the paper only names the idea: all else is our interpretation).
 
     Before each block of ``at`` the most redundant tokens of every window are put aside. Before the last block they
@@ -122,7 +124,7 @@ class TokenMigration(TokenReducer):
             alternate between the two colors of a checkerboard, so that no token is dropped for its similarity to one
             that is dropped too. 1: all at once, of both colors.
         follow: Whether dropped tokens receive the updates of kept ones.
-        **ratios: See :class:`TokenReducer`.
+        **ratios: See :class:`BaseTokenReducer`.
     """
 
     def __init__(
@@ -131,13 +133,13 @@ class TokenMigration(TokenReducer):
         super().__init__(depth, **ratios)
         if score not in SCORES:
             raise ValueError(f'unknown score {score!r}; allowed: {", ".join(map(repr, SCORES))}')
-        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+        if not is_int(rounds) or rounds < 1:
             raise ValueError(f'rounds is {rounds!r}; allowed: integers from 1')
         self.score = score
         self.rounds = rounds
         self.follow = follow
 
-    def reduce(self, tokens: TokenSet, _block: nn.Module, keep: int) -> TokenSet:
+    def reduce(self, tokens: WindowedTokens, _block: nn.Module, keep: int) -> WindowedTokens:
         """Keep the ``keep`` least redundant tokens of every window."""
         features = unit_features(tokens)
         kept, dropped = split_by_redundancy(tokens, features, keep, score=self.score, rounds=self.rounds)
@@ -147,14 +149,14 @@ class TokenMigration(TokenReducer):
 
 
 @torch.no_grad()
-def unit_features(tokens: TokenSet) -> Tensor:
+def unit_features(tokens: WindowedTokens) -> Tensor:
     """The tokens in fp32, of length 1: what similarity is measured on."""
     return F.normalize(tokens.x.float(), dim=-1)
 
 
 @torch.no_grad()
 def split_by_redundancy(
-    tokens: TokenSet, features: Tensor, keep: int, *, score: str, rounds: int
+    tokens: WindowedTokens, features: Tensor, keep: int, *, score: str, rounds: int
 ) -> tuple[Tensor, Tensor]:
     """Which tokens stay and which are dropped.
 
@@ -188,7 +190,7 @@ def split_by_redundancy(
 
 
 @torch.no_grad()
-def nearest(tokens: TokenSet, features: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
+def nearest(tokens: WindowedTokens, features: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
     """For each dropped token the index of the most similar kept one, ``(B, windows, d)``; never padding."""
     queries, keys = take(features, dropped), take(features, kept)
     if tokens.weight is not None:  # one more channel makes padding dissimilar to everything
@@ -202,7 +204,7 @@ def nearest(tokens: TokenSet, features: Tensor, kept: Tensor, dropped: Tensor) -
 
 # features (B, W, m, C) of length 1, slots (B, W, m), windows -> redundancy (B, W, m), the higher the more redundant,
 # in a range of at most 4
-Score = Callable[[Tensor, Tensor, WindowGrid], Tensor]
+Score = Callable[[Tensor, Tensor, WindowPartition], Tensor]
 SCORES: dict[str, Score] = {}
 
 
@@ -226,7 +228,7 @@ def register_score(name: str) -> Callable[[Score], Score]:
 
 
 @register_score('neighborhood')
-def neighborhood_similarity(features: Tensor, places: Tensor, grid: WindowGrid) -> Tensor:
+def neighborhood_similarity(features: Tensor, places: Tensor, grid: WindowPartition) -> Tensor:
     """Mean cosine similarity to the present tokens around it (3x3, inside the window)."""
     batch, windows, _, dim = features.shape
     canvas = features.new_zeros(batch, windows, grid.slots, dim + 1)
@@ -243,7 +245,7 @@ def neighborhood_similarity(features: Tensor, places: Tensor, grid: WindowGrid) 
 
 
 @register_score('bipartite')
-def bipartite_similarity(features: Tensor, places: Tensor, grid: WindowGrid) -> Tensor:
+def bipartite_similarity(features: Tensor, places: Tensor, grid: WindowPartition) -> Tensor:
     """Cosine similarity to the nearest token of the other half, as ToMe matches (arXiv 2210.09461).
 
     The halves are a checkerboard: every other slot would give stripes in a window of even width.

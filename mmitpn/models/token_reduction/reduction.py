@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from mmitpn.config_types import type_name
 
 from ..layers import maybe_checkpoint
-from .gathering import GatheringAttend, GlobalAttend, TokenGathering
-from .migration import REDUCERS, TokenReducer
-from .windows import TokenSet, WindowGrid
+from .gathering import GatheringAttention, ProportionalAttention, TokenGathering
+from .migration import REDUCERS, BaseTokenReducer
+from .windows import WindowedTokens, WindowPartition
 
 
 class TokenReduction(nn.Module):
@@ -27,7 +27,7 @@ class TokenReduction(nn.Module):
     def __init__(self, depth: int, *, migration: Mapping | None, gathering: Mapping | None) -> None:
         super().__init__()
         self.gathering = None if gathering is None else TokenGathering(depth, **_options(gathering))
-        self.migration: TokenReducer | None = None
+        self.migration: BaseTokenReducer | None = None
         if migration is not None:
             options = _options(migration)
             kind = type_name(options.pop('type', 'TokenMigration'))
@@ -35,13 +35,13 @@ class TokenReduction(nn.Module):
                 raise ValueError(f'token_migration has the type {kind!r}; allowed: {", ".join(map(repr, REDUCERS))}')
             self.migration = REDUCERS[kind](depth, **options)
         # Called before every block with its index, its tokens and how they attend; for visualization.
-        self.observer: Callable[[int, TokenSet, GlobalAttend | GatheringAttend], None] | None = None
+        self.observer: Callable[[int, WindowedTokens, ProportionalAttention | GatheringAttention], None] | None = None
 
     def forward(self, blocks: Sequence[nn.Module], x: Tensor, *, recompute: bool) -> Tensor:
         """Run the blocks. Dropped tokens are back for the last of them, or after its attention.
 
         Args:
-            blocks: The main stage: blocks whose attention is :class:`GatheringAttention`.
+            blocks: The main stage: blocks whose attention is :class:`WindowedAttention`.
             x: Its input with the position embedding, ``(B, H, W, C)``.
             recompute: Compute every block again in the backward pass.
 
@@ -49,8 +49,8 @@ class TokenReduction(nn.Module):
             ``(B, H, W, C)``, all tokens where they were.
         """
         height, width = map(int, x.shape[1:3])  # numbers also where a tracer gives tensors
-        grid = WindowGrid(height, width) if self.gathering is None else self.gathering.windows(height, width)
-        tokens = TokenSet.of(x, grid)
+        grid = WindowPartition(height, width) if self.gathering is None else self.gathering.windows(height, width)
+        tokens = WindowedTokens.of(x, grid)
         attends: dict[bool, Any] = {}  # windowed or not -> how the present tokens attend
         for i, block in enumerate(blocks):
             if tokens.undo and i == self.migration.back_at:
@@ -61,7 +61,7 @@ class TokenReduction(nn.Module):
             windowed = grid.number > 1 and i not in self.gathering.global_blocks
             if windowed not in attends:
                 attends[windowed] = (
-                    GatheringAttend(tokens, self.gathering.num_tokens) if windowed else GlobalAttend(tokens)
+                    GatheringAttention(tokens, self.gathering.num_tokens) if windowed else ProportionalAttention(tokens)
                 )
             attend = attends[windowed]
             if self.observer is not None:
@@ -73,7 +73,7 @@ class TokenReduction(nn.Module):
             tokens = tokens.update(maybe_checkpoint(block, tokens.x, attend, recompute=recompute))
         return tokens.restore()
 
-    def _reduce(self, tokens: TokenSet, block: nn.Module, attends: dict[bool, Any]) -> TokenSet:
+    def _reduce(self, tokens: WindowedTokens, block: nn.Module, attends: dict[bool, Any]) -> WindowedTokens:
         """Fewer tokens; a function of its own, so that all of them can be freed."""
         fewer = self.migration(tokens, block)
         if fewer is not tokens:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class WindowGrid:
+class WindowPartition:
     """A grid of tokens cut into windows that all have the same size.
 
     Attributes:
@@ -28,7 +28,7 @@ class WindowGrid:
     columns: int = 1
 
     @classmethod
-    def fit(cls, height: int, width: int, window_size: int) -> WindowGrid:
+    def fit(cls, height: int, width: int, window_size: int) -> WindowPartition:
         """As few windows as cover the grid with sides of at most ``window_size``, made as equal as possible.
 
         Equal windows leave little to pad: 50x84 tokens are 4x6 windows of 13x14, where windows of 16x16 would be a
@@ -114,7 +114,7 @@ class WindowGrid:
 
 
 @dataclass(frozen=True)
-class TokenSet:
+class WindowedTokens:
     """The tokens of the main stage between two blocks, in windows, the same number in each.
 
     Attributes:
@@ -126,17 +126,17 @@ class TokenSet:
     """
 
     x: Tensor
-    grid: WindowGrid
+    grid: WindowPartition
     weight: Tensor | None = None
     place: Tensor | None = None
     undo: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     @classmethod
-    def of(cls, x: Tensor, grid: WindowGrid) -> TokenSet:
+    def of(cls, x: Tensor, grid: WindowPartition) -> WindowedTokens:
         """All tokens of ``(B, height, width, C)``."""
         return cls(grid.partition(x), grid, grid.weight(x.device))
 
-    def update(self, x: Tensor) -> TokenSet:
+    def update(self, x: Tensor) -> WindowedTokens:
         """The same tokens after a block."""
         return replace(self, x=x)
 
@@ -153,7 +153,7 @@ class TokenSet:
             return self.x.new_ones(self.x.shape[:3])
         return self.weight.expand(self.x.shape[:3])
 
-    def select(self, kept: Tensor, dropped: Tensor, *, nearest_kept: Tensor | None = None) -> TokenSet:
+    def select(self, kept: Tensor, dropped: Tensor, *, nearest_kept: Tensor | None = None) -> WindowedTokens:
         """Continue with some tokens and put the others aside.
 
         Args:
@@ -183,12 +183,12 @@ class TokenSet:
             undo=(*self.undo, undo),
         )
 
-    def all_back(self) -> TokenSet:
+    def all_back(self) -> WindowedTokens:
         """All tokens again, each in the slot of its window where it was."""
         x = self.x
         for undo in reversed(self.undo):
             x = undo(x)
-        return TokenSet(x, self.grid, self.grid.weight(x.device))
+        return WindowedTokens(x, self.grid, self.grid.weight(x.device))
 
     def restore(self) -> Tensor:
         """The full grid ``(B, height, width, C)``, every token where it was."""

@@ -15,7 +15,7 @@ from token_study import SemanticTokens, TokenMerging, TokenPropagation
 from torch import nn
 
 from mmitpn.models.layers import Attention, SwiGLU, TransformerBlock
-from mmitpn.models.token_reduction import SCORES, TokenMigration, TokenSet, WindowGrid
+from mmitpn.models.token_reduction import SCORES, TokenMigration, WindowedTokens, WindowPartition
 
 METHODS = ['TokenMerging', 'TokenPropagation', 'SemanticTokens']
 BASELINE_SCORES = ['mean', 'checkerboard', 'random']
@@ -48,20 +48,20 @@ def test_keeping_all_is_the_same_to_the_bit(network, kind):
 
 
 def test_tokens_that_are_the_same_merge_without_a_loss():
-    grid = WindowGrid(4, 4)
+    grid = WindowPartition(4, 4)
     x = torch.randn(1, 4, 2, 12).repeat_interleave(2, 2)  # every token twice, side by side
     merging = TokenMerging(4, at=(0,), keep_ratio=0.5)
-    tokens = merging(TokenSet.of(x, grid), block())
+    tokens = merging(WindowedTokens.of(x, grid), block())
     assert tokens.x.shape[2] == 8
     assert tokens.weight.tolist() == [[[2.0] * 8]]
     torch.testing.assert_close(tokens.restore(), x)
 
 
 def test_merged_tokens_are_means_and_nothing_is_lost():
-    grid = WindowGrid.fit(5, 7, 4)
+    grid = WindowPartition.fit(5, 7, 4)
     x = torch.randn(2, 5, 7, 12)
     merging = TokenMerging(4, at=(0, 1), keep_ratio=0.4)
-    tokens = TokenSet.of(x, grid)
+    tokens = WindowedTokens.of(x, grid)
     for _ in merging.at:
         tokens = merging(tokens, block())
     assert tokens.weight.sum() == 2 * 35  # padding weighs nothing
@@ -73,7 +73,7 @@ def test_merged_tokens_are_means_and_nothing_is_lost():
 def test_what_is_dropped_is_propagated_in_equal_parts():
     x = torch.randn(1, 4, 4, 12)
     propagation = TokenPropagation(4, at=(0,), alpha=0.5, keep_ratio=0.5)
-    tokens = propagation(TokenSet.of(x, WindowGrid(4, 4)), block())
+    tokens = propagation(WindowedTokens.of(x, WindowPartition(4, 4)), block())
     kept = tokens.place[0, 0]
     dropped = [i for i in range(16) if i not in kept.tolist()]
     rows = x.view(16, 12)
@@ -85,9 +85,9 @@ def test_what_is_dropped_is_propagated_in_equal_parts():
 
 
 def test_semantic_tokens_stand_for_all_of_the_grid():
-    grid = WindowGrid.fit(7, 9, 4)
+    grid = WindowPartition.fit(7, 9, 4)
     reducer = SemanticTokens(4, at=(0,), keep_ratio=0.25)
-    tokens = reducer(TokenSet.of(torch.randn(1, 7, 9, 12), grid), block())
+    tokens = reducer(WindowedTokens.of(torch.randn(1, 7, 9, 12), grid), block())
     assert tokens.weight.sum() == 63
     assert tokens.restore().shape == (1, 7, 9, 12)
 
@@ -134,12 +134,12 @@ def features_of(tokens):
     return F.normalize(tokens.x, dim=-1)
 
 
-@pytest.mark.parametrize('grid', [WindowGrid(7, 9), WindowGrid.fit(7, 9, 4), WindowGrid.fit(1, 5, 2)])
+@pytest.mark.parametrize('grid', [WindowPartition(7, 9), WindowPartition.fit(7, 9, 4), WindowPartition.fit(1, 5, 2)])
 @pytest.mark.parametrize('follow', [False, True])
 @pytest.mark.parametrize('score', BASELINE_SCORES)
 def test_every_token_returns_to_its_place(grid, score, follow):
     x = torch.randn(2, grid.height, grid.width, 6)
-    tokens = TokenSet.of(x, grid)
+    tokens = WindowedTokens.of(x, grid)
     migration = TokenMigration(4, score=score, follow=follow, keep_ratio=0.6, at=(0, 1, 2))
     for _ in migration.at:
         tokens = migration(tokens, nn.Identity())
@@ -149,7 +149,7 @@ def test_every_token_returns_to_its_place(grid, score, follow):
 
 @pytest.mark.parametrize('score', BASELINE_SCORES)
 def test_dropped_tokens_lie_on_both_halves_of_the_checkerboard(score):
-    tokens = TokenSet.of(torch.randn(1, 6, 6, 8), WindowGrid(6, 6))
+    tokens = WindowedTokens.of(torch.randn(1, 6, 6, 8), WindowPartition(6, 6))
     kept = TokenMigration(2, score=score, at=(0,))(tokens, nn.Identity()).place[0, 0]
     assert len(kept) == 18
     assert ((kept // 6 + kept % 6) % 2 == 0).sum() == 9
@@ -158,7 +158,7 @@ def test_dropped_tokens_lie_on_both_halves_of_the_checkerboard(score):
 @pytest.mark.parametrize('rounds', [1, 2, 3])
 @pytest.mark.parametrize('score', BASELINE_SCORES)
 def test_padding_is_dropped_first(score, rounds):
-    tokens = TokenSet.of(torch.randn(1, 7, 7, 4), WindowGrid.fit(7, 7, 4))
+    tokens = WindowedTokens.of(torch.randn(1, 7, 7, 4), WindowPartition.fit(7, 7, 4))
     migration = TokenMigration(2, score=score, rounds=rounds, follow=False, keep_ratio=9 / 16, at=(0,))
     kept = migration(tokens, nn.Identity())
     assert kept.weight.sum(-1).tolist() == [[9, 9, 9, 9]]  # of 16, 12, 12 and 9 that are there
@@ -167,12 +167,12 @@ def test_padding_is_dropped_first(score, rounds):
 def test_the_token_that_differs_is_the_least_similar_to_the_mean():
     x = torch.ones(1, 6, 6, 4) + 0.01 * torch.randn(1, 6, 6, 4)
     x[0, 2, 3] = torch.tensor([1.0, -3.0, 2.0, -4.0])
-    tokens = TokenSet.of(x, WindowGrid(6, 6))
+    tokens = WindowedTokens.of(x, WindowPartition(6, 6))
     assert SCORES['mean'](features_of(tokens), tokens.places(), tokens.grid)[0, 0].argmin() == 2 * 6 + 3
 
 
 def test_the_checkerboard_does_not_depend_on_the_tokens():
-    tokens = TokenSet.of(torch.randn(1, 2, 3, 5), WindowGrid(2, 3))
+    tokens = WindowedTokens.of(torch.randn(1, 2, 3, 5), WindowPartition(2, 3))
     assert SCORES['checkerboard'](features_of(tokens), tokens.places(), tokens.grid).tolist() == [[[0, 1, 0, 1, 0, 1]]]
 
 

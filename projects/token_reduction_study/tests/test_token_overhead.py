@@ -9,7 +9,7 @@ import torch
 from token_study.worker import token_overhead
 
 from mmitpn.models.backbones import FastITPN
-from mmitpn.models.token_reduction import TokenReducer, TokenSet, WindowGrid
+from mmitpn.models.token_reduction import BaseTokenReducer, WindowedTokens, WindowPartition
 
 SMALL = {'depths': (1, 1, 3), 'embed_dim': 48, 'num_heads': 3}
 
@@ -34,15 +34,15 @@ def test_handling_is_a_part_of_the_whole(reduction):
 
 
 def test_nested_calls_are_counted_once_and_the_classes_are_restored(monkeypatch):
-    tokens, now = TokenSet.of(torch.randn(1, 4, 4, 8), WindowGrid.fit(4, 4, 2)), [0.0]
+    tokens, now = WindowedTokens.of(torch.randn(1, 4, 4, 8), WindowPartition.fit(4, 4, 2)), [0.0]
     monkeypatch.setattr(time, 'perf_counter', lambda: now[0])
 
-    class Slow(TokenReducer):
+    class Slow(BaseTokenReducer):
         def reduce(self, tokens, block, keep):
             now[0] += 1
             return tokens.update(tokens.grid.partition(tokens.grid.merge(tokens.x)))
 
-    before = {name: vars(WindowGrid)[name] for name in ('partition', 'merge')}
+    before = {name: vars(WindowPartition)[name] for name in ('partition', 'merge')}
     slow = Slow(2, at=(0,))
 
     def call() -> None:
@@ -50,4 +50,4 @@ def test_nested_calls_are_counted_once_and_the_classes_are_restored(monkeypatch)
         now[0] += 3
 
     assert token_overhead(call) == 0.25
-    assert {name: vars(WindowGrid)[name] for name in before} == before
+    assert {name: vars(WindowPartition)[name] for name in before} == before

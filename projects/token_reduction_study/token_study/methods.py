@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from mmitpn.models.token_reduction import (
     SCORES,
+    BaseTokenReducer,
     TokenMigration,
-    TokenReducer,
-    TokenSet,
-    WindowGrid,
+    WindowedTokens,
+    WindowPartition,
     register_reducer,
     register_score,
 )
@@ -70,7 +70,7 @@ def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
 
 
 @register_reducer
-class TokenMerging(TokenReducer):
+class TokenMerging(BaseTokenReducer):
     """ToMe (arXiv 2210.09461), also the pooling half of PPT (arXiv 2310.01812), with the tokens unmerged at the end.
 
     Every second token of a window may merge into the most similar of the others, judged by their keys; the most similar
@@ -80,10 +80,10 @@ class TokenMerging(TokenReducer):
 
     Args:
         depth: Blocks of the main stage.
-        **ratios: See :class:`TokenReducer`.
+        **ratios: See :class:`BaseTokenReducer`.
     """
 
-    def reduce(self, tokens: TokenSet, block: nn.Module, keep: int) -> TokenSet:
+    def reduce(self, tokens: WindowedTokens, block: nn.Module, keep: int) -> WindowedTokens:
         """Merge until ``keep`` tokens per window are left: at most half of them at a time."""
         while (count := tokens.x.shape[2]) > keep:
             tokens = _merge(tokens, _keys(tokens.x, block), min(count - keep, count // 2))
@@ -98,7 +98,7 @@ def _keys(x: Tensor, block: nn.Module) -> Tensor:
     return F.normalize(F.linear(block.norm1(x), weight).float(), dim=-1)
 
 
-def _merge(tokens: TokenSet, keys: Tensor, number: int) -> TokenSet:
+def _merge(tokens: WindowedTokens, keys: Tensor, number: int) -> WindowedTokens:
     """Merge ``number`` tokens of every window into others."""
     weights = tokens.weights()
     count = int(tokens.x.shape[2])
@@ -146,7 +146,7 @@ class TokenPropagation(TokenMigration):
         alpha: Fraction of a dropped token that is propagated.
         neighbours: Number of most similar kept tokens that each dropped token is joined with.
         score: See :class:`TokenMigration`.
-        **ratios: See :class:`TokenReducer`.
+        **ratios: See :class:`BaseTokenReducer`.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class TokenPropagation(TokenMigration):
         self.alpha = alpha
         self.neighbours = neighbours
 
-    def reduce(self, tokens: TokenSet, _block: nn.Module, keep: int) -> TokenSet:
+    def reduce(self, tokens: WindowedTokens, _block: nn.Module, keep: int) -> WindowedTokens:
         """Propagate and drop all but ``keep`` tokens of every window."""
         features = F.normalize(tokens.x.detach().float(), dim=-1)
         kept, dropped = self._split(tokens, features, keep)
@@ -172,7 +172,7 @@ class TokenPropagation(TokenMigration):
         return replace(reduced, x=x, weight=size * (reduced.weights() > 0))
 
     @torch.no_grad()
-    def _split(self, tokens: TokenSet, features: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    def _split(self, tokens: WindowedTokens, features: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         """Indices ``(B, windows, ...)`` of the kept and of the dropped tokens, both ascending; padding goes first."""
         redundancy = SCORES[self.score](features, tokens.places(), tokens.grid)
         redundancy = redundancy.masked_fill(tokens.weights() == 0, float('inf'))
@@ -180,7 +180,7 @@ class TokenPropagation(TokenMigration):
         return order[..., :keep].sort(-1).values, order[..., keep:].sort(-1).values
 
     @torch.no_grad()
-    def _graph(self, tokens: TokenSet, features: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
+    def _graph(self, tokens: WindowedTokens, features: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
         """Weights of the edges, ``(B, windows, kept, dropped)``; each column sums to 1."""
         similarity = gather_tokens(features, kept) @ gather_tokens(features, dropped).transpose(-1, -2)
         nearest = similarity.topk(min(self.neighbours, kept.shape[-1]), dim=2).indices
@@ -195,7 +195,7 @@ class TokenPropagation(TokenMigration):
 
 
 @register_reducer
-class SemanticTokens(TokenReducer):
+class SemanticTokens(BaseTokenReducer):
     """STViT-R (arXiv 2303.08685): a few semantic tokens per window stand for it, and the full grid is recovered.
 
     Each semantic token starts as the mean of a cell of its window and attends to the window; the blocks then work on
@@ -205,7 +205,7 @@ class SemanticTokens(TokenReducer):
 
     Args:
         depth: Blocks of the main stage.
-        **ratios: See :class:`TokenReducer`; ``at`` has one block only.
+        **ratios: See :class:`BaseTokenReducer`; ``at`` has one block only.
     """
 
     def __init__(self, depth: int, **ratios: object) -> None:
@@ -213,7 +213,7 @@ class SemanticTokens(TokenReducer):
         if len(self.at) != 1:
             raise ValueError(f'at is {self.at}; semantic tokens are made once: give one block')
 
-    def reduce(self, tokens: TokenSet, block: nn.Module, keep: int) -> TokenSet:
+    def reduce(self, tokens: WindowedTokens, block: nn.Module, keep: int) -> WindowedTokens:
         """About ``keep`` semantic tokens for every window."""
         cut = tokens.grid.cut(keep, exact=False)
         cell, middles = tokens.grid.cells(cut, tokens.x.device), tokens.grid.middles(cut, tokens.x.device)
@@ -248,18 +248,18 @@ def _cross_attention(block: nn.Module, query: Tensor, source: Tensor, weights: T
 
 
 @register_score('mean')
-def mean_similarity(features: Tensor, _places: Tensor, _grid: WindowGrid) -> Tensor:
+def mean_similarity(features: Tensor, _places: Tensor, _grid: WindowPartition) -> Tensor:
     """Cosine similarity to the mean of the window's tokens."""
     return (features * F.normalize(features.mean(2, keepdim=True), dim=-1)).sum(-1)
 
 
 @register_score('checkerboard')
-def checkerboard(features: Tensor, places: Tensor, grid: WindowGrid) -> Tensor:
+def checkerboard(features: Tensor, places: Tensor, grid: WindowPartition) -> Tensor:
     """Every second token, whatever it shows."""
     return ((places // grid.wide + places % grid.wide) % 2).to(features.dtype)
 
 
 @register_score('random')
-def random_score(features: Tensor, places: Tensor, _grid: WindowGrid) -> Tensor:
+def random_score(features: Tensor, places: Tensor, _grid: WindowPartition) -> Tensor:
     """Random tokens, others at every call."""
     return torch.rand(places.shape, device=features.device)

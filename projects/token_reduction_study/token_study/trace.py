@@ -14,7 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from mmitpn.models.token_reduction import GatheringAttend, GlobalAttend, TokenSet, WindowGrid
+from mmitpn.models.token_reduction import GatheringAttention, ProportionalAttention, WindowedTokens, WindowPartition
 
 STRIDE = 16  # pixels per token
 DPI = 110
@@ -36,7 +36,7 @@ class TokenTrace:
         leaving: Windowed block -> fraction of each window's attention that leaves it, ``(rows, columns)``.
     """
 
-    grid: WindowGrid
+    grid: WindowPartition
     kept: dict[int, Tensor] = field(default_factory=dict)
     received: dict[int, Tensor] = field(default_factory=dict)
     leaving: dict[int, Tensor] = field(default_factory=dict)
@@ -65,13 +65,13 @@ def trace_tokens(backbone: nn.Module, image: Tensor) -> TokenTrace:
     traces: list[TokenTrace] = []
     counts = [0]
 
-    def observe(block: int, tokens: TokenSet, attend: GatheringAttend | GlobalAttend) -> None:
+    def observe(block: int, tokens: WindowedTokens, attend: GatheringAttention | ProportionalAttention) -> None:
         if not traces:
             traces.append(TokenTrace(tokens.grid))
         if tokens.place is not None and tokens.x.shape[2] != counts[-1]:
             traces[0].kept[block] = _kept_mask(tokens)
         counts.append(tokens.x.shape[2])
-        if isinstance(attend, GatheringAttend) and attend.number:
+        if isinstance(attend, GatheringAttention) and attend.number:
             _record_attention(
                 traces[0], block, tokens, attend, backbone.blocks[block].norm1, backbone.blocks[block].attn
             )
@@ -84,13 +84,18 @@ def trace_tokens(backbone: nn.Module, image: Tensor) -> TokenTrace:
     return traces[0]
 
 
-def _kept_mask(tokens: TokenSet) -> Tensor:
+def _kept_mask(tokens: WindowedTokens) -> Tensor:
     kept = torch.zeros(1, tokens.grid.number, tokens.grid.slots).scatter(2, tokens.place, 1.0)
     return tokens.grid.merge(kept.unsqueeze(-1))[0, :, :, 0] > 0
 
 
 def _record_attention(
-    trace: TokenTrace, block: int, tokens: TokenSet, attend: GatheringAttend, norm: nn.Module, attention: nn.Module
+    trace: TokenTrace,
+    block: int,
+    tokens: WindowedTokens,
+    attend: GatheringAttention,
+    norm: nn.Module,
+    attention: nn.Module,
 ) -> None:
     grid, count = tokens.grid, tokens.x.shape[2]
     query, key, _ = attention.project(norm(tokens.x).flatten(1, 2))

@@ -14,18 +14,24 @@ from typing import Any
 
 import token_study  # noqa: F401 - registers the methods
 from mmitpn.benchmark import worker
-from mmitpn.models.token_reduction import GatheringAttend, GlobalAttend, TokenReducer, TokenSet, WindowGrid
+from mmitpn.models.token_reduction import (
+    BaseTokenReducer,
+    GatheringAttention,
+    ProportionalAttention,
+    WindowedTokens,
+    WindowPartition,
+)
 
 # Windows are partitioned and merged, tokens are scored, dropped and restored, gathering tokens are pooled and passed to
 # the other windows. What is left of a block are its norms, its matrix products and its fused attention.
 _HANDLING: tuple[tuple[type, str], ...] = (
-    (WindowGrid, 'partition'),
-    (WindowGrid, 'merge'),
-    (TokenReducer, 'forward'),
-    (TokenSet, 'restore'),
-    (GlobalAttend, '__init__'),
-    (GatheringAttend, '__init__'),
-    (GatheringAttend, '_with_gathered'),
+    (WindowPartition, 'partition'),
+    (WindowPartition, 'merge'),
+    (BaseTokenReducer, 'forward'),
+    (WindowedTokens, 'restore'),
+    (ProportionalAttention, '__init__'),
+    (GatheringAttention, '__init__'),
+    (GatheringAttention, '_with_gathered'),
 )
 
 

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from mmitpn import LayerDecayOptimWrapperConstructor
 from mmitpn.checkpoint import load_pretrained
-from mmitpn.models.token_reduction import GatheringAttend, GlobalAttend, TokenSet, WindowGrid
+from mmitpn.models.token_reduction import GatheringAttention, ProportionalAttention, WindowedTokens, WindowPartition
 
 SIZES = [(256, 256), (200, 333), (33, 500)]
 WINDOWS = {'window_size': 4, 'num_tokens': 4}
@@ -50,14 +50,16 @@ def test_content_crosses_windows_by_gathering_tokens_only(network):
 
 
 def attend(cls, x, grid, *more, heads=2):
-    tokens = TokenSet.of(x, grid)
+    tokens = WindowedTokens.of(x, grid)
     qkv = tokens.x.flatten(1, 2).unflatten(-1, (heads, -1)).transpose(1, 2)
     return tokens, cls(tokens, *more), qkv
 
 
-@pytest.mark.parametrize(('cls', 'more'), [(GatheringAttend, (4,)), (GatheringAttend, (0,)), (GlobalAttend, ())])
+@pytest.mark.parametrize(
+    ('cls', 'more'), [(GatheringAttention, (4,)), (GatheringAttention, (0,)), (ProportionalAttention, ())]
+)
 def test_padding_is_never_attended_to(cls, more):
-    grid = WindowGrid.fit(7, 9, 4)
+    grid = WindowPartition.fit(7, 9, 4)
     tokens, rule, x = attend(cls, torch.randn(2, 7, 9, 16), grid, *more)
     real = tokens.weight.flatten() > 0
     spoilt = torch.where(real[:, None], x, torch.full_like(x, 1e4))
@@ -66,12 +68,12 @@ def test_padding_is_never_attended_to(cls, more):
 
 def test_a_gathering_token_counts_as_its_cell():
     """Where all keys of other windows are the same, their gathering tokens are as good as all of them."""
-    grid = WindowGrid.fit(8, 8, 4)
+    grid = WindowPartition.fit(8, 8, 4)
     x = torch.randn(1, 8, 8, 16)
     x[:, :, 4:] = x[:, :1, 4:5]
     x[:, 4:] = x[:, :1, 4:5]
-    _, gathered, qkv = attend(GatheringAttend, x, grid, 1)
-    everything = GlobalAttend(TokenSet.of(x, grid))
+    _, gathered, qkv = attend(GatheringAttention, x, grid, 1)
+    everything = ProportionalAttention(WindowedTokens.of(x, grid))
     assert_close(gathered(qkv, qkv, qkv)[:, :, :16], everything(qkv, qkv, qkv)[:, :, :16], rtol=1e-4, atol=1e-5)
 
 
@@ -150,7 +152,7 @@ def test_settings_must_be_a_dict(network):
 
 @pytest.mark.parametrize(('grid', 'side'), [((64, 64), 16), ((50, 84), 16), ((7, 3), 16), ((1, 33), 4), ((9, 9), 2)])
 def test_a_cut_grid_is_put_together_again(grid, side):
-    windows = WindowGrid.fit(*grid, side)
+    windows = WindowPartition.fit(*grid, side)
     x = torch.randn(2, *grid, 5)
     parts = windows.partition(x)
     assert parts.shape == (2, windows.number, windows.slots, 5)
@@ -159,24 +161,24 @@ def test_a_cut_grid_is_put_together_again(grid, side):
 
 
 def test_windows_are_equal_and_little_is_padded():
-    windows = WindowGrid.fit(50, 84, 16)  # 800x1333
+    windows = WindowPartition.fit(50, 84, 16)  # 800x1333
     assert (windows.rows, windows.columns, windows.tall, windows.wide) == (4, 6, 13, 14)
     assert windows.padding == (2, 0)
     weight = windows.weight(torch.device('cpu'))
     assert weight.shape == (1, 24, 13 * 14)
     assert weight.sum() == 50 * 84
-    assert WindowGrid.fit(64, 64, 16).weight(torch.device('cpu')) is None
+    assert WindowPartition.fit(64, 64, 16).weight(torch.device('cpu')) is None
 
 
 def test_neighbours_in_a_window_are_neighbours_in_the_grid():
-    windows = WindowGrid.fit(4, 6, 3)
+    windows = WindowPartition.fit(4, 6, 3)
     x = torch.arange(24).view(1, 4, 6, 1)
     assert windows.partition(x)[0, 1, :, 0].tolist() == [3, 4, 5, 9, 10, 11]
 
 
 @pytest.mark.parametrize(('number', 'cut'), [(4, (2, 2)), (1, (1, 1)), (8, (2, 4)), (3, (1, 3)), (256, (16, 16))])
 def test_cells_are_as_square_as_can_be(number, cut):
-    windows = WindowGrid(16, 16)
+    windows = WindowPartition(16, 16)
     assert windows.cut(number) == cut
     cells = windows.cells(cut, torch.device('cpu'))
     sizes = cells.bincount()
@@ -188,6 +190,6 @@ def test_cells_are_as_square_as_can_be(number, cut):
 
 
 def test_about_so_many_cells():
-    rows, columns = WindowGrid(16, 16).cut(127, exact=False)  # a prime
+    rows, columns = WindowPartition(16, 16).cut(127, exact=False)  # a prime
     assert abs(rows - columns) <= 1
     assert 115 < rows * columns <= 127

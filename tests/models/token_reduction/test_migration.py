@@ -12,10 +12,10 @@ from torch.testing import assert_close
 from mmitpn.models.token_reduction import (
     REDUCERS,
     SCORES,
+    BaseTokenReducer,
     TokenMigration,
-    TokenReducer,
-    TokenSet,
-    WindowGrid,
+    WindowedTokens,
+    WindowPartition,
     register_reducer,
     register_score,
     split_by_redundancy,
@@ -39,12 +39,12 @@ def test_keeping_all_is_the_same_to_the_bit(network, gathering):
     assert torch.equal(run(kept), run(network(token_gathering=gathering)))
 
 
-@pytest.mark.parametrize('grid', [WindowGrid(7, 9), WindowGrid.fit(7, 9, 4), WindowGrid.fit(1, 5, 2)])
+@pytest.mark.parametrize('grid', [WindowPartition(7, 9), WindowPartition.fit(7, 9, 4), WindowPartition.fit(1, 5, 2)])
 @pytest.mark.parametrize('follow', [False, True])
 @pytest.mark.parametrize('score', SCORES)
 def test_every_token_returns_to_its_place(grid, score, follow):
     x = torch.randn(2, grid.height, grid.width, 6)
-    tokens = TokenSet.of(x, grid)
+    tokens = WindowedTokens.of(x, grid)
     migration = TokenMigration(4, score=score, follow=follow, keep_ratio=0.6, at=(0, 1, 2))
     for _ in migration.at:
         tokens = migration(tokens, nn.Identity())
@@ -96,7 +96,7 @@ def test_how_many_tokens_attention_and_feed_forward_network_work_on(network, who
 
 
 def test_gradients_reach_dropped_tokens_up_to_where_they_were_dropped():
-    tokens = TokenSet.of(torch.randn(1, 4, 4, 8, requires_grad=True), WindowGrid(4, 4))
+    tokens = WindowedTokens.of(torch.randn(1, 4, 4, 8, requires_grad=True), WindowPartition(4, 4))
     layer = nn.Linear(8, 8)
     before = tokens.update(layer(tokens.x))
     before.x.retain_grad()
@@ -113,7 +113,7 @@ def test_gradients_reach_dropped_tokens_up_to_where_they_were_dropped():
 def test_a_dropped_token_follows_the_one_it_was_most_like():
     x = torch.randn(1, 4, 4, 8)
     x[0, 3, 3] = 1.01 * x[0, 0, 0]
-    tokens = TokenSet.of(x, WindowGrid(4, 4))
+    tokens = WindowedTokens.of(x, WindowPartition(4, 4))
     kept = torch.arange(15).view(1, 1, 15)
     dropped = torch.tensor([[[15]]])
     reduced = tokens.select(kept, dropped, nearest_kept=nearest(tokens, unit_features(tokens), kept, dropped))
@@ -134,7 +134,7 @@ def test_training_and_testing_may_keep_different_shares(network):
 def odd_one_out(score):
     x = torch.ones(1, 6, 6, 4) + 0.01 * torch.randn(1, 6, 6, 4)
     x[0, 2, 3] = torch.tensor([1.0, -3.0, 2.0, -4.0])
-    return redundancy_of(TokenSet.of(x, WindowGrid(6, 6)), score)[0, 0]
+    return redundancy_of(WindowedTokens.of(x, WindowPartition(6, 6)), score)[0, 0]
 
 
 def redundancy_of(tokens, score):
@@ -146,7 +146,7 @@ def test_what_stands_out_is_the_least_redundant():
 
 
 def test_bipartite_is_the_similarity_to_the_nearest_of_the_other_half():
-    tokens = TokenSet.of(torch.randn(1, 3, 3, 5), WindowGrid(3, 3))
+    tokens = WindowedTokens.of(torch.randn(1, 3, 3, 5), WindowPartition(3, 3))
     features = unit_features(tokens)[0, 0]
     white, black = [0, 2, 4, 6, 8], [1, 3, 5, 7]
     expected = torch.empty(9)
@@ -158,7 +158,7 @@ def test_bipartite_is_the_similarity_to_the_nearest_of_the_other_half():
 @pytest.mark.parametrize('score', SCORES)
 def test_what_goes_lies_on_both_halves_and_is_scored_anew(score):
     """Of tokens that are the same in pairs, side by side, one of each pair stays, whatever it looks like."""
-    tokens = TokenSet.of(torch.randn(1, 6, 3, 8).repeat_interleave(2, 2), WindowGrid(6, 6))
+    tokens = WindowedTokens.of(torch.randn(1, 6, 3, 8).repeat_interleave(2, 2), WindowPartition(6, 6))
     kept, dropped = split_by_redundancy(tokens, unit_features(tokens), 18, score=score, rounds=2)
     white = (dropped // 6 + dropped % 6) % 2 == 0
     assert white.sum() == 9
@@ -169,7 +169,7 @@ def test_what_goes_lies_on_both_halves_and_is_scored_anew(score):
 
 
 def test_neighborhood_is_the_mean_similarity_of_those_that_are_there():
-    grid = WindowGrid(3, 4)
+    grid = WindowPartition(3, 4)
     features = nn.functional.normalize(torch.randn(1, 1, 12, 5), dim=-1)
     places = torch.tensor([[[0, 1, 5, 11]]])
     found = SCORES['neighborhood'](features[:, :, places[0, 0]], places, grid)[0, 0]
@@ -182,7 +182,7 @@ def test_neighborhood_is_the_mean_similarity_of_those_that_are_there():
 @pytest.mark.parametrize('rounds', [1, 2, 3])
 @pytest.mark.parametrize('score', SCORES)
 def test_padding_is_dropped_first(score, rounds):
-    tokens = TokenSet.of(torch.randn(1, 7, 7, 4), WindowGrid.fit(7, 7, 4))
+    tokens = WindowedTokens.of(torch.randn(1, 7, 7, 4), WindowPartition.fit(7, 7, 4))
     _, dropped = split_by_redundancy(tokens, unit_features(tokens), 9, score=score, rounds=rounds)
     assert tokens.weight.gather(-1, dropped).sum(-1).tolist() == [[7, 3, 3, 0]]  # of 16, 12, 12 and 9 that are there
 
@@ -190,7 +190,7 @@ def test_padding_is_dropped_first(score, rounds):
 def test_padding_that_stays_is_followed_by_none():
     x = -torch.rand(1, 7, 7, 4)
     x[:, 4:, 4:] = torch.eye(4)[:3].repeat(3, 1).view(1, 3, 3, 4)
-    tokens = TokenSet.of(x, WindowGrid.fit(7, 7, 4))
+    tokens = WindowedTokens.of(x, WindowPartition.fit(7, 7, 4))
     kept = torch.tensor([0, 1, 3, 4]).expand(1, 4, 4)  # of the last window's, 3 is padding
     dropped = torch.tensor([2, 6, 8]).expand(1, 4, 3)
     leader = nearest(tokens, unit_features(tokens), kept, dropped)
@@ -199,7 +199,7 @@ def test_padding_that_stays_is_followed_by_none():
 
 def test_a_token_that_is_followed_counts_for_those_that_follow(network):
     reduced = TokenMigration(4, at=(0, 1), keep_ratio=0.4)
-    tokens = TokenSet.of(torch.randn(2, 7, 9, 6), WindowGrid.fit(7, 9, 4))
+    tokens = WindowedTokens.of(torch.randn(2, 7, 9, 6), WindowPartition.fit(7, 9, 4))
     for _ in reduced.at:
         tokens = reduced(tokens, nn.Identity())
     assert tokens.weight.sum((1, 2)).tolist() == [63, 63]
@@ -220,7 +220,7 @@ def test_own_scores_can_be_registered(network):
 
 def test_own_methods_can_be_registered(network):
     @register_reducer
-    class FirstTokens(TokenReducer):
+    class FirstTokens(BaseTokenReducer):
         def reduce(self, tokens, block, keep):
             order = torch.arange(tokens.x.shape[2]).expand(tokens.x.shape[:3])
             return tokens.select(order[..., :keep], order[..., keep:])
@@ -253,6 +253,12 @@ def test_own_methods_can_be_registered(network):
 def test_bad_settings_are_explained(network, migration, message):
     with pytest.raises(ValueError, match=message):
         network(token_migration=migration)
+
+
+def test_the_old_name_of_the_base_class():
+    with pytest.warns(DeprecationWarning, match='BaseTokenReducer'):
+        from mmitpn.models.token_reduction import TokenReducer
+    assert TokenReducer is BaseTokenReducer
 
 
 def features(model):
