@@ -257,3 +257,19 @@ def test_a_part_that_fails_is_put_back_too(tool, model):
     with pytest.raises(RuntimeError, match='broken'):
         tool.stage_fractions(model, fail, rounds=1)
     assert 'forward' not in vars(model.backbone)
+
+
+@pytest.mark.slow
+def test_gpu_report_in_miniature(tmp_path):
+    command = [sys.executable, str(ROOT / 'tools/analysis/gpu_report.py'), '--out', str(tmp_path), '--device', 'cpu']
+    command += ['--only', 'peak', 'operators', 'models', 'attention']
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / 'report.json').read_text())['rows']
+    assert max(row['gradients'] for row in rows.values() if row['section'] in ('operators', 'models')) == 0
+    assert rows['attention: encoder, triton, fp32']['skipped']
+    assert '| roi_align |' in (tmp_path / 'report.md').read_text()
+    before = (tmp_path / 'report.json').stat().st_size
+    again = subprocess.run([*command, '--minutes', '0'], capture_output=True, text=True, check=False)
+    assert 'TFLOP/s' not in again.stdout  # what is there is not measured again
+    assert (tmp_path / 'report.json').stat().st_size > 0.5 * before
