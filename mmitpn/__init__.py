@@ -15,7 +15,7 @@ _PUBLIC = {
     'DINO': 'mmitpn.models.detectors',
     'FastITPN': 'mmitpn.models.backbones',
     'ITPN': 'mmitpn.models.backbones',
-    'ITPNPretrain': 'mmitpn.models.pretrain',
+    'ITPNPretrain': 'mmitpn.models.selfsup',
     'ITPNPyramid': 'mmitpn.models.necks',
     'MaskDINO': 'mmitpn.models.detectors',
     'MaskDINODecodeHead': 'mmitpn.models.heads',

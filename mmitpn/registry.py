@@ -15,7 +15,7 @@ if HAS_MMENGINE:
 
 _FOLDERS = (
     *('backbones', 'necks', 'dino', 'mask_dino', 'heads'),
-    *('detectors', 'pretrain'),
+    *('detectors', 'selfsup'),
 )
 _MODELS = [f'mmitpn.models.{folder}' for folder in _FOLDERS]
 _ENGINE = ['mmitpn.engine']

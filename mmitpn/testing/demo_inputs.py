@@ -124,8 +124,8 @@ def model_kind(model: nn.Module) -> str:
 
         if isinstance(model, BaseClassifier):
             return 'classifier'
-    if 'mmitpn.models.pretrain' in sys.modules:
-        from mmitpn.models.pretrain import ITPNPretrain
+    if 'mmitpn.models.selfsup' in sys.modules:
+        from mmitpn.models.selfsup import ITPNPretrain
 
         if isinstance(model, ITPNPretrain):
             return 'pretraining'
@@ -223,7 +223,7 @@ def _classification_sample(size: tuple[int, int], device: torch.device | str) ->
 def _pretraining_sample(model: nn.Module, size: tuple[int, int]) -> Any:
     from mmpretrain.structures import DataSample
 
-    from mmitpn.models.pretrain.masking import random_masks
+    from mmitpn.models.selfsup.masking import random_masks
 
     sample = DataSample(metainfo=_meta(size))
     sample.mask = random_masks(1, (size[0] // 16, size[1] // 16), model.mask_ratio, torch.device('cpu'))[0].numpy()

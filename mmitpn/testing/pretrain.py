@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmitpn.checkpoint import identify, load_pretrained, read_checkpoint
-from mmitpn.models.pretrain import ITPNPretrain, RandomTeacher
+from mmitpn.models.selfsup import ITPNPretrain, RandomTeacher
 
 from .reference import build_reference_case
 

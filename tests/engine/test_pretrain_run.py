@@ -157,7 +157,7 @@ def test_a_teacher_with_given_channels_is_loaded_when_the_run_begins(run, tmp_pa
 
 
 def test_a_nan_loss_stops_the_run_and_keeps_the_checkpoint(run, tmp_path, monkeypatch):
-    from mmitpn.models.pretrain import ITPNPretrain
+    from mmitpn.models.selfsup import ITPNPretrain
 
     run('broken', epochs=1)
     honest, calls = ITPNPretrain.loss, []

@@ -25,9 +25,9 @@ from mmitpn.benchmark.speed import MatmulPeak, interleave
 from mmitpn.models.backbones import ARCHS, ITPN, FastITPN
 from mmitpn.models.cpu_inference import keep_freed_memory
 from mmitpn.models.necks import ITPNPyramid
-from mmitpn.models.pretrain import ITPNPretrain
-from mmitpn.models.pretrain.masking import random_masks, visible_places
-from mmitpn.models.pretrain.pixel_head import PixelHead
+from mmitpn.models.selfsup import ITPNPretrain
+from mmitpn.models.selfsup.masking import random_masks, visible_ids
+from mmitpn.models.selfsup.prediction_heads import PixelHead
 
 TEACHER = 'random'
 ROWS = (
@@ -78,7 +78,7 @@ def build(part: str, family: type, ratio: float, args: argparse.Namespace) -> tu
     if part == 'encoder':
         both = nn.ModuleList([backbone, neck])
         masks = random_masks(len(images), backbone.grid, ratio, images.device)
-        return both, step_of(both, lambda: squares(PixelHead.encode(backbone, neck, images, visible_places(masks))))
+        return both, step_of(both, lambda: squares(PixelHead.encode(backbone, neck, images, visible_ids(masks))))
     teacher = TEACHER if part in ('fast', 'clip') else None
     model = ITPNPretrain(backbone, neck, form=part, teacher=teacher, mask_ratio=ratio).train()
     return model, step_of(model, lambda: sum(model.loss(images).values()))

@@ -27,10 +27,10 @@ from mmitpn.checkpoint import read_checkpoint
 from mmitpn.checkpoint.diagnostics import some
 from mmitpn.engine.checkpointing import compare_weights
 from mmitpn.engine.cli import DictAction
-from mmitpn.models.pretrain import ITPNPretrain
-from mmitpn.models.pretrain.losses import distance
-from mmitpn.models.pretrain.masking import PATCH, random_masks
-from mmitpn.models.pretrain.pixels import PIXEL_CHANNELS, images_of, patches_of, statistics_of
+from mmitpn.models.selfsup import ITPNPretrain
+from mmitpn.models.selfsup.masking import PATCH_SIZE, patchify, random_masks, unpatchify
+from mmitpn.models.selfsup.prediction_heads import loss_map
+from mmitpn.models.selfsup.target_generators import PIXEL_CHANNELS, patch_statistics
 from mmitpn.registry import MODELS
 from mmitpn.visualization.image_grid import AnnotatedImage, draw_image_grid, save_figure
 
@@ -99,10 +99,10 @@ def look(model: ITPNPretrain, images: list[np.ndarray], ratio: float, seed: int)
     bgr = raw.flip(1)  # the frameworks' pipelines load BGR
     inputs = model.data_preprocessor({'inputs': bgr, 'data_samples': None}, False)['inputs']
     torch.manual_seed(seed)
-    grid = (inputs.shape[-2] // PATCH, inputs.shape[-1] // PATCH)
+    grid = (inputs.shape[-2] // PATCH_SIZE, inputs.shape[-1] // PATCH_SIZE)
     masks = random_masks(len(inputs), grid, ratio)
     predictions, targets = model.reconstruct(inputs, masks)
-    hidden = masks.repeat_interleave(PATCH, 1).repeat_interleave(PATCH, 2).numpy()
+    hidden = masks.repeat_interleave(PATCH_SIZE, 1).repeat_interleave(PATCH_SIZE, 2).numpy()
     pixels = None
     distances = {}
     for name, target in targets.items():
@@ -110,7 +110,7 @@ def look(model: ITPNPretrain, images: list[np.ndarray], ratio: float, seed: int)
             pixels = reconstructed(raw, predictions[name], masks)
         else:
             loss = 'cosine' if getattr(model.head, 'loss', '') == 'cosine' else 'l2'
-            values = distance(loss, predictions[name], target) + (1.0 if loss == 'cosine' else 0.0)
+            values = loss_map(loss, predictions[name], target) + (1.0 if loss == 'cosine' else 0.0)
             distances[f'{name}: {"1 - cosine" if loss == "cosine" else "squared error"}'] = values
     return [
         Reconstruction(
@@ -125,11 +125,11 @@ def look(model: ITPNPretrain, images: list[np.ndarray], ratio: float, seed: int)
 
 def reconstructed(raw: Tensor, prediction: Tensor, masks: Tensor) -> np.ndarray:
     """Masked patches as predicted, with the image's own mean and deviation of each patch."""
-    patches = patches_of(raw.float())
-    mean, deviation = statistics_of(patches)
+    patches = patchify(raw.float())
+    mean, deviation = patch_statistics(patches)
     # The normalization of the three channels is linear and nearly the same: it is left out.
     filled = torch.where(masks[..., None], prediction * deviation + mean, patches)
-    return images_of(filled).permute(0, 2, 3, 1).clamp(0, 255).byte().numpy()
+    return unpatchify(filled).permute(0, 2, 3, 1).clamp(0, 255).byte().numpy()
 
 
 def draw_reconstructions(found: list[Reconstruction], out_file: Path, *, title: str) -> Path:
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         model = build(args)
-        side = model.backbone.grid[0] * PATCH
+        side = model.backbone.grid[0] * PATCH_SIZE
         images = [read(path, side) for path in args.image]
         found = look(model, images, args.mask_ratio or model.mask_ratio, args.seed)
     except (ValueError, TypeError, KeyError, OSError) as error:

