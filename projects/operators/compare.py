@@ -567,9 +567,7 @@ def operators_without_kernel() -> dict[str, OperatorWithoutKernel]:
             f'{loop}, `grid_sample`',
             'test_deformable_attention.py',
         ),
-        'prroi_pool': OperatorWithoutKernel(
-            function('prroi_pool', maps, rois, (2, 2), 1.0), loop, 'test_roi.py'
-        ),
+        'prroi_pool': OperatorWithoutKernel(function('prroi_pool', maps, rois, (2, 2), 1.0), loop, 'test_roi.py'),
         'roi_pool': OperatorWithoutKernel(function('roi_pool', maps, rois, 2), loop, 'test_roi.py'),
         'sigmoid_focal_loss': OperatorWithoutKernel(
             function('sigmoid_focal_loss', logits, labels), loop, 'test_focal_loss.py'

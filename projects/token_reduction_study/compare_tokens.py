@@ -23,7 +23,11 @@ from typing import NamedTuple
 
 from rich.console import Console
 from token_study.methods import METHODS, OWN_METHODS, backbone_settings
-from token_study.training_scores import PROJECT, ROOT, ScoreFile, evaluate, run_tool, test_set_options
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from training_scores import ROOT, ScoreFile, evaluate, run_tool, test_set_options
+
+PROJECT = Path(__file__).resolve().parent
 
 
 class Task(NamedTuple):

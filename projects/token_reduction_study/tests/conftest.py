@@ -20,7 +20,7 @@ from mmitpn.models.backbones import FastITPN
 PROJECT = Path(__file__).parents[1]
 SMALL = {'depths': (1, 1, 4), 'embed_dim': 48, 'num_heads': 3}
 
-sys.path.insert(0, str(PROJECT))
+sys.path[:0] = [str(PROJECT), str(PROJECT.parent)]
 
 
 @pytest.fixture(autouse=True)

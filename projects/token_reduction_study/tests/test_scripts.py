@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from token_study import training_scores
+import training_scores
 
 PROJECT = Path(__file__).parents[1]
 QUICKSTART = PROJECT.parents[1] / 'configs/quickstart'

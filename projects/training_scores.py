@@ -1,8 +1,12 @@
-"""Training runs that are compared: run by the project's own tools, scored once, and kept in a file of scores."""
+"""Training runs that studies compare: run by the tools of the repository, scored once, and kept in a file of scores.
+
+A script of a study puts this folder on ``sys.path`` and imports it as ``training_scores``.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -15,15 +19,18 @@ from rich.table import Table
 from mmitpn.datasets import generate_shapes
 from mmitpn.engine import find_latest_checkpoint
 
-ROOT = Path(__file__).resolve().parents[2]
+PROJECTS = Path(__file__).resolve().parent
+ROOT = PROJECTS.parent
 TEST_IMAGES, TEST_SEED = 400, 2000
 
 Scores = dict[str, dict[str, dict[str, float]]]  # task -> method -> seed -> score
 
 
 def run_tool(*command: str | Path) -> None:
-    """Run one of the project's tools, such as ``'tools/train.py'``, in its folder."""
-    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
+    """Run a tool of the repository, such as ``'tools/train.py'``, in its folder; configs may import any study."""
+    studies = [str(folder) for folder in sorted(PROJECTS.iterdir()) if folder.is_dir()]
+    path = os.pathsep.join(filter(None, (*studies, os.environ.get('PYTHONPATH'))))
+    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env={**os.environ, 'PYTHONPATH': path}, check=True)
 
 
 def test_set_options(task: str, root: Path) -> list[str]:
@@ -32,19 +39,19 @@ def test_set_options(task: str, root: Path) -> list[str]:
     With the quick start's own 100 the choice of images moves single scores by a point or two.
     """
     root = root.resolve()
-    generate_shapes(root, 1, TEST_IMAGES, seed=TEST_SEED)  # nothing to do where it is there
+    generate_shapes(root, 1, TEST_IMAGES, seed=TEST_SEED)  # does nothing if the images are there
     if task == 'seg':
         return [f'test_dataloader.dataset.data_root={root}/ade/ADEChallengeData2016/']
-    ann_file = f'test_evaluator.ann_file={root}/coco/annotations/instances_val2017.json'
-    return [f'test_dataloader.dataset.data_root={root}/coco/', ann_file]
+    ground_truth = f'test_evaluator.ann_file={root}/coco/annotations/instances_val2017.json'
+    return [f'test_dataloader.dataset.data_root={root}/coco/', ground_truth]
 
 
-def evaluate(config: str, folder: Path, metric: str, options: Sequence[str]) -> float:
-    """Evaluate the last checkpoint in a training's folder with ``tools/test.py``.
+def evaluate(config: str | Path, folder: Path, metric: str, options: Sequence[str]) -> float:
+    """Evaluate the last checkpoint of a training run with ``tools/test.py``.
 
     Args:
         config: The config.
-        folder: The work dir of the training.
+        folder: The work dir of the training run.
         metric: Name of the score, without what stands before a slash.
         options: ``--cfg-options``.
     """
@@ -75,7 +82,7 @@ class ScoreFile:
         self.path.write_text(json.dumps(self.scores, indent=1) + '\n', encoding='utf-8')
 
     def table(self, title: str, base: str) -> Table:
-        """All scores, their means, and what they differ by from those of the method ``base``."""
+        """All scores, their means, and the differences of the means to that of the method ``base``."""
         table = Table(title=title)
         for heading in ('task', 'method', 'seeds', 'mean', f'to {base}'):
             table.add_column(heading)

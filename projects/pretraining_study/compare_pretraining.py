@@ -1,13 +1,14 @@
 """Does integral pre-training help? Pre-train without labels, fine-tune with few, compare with starting from nothing.
 
-    python tools/analysis/compare_pretraining.py --form mfm lite0 --labels 50 --seeds 0 1 2
+    python projects/pretraining_study/compare_pretraining.py --form mfm lite0 --labels 50 --seeds 0 1 2
 
-The quick start's nano network is pre-trained on 2000 generated images of which no label is read; then the quick start's
-detector is trained from it on a few labelled images, with backbone and pyramid loaded, with the backbone only (the
-pyramid starts fresh), and from nothing, with the same settings and as many iterations each. The settings have a layer
-decay, made for weights that are worth keeping: from nothing is also trained without. All are evaluated on 400 other
-images. The scores go to docs/pretraining.json; what has a score there is not trained again (--again does), so stop and
-go on at any time. About four minutes a training on two cores. lite0 needs two packages, see its config.
+The quick start's nano network is pre-trained on 2000 generated images of which no label is read. Then the quick
+start's detector is trained on a few labeled images with the same settings and number of iterations: with backbone and
+pyramid loaded, with the backbone only (the pyramid starts from random weights), and from random weights. The settings
+have a layer decay, meant for pre-trained weights, so random weights are also trained without it. All are evaluated on
+400 other images. The scores go to scores.json in this folder; runs that have a score there are not repeated (--again
+does), so the comparison can be stopped and resumed at any time. About four minutes per run on two cores. lite0 needs
+two packages, see its config.
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mmitpn.analysis.trainings import ROOT, ScoreFile, evaluate, run_tool, test_set_options
 from mmitpn.datasets import generate_shapes
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from training_scores import ScoreFile, evaluate, run_tool, test_set_options
+
+PROJECT = Path(__file__).resolve().parent
 
 CONFIG = 'configs/quickstart/dino_fast-itpn-nano_shapes.py'
 UNLABELLED, UNLABELLED_SEED = 2000, 3000
@@ -33,14 +38,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--form', nargs='+', choices=('mfm', 'lite0'), default=['mfm', 'lite0'])
     parser.add_argument('--labels', type=int, default=50, help='labelled images to fine-tune on (default: 50)')
-    parser.add_argument('--iters', type=int, default=460, help='iterations of a fine-tuning, of 8 images')
+    parser.add_argument('--iters', type=int, default=460, help='iterations of a fine-tuning run, 8 images each')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
-    parser.add_argument('--unlabelled', type=Path, default=Path('data/shapes-unlabelled'), help='made where missing')
-    parser.add_argument('--test-set', type=Path, default=Path('data/shapes-test'), help='made where missing')
+    parser.add_argument('--unlabelled', type=Path, default=Path('data/shapes-unlabelled'), help='generated if missing')
+    parser.add_argument('--test-set', type=Path, default=Path('data/shapes-test'), help='generated if missing')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/pretraining'))
-    parser.add_argument('--out', type=Path, default=ROOT / 'docs/pretraining.json', metavar='FILE.json')
-    parser.add_argument('--again', action='store_true', help='fine-tune also what has a score already')
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='of every fine-tuning')
+    parser.add_argument('--out', type=Path, default=PROJECT / 'scores.json', metavar='FILE.json')
+    parser.add_argument('--again', action='store_true', help='also repeat runs that have a score')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='of every fine-tuning run')
     return parser.parse_args(argv)
 
 
@@ -50,14 +55,15 @@ def pretrain(form: str, args: argparse.Namespace) -> Path:
     file = folder / 'pretrained.pth'
     if not file.is_file():
         root = generate_shapes(args.unlabelled.resolve(), UNLABELLED, 1, seed=UNLABELLED_SEED)
-        config = f'configs/quickstart/pretrain_fast-itpn-nano_shapes-{form}.py'
+        folder_of_config = 'configs/quickstart' if form == 'mfm' else PROJECT / 'configs'
+        config = f'{folder_of_config}/pretrain_fast-itpn-nano_shapes-{form}.py'
         options = [f'train_dataloader.dataset.data_root={root}/coco/train2017/', 'randomness.seed=0']
         run_tool('tools/train.py', config, '--resume', '--work-dir', folder, '--cfg-options', *options)
     return file
 
 
 def start_options(form: str | None, parts: tuple[str, ...], args: argparse.Namespace) -> list[str]:
-    """``--cfg-options`` of what a detector starts from."""
+    """``--cfg-options`` that select the initial weights of a detector."""
     loaded = {part: pretrain(form, args) for part in parts} if form else {}
     return [
         f'model.{part}.init_cfg.checkpoint={loaded[part]}' if part in loaded else f'model.{part}.init_cfg=None'
@@ -79,7 +85,7 @@ def schedule_options(iters: int) -> list[str]:
 
 
 def score_of(form: str | None, words: str, seed: int, args: argparse.Namespace) -> float:
-    """Fine-tune, or resume a training that was stopped, and evaluate."""
+    """Fine-tune, or resume a run that was stopped, and evaluate."""
     start = start_options(form, PARTS.get(words, ()), args)
     folder = args.work_dir / f'{form or "scratch"}_{words.replace(" ", "-")}_{args.labels}_{args.iters}_{seed}'
     options = [*start, f'train_dataloader.dataset.indices={args.labels}', *schedule_options(args.iters)]

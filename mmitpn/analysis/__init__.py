@@ -1,1 +1,0 @@
-"""Token reduction compared: methods, sweep, traces, training runs."""
