@@ -18,6 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from mmitpn import installation
 from mmitpn.installation import HOSTS, LIBRARIES, ROOT, installed, one_line, try_import, version_tuple
@@ -33,8 +34,7 @@ PUBLIC = {
 }
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """Something that does not work, and the command that fixes it."""
 
     message: str
@@ -160,10 +160,13 @@ def check_gpu(found: Diagnosis) -> None:
 def check_known_combinations(found: Diagnosis) -> None:
     """Check for combinations of versions that are known not to work."""
     numpy, mmcv = version_tuple(installed('numpy')), installed('mmcv') or installed('mmcv-lite')
-    for name in ('mmdet', 'mmsegmentation'):
-        if version_tuple(mmcv) >= (2, 2) and installed(name):
-            text = f'{name} {installed(name)} needs mmcv below 2.2.0, and {mmcv} is installed'
-            found.problem(text, installation.install_mmcv('openmmlab'))
+    for name in filter(installed, ('mmdet', 'mmsegmentation') if version_tuple(mmcv) >= (2, 2) else ()):
+        text = f'{name} {installed(name)} needs mmcv below 2.2.0, and {mmcv} is installed'
+        found.problem(text, installation.install_mmcv('openmmlab'))
+    pretrain, transformers = installed('onedl-mmpretrain') or installed('mmpretrain'), installed('transformers')
+    if version_tuple(transformers) >= (5,) and pretrain and installed('pycocotools'):
+        text = f'mmpretrain {pretrain}, which mmdet imports, does not import beside transformers {transformers}'
+        found.problem(text, installation.pip('install', 'transformers<5'))
     official = any(installed(name) for names in HOSTS.values() for name, stack in names.items() if stack == 'openmmlab')
     for wrong, stack, wants in (
         (numpy >= (2,) and official, 'openmmlab', 'the official OpenMMLab packages need numpy below 2'),

@@ -71,6 +71,11 @@ def test_a_mixed_stack_gets_a_new_environment(versions):
         ({'mmcv': None, 'mmcv_lite': '2.2.0', 'mmdet': '3.3.0'}, 'below 2.2.0', '--stack openmmlab'),
         ({'numpy': '2.2.6', 'mmengine': '0.10.7'}, 'numpy below 2', 'pip install --no-deps numpy==1.26.4'),
         ({'numpy': '1.26.4', 'onedl_mmsegmentation': '1.4.2'}, 'needs numpy 2', 'pip install --no-deps numpy==2.2.6'),
+        (
+            {'transformers': '5.17.0', 'onedl_mmpretrain': '1.3.6', 'pycocotools': '2.0.11'},
+            'mmpretrain 1.3.6, which mmdet imports, does not import beside transformers 5.17.0',
+            "pip install 'transformers<5'",
+        ),
     ],
 )
 def test_combinations_that_do_not_work(versions, monkeypatch, installed, message, command):
