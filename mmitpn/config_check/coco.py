@@ -24,7 +24,7 @@ from mmitpn.config_types import is_type
 
 from .coco_annotations import (
     FIX,
-    Finding,
+    AnnotationProblem,
     box_corners,
     check_boxes,
     check_categories,
@@ -87,7 +87,7 @@ class CocoSummary:
     warnings: tuple[str, ...]
     image_ids: frozenset[Hashable]
     classes: tuple[str, ...] | None = None
-    remainder: Remainder | None = None
+    remainder: KeptAnnotations | None = None
 
 
 def check_coco_json(
@@ -345,7 +345,7 @@ def _check_geometry(file: _File, *, max_bad_boxes: float | None, masks_are_read:
     return boxes, [finding.text for finding in tolerated]
 
 
-def _refuse_bad(path: Path, findings: Sequence[Finding], total: int, max_bad_boxes: float | None) -> None:
+def _refuse_bad(path: Path, findings: Sequence[AnnotationProblem], total: int, max_bad_boxes: float | None) -> None:
     """Raise if too many boxes or masks are wrong."""
     limit = MAX_BAD_BOXES if max_bad_boxes is None else max_bad_boxes
     slight = MAX_SLIGHT if max_bad_boxes is None else max_bad_boxes
@@ -361,7 +361,7 @@ def _refuse_bad(path: Path, findings: Sequence[Finding], total: int, max_bad_box
         _raise(path, [*texts[:-1], f'{texts[-1]}; {option}'])
 
 
-def _check_kept_masks(remainder: Remainder, reader: DatasetEntry, of_classes: Sequence[Mapping]) -> list[str]:
+def _check_kept_masks(remainder: KeptAnnotations, reader: DatasetEntry, of_classes: Sequence[Mapping]) -> list[str]:
     """What is wrong with the images that mmdet keeps: annotations without the mask that the pipeline loads."""
     if not remainder.maskless:
         return []
@@ -370,7 +370,7 @@ def _check_kept_masks(remainder: Remainder, reader: DatasetEntry, of_classes: Se
     return check_mask_presence(inside, f'LoadAnnotations(with_mask=True) of {reader.where}.pipeline')[0]
 
 
-def _check_kept(file: _File, remainder: Remainder, reader: DatasetEntry) -> list[str]:
+def _check_kept(file: _File, remainder: KeptAnnotations, reader: DatasetEntry) -> list[str]:
     """See that mmdet keeps something to train on; return what it leaves out."""
     if reader.split != 'train':
         return []
@@ -386,7 +386,7 @@ def _summarize(
     *,
     found: int,
     classes: Sequence[str] | None,
-    remainder: Remainder | None,
+    remainder: KeptAnnotations | None,
 ) -> CocoSummary:
     """Count what is in a file."""
     counts = Counter(annotation['category_id'] for annotation in file.annotations)
@@ -427,7 +427,7 @@ UNLABELED = 'have no annotation of the classes: set filter_cfg=dict(filter_empty
 
 
 @dataclass(frozen=True)
-class Remainder:
+class KeptAnnotations:
     """What is left of an annotation file behind mmdet's loader.
 
     Args:
@@ -457,7 +457,7 @@ class Remainder:
         ]
 
 
-def require_objects(where: str, remainders: Sequence[Remainder | None]) -> None:
+def require_objects(where: str, remainders: Sequence[KeptAnnotations | None]) -> None:
     """See that a training set has anything to learn.
 
     Args:
@@ -473,7 +473,7 @@ def require_objects(where: str, remainders: Sequence[Remainder | None]) -> None:
         raise ValueError(f'{where}: {problems[0]}')
 
 
-def nothing_left(remainders: Sequence[Remainder]) -> list[str]:
+def nothing_left(remainders: Sequence[KeptAnnotations]) -> list[str]:
     """A sentence if nothing is left of any annotation file, with the reasons."""
     if not remainders or any(one.objects for one in remainders):
         return []
@@ -516,7 +516,9 @@ def _default_dataset(file: _File, classes: Sequence[str] | None) -> DatasetEntry
     )
 
 
-def count_kept(dataset: DatasetEntry, content: Mapping[str, Any], *, scope: str | None = None) -> Remainder | None:
+def count_kept(
+    dataset: DatasetEntry, content: Mapping[str, Any], *, scope: str | None = None
+) -> KeptAnnotations | None:
     """Let a dataset's own class parse and filter an annotation file, and count what it leaves.
 
     Args:
@@ -556,7 +558,7 @@ def count_kept(dataset: DatasetEntry, content: Mapping[str, Any], *, scope: str 
     dropped = _reasons(content, set(built.cat_ids))
     if without_polygon:
         dropped[NO_MASK] = without_polygon
-    return Remainder(
+    return KeptAnnotations(
         images=len(built.data_list),
         objects=objects,
         dropped=dropped,

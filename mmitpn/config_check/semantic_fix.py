@@ -29,7 +29,7 @@ TURNS = {
 
 
 @dataclass
-class Repair:
+class LabelMapFix:
     """What was written.
 
     Args:
@@ -53,7 +53,7 @@ def fix_semantic(
     *,
     splits: Sequence[str] = ('train', 'val'),
     progress: Progress | None = None,
-) -> Repair:
+) -> LabelMapFix:
     """Write the label maps of a config's semantic datasets into a new folder, repaired.
 
     Values are taken together over all datasets: black and white, or as many values as there are classes, become labels
@@ -79,7 +79,7 @@ def fix_semantic(
     progress = progress or (lambda indices, _: indices)
     folders = _find_folders(cfg, splits)
     number = _number_of_classes(folders)
-    repair = Repair()
+    repair = LabelMapFix()
     values = _read_maps(folders, repair, progress)
     repair.values = plan_repair(values, number)
     if repair.values is None:
@@ -113,7 +113,7 @@ def _number_of_classes(folders: Sequence[_LabelMapFolder]) -> int:
     return len(next(iter(several)) or ())
 
 
-def _read_maps(folders: Sequence[_LabelMapFolder], repair: Repair, progress: Progress) -> set[int]:
+def _read_maps(folders: Sequence[_LabelMapFolder], repair: LabelMapFix, progress: Progress) -> set[int]:
     """Read all label maps; return their values, and count in ``repair`` what else there is to do."""
     values: set[int] = set()
     for folder in folders:
@@ -125,7 +125,7 @@ def _read_maps(folders: Sequence[_LabelMapFolder], repair: Repair, progress: Pro
     return values
 
 
-def _refuse_unclear(repair: Repair, values: set[int], *, number: int, reduced: bool) -> None:
+def _refuse_unclear(repair: LabelMapFix, values: set[int], *, number: int, reduced: bool) -> None:
     """Raise if the values have no single repair although they are not labels, or if nothing needs a repair."""
     if values - {IGNORED, *range(number + reduced)}:
         raise ValueError(
