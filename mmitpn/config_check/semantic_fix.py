@@ -14,7 +14,7 @@ from .dataset_entries import SPLITS, DatasetEntry, find_datasets
 from .images import ImageLoader, build_image_loader, read_header, read_stored
 from .messages import format_list, option_key
 from .model import one_class_reason, two_class_options
-from .semantic import IGNORED, Progress, build_semantic, is_gray, is_semantic, plan_repair
+from .semantic import IGNORED, Progress, build_semantic, is_gray, is_semantic, plan_fix
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -57,7 +57,7 @@ def fix_semantic(
     """Write the label maps of a config's semantic datasets into a new folder, repaired.
 
     Values are taken together over all datasets: black and white, or as many values as there are classes, become labels
-    from 0 in their order (see `plan_repair`). Color images of grays become their one channel. Maps made for images as
+    from 0 in their order (see `plan_fix`). Color images of grays become their one channel. Maps made for images as
     they are stored are turned as the loader turns the images. The files of the datasets stay as they are.
 
     Args:
@@ -81,7 +81,7 @@ def fix_semantic(
     number = _number_of_classes(folders)
     repair = LabelMapFix()
     values = _read_maps(folders, repair, progress)
-    repair.values = plan_repair(values, number)
+    repair.values = plan_fix(values, number)
     if repair.values is None:
         reduced = bool(folders[0].dataset.reduce_zero_label)
         _refuse_unclear(repair, values, number=max(number, 2), reduced=reduced)
