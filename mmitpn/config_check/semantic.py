@@ -156,14 +156,8 @@ def check_semantic_config(
 ) -> list[SemanticSummary]:
     """Open images and label maps of a config's semantic datasets.
 
-    Args:
-        cfg: An mmengine ``Config``.
-        splits: Which data loaders to look at, of ``train``, ``val`` and ``test``.
-        sample: How many images of each, evenly spaced; None looks at all.
-        progress: Wraps the indices to go through and a name, to show progress.
-
-    Returns:
-        One summary for each dataset; broken files are in them.
+    ``sample`` images of each dataset of the ``splits``, evenly spaced, are opened (None: all); ``progress`` wraps the
+    indices to go through, and a name. Broken files are in the summary of their dataset.
 
     Raises:
         ValueError: If the config has no such dataset, or one without images, or its settings contradict each other.
