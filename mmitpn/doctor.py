@@ -202,10 +202,10 @@ CHECKS = (
 
 def check_data(found: Diagnosis, config: str, options: Sequence[str]) -> None:
     """Look for the data of a config (a file, or HOST::NAME) with overrides (``a.b.c=1``), then check it."""
-    if try_import('mmengine') is not None or try_import('mmitpn.config_check.data_paths') is not None:
+    if try_import('mmengine') is not None or try_import('mmitpn.config_check.config') is not None:
         found.row('data', None, f'not checked: {config} cannot be read before the problems below are fixed')
         return
-    from mmitpn.config_check.data_paths import report_data
+    from mmitpn.config_check.config import report_data
     from mmitpn.engine.cli import load_config, parse_options
     from mmitpn.engine.config_utils import register_host_configs
 

@@ -11,7 +11,7 @@ import contextlib
 import io
 import json
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from mmitpn.config_types import is_type
 
 from .coco_annotations import (
     FIX,
-    Finding,
+    AnnotationProblem,
     box_corners,
     check_boxes,
     check_categories,
@@ -42,7 +42,6 @@ from .coco_annotations import (
 from .dataset_entries import DatasetEntry
 from .images import (
     HEADERS_READ,
-    ImageLoader,
     build_image_loader,
     check_image_sizes,
     check_segment_pngs,
@@ -87,7 +86,7 @@ class CocoSummary:
     warnings: tuple[str, ...]
     image_ids: frozenset[Hashable]
     classes: tuple[str, ...] | None = None
-    remainder: Remainder | None = None
+    remainder: KeptAnnotations | None = None
 
 
 def check_coco_json(
@@ -143,7 +142,9 @@ def check_coco_json(
         raise ValueError(  # noqa: TRY004 - one kind of error for this mistake wherever it is made
             f'classes must be a tuple or list of names, but got the string {classes!r}; write ({classes!r},)'
         )
-    _check_fraction(max_bad_boxes)
+    number = isinstance(max_bad_boxes, (int, float)) and not isinstance(max_bad_boxes, bool)
+    if max_bad_boxes is not None and not (number and 0 <= max_bad_boxes <= 1):
+        raise ValueError(f'max_bad_boxes is {max_bad_boxes!r}; it must be a fraction from 0 to 1')
     file = _read_file(Path(path), need_annotations=need_annotations)
     _raise(
         file.path,
@@ -160,7 +161,16 @@ def check_coco_json(
         found = find_images(file.path, file.images, Path(img_dir), sample_images)
         loader = build_image_loader(pipeline, scope=scope)
     if loader is not None:
-        warnings += _check_sizes(file, Path(img_dir), loader, sample_images=sample_images, open_images=open_images)
+        wrong, odd = check_image_sizes(
+            file.images,
+            Path(img_dir),
+            loader,
+            corners=box_corners(file.annotations),
+            sample=None if sample_images is None else max(sample_images, HEADERS_READ),
+            decode=open_images,
+        )
+        _raise(file.path, wrong)
+        warnings += odd
     loaded = None if dataset is None else loads_masks(pipeline)
     boxes, odd = _check_geometry(
         file, max_bad_boxes=max_bad_boxes, masks_are_read=loaded is not False or masks_read_by is not None
@@ -179,9 +189,12 @@ def check_coco_json(
             wrong = []
             if maps_evaluated or loads_label_maps(pipeline):
                 wrong = check_segment_pngs(remainder.label_maps, loader, sample=sample_images)
-            wrong += _check_kept_masks(remainder, reader, of_classes)
+            inside = [one for one in of_classes if one['image_id'] in remainder.maskless]
+            wrong += check_mask_presence(inside, f'LoadAnnotations(with_mask=True) of {reader.where}.pipeline')[0]
+            if reader.split == 'train' and '.datasets[' not in reader.where:  # one of several may be of background only
+                wrong = wrong or nothing_left([remainder])
             _raise(file.path, wrong)
-            warnings += _check_kept(file, remainder, reader)
+            warnings += remainder.warnings() if reader.split == 'train' else []
     return _summarize(file, boxes, warnings, found=found, classes=classes, remainder=remainder)
 
 
@@ -229,11 +242,7 @@ def _read_file(path: Path, *, need_annotations: bool) -> _File:
 
 
 def read_coco_json(path: Path, *, need_annotations: bool = True) -> dict[str, Any]:
-    """Read a file and see that it has the three lists of COCO's format.
-
-    Args:
-        path: The file.
-        need_annotations: Refuse a file without annotations.
+    """Read a file and see that it has the three lists of COCO's format; without ``need_annotations`` two of them.
 
     Raises:
         FileNotFoundError: If it is not there.
@@ -274,15 +283,6 @@ def _raise(path: Path, problems: Sequence[str]) -> None:
         raise ValueError(f'{path}: {len(problems)} problems\n' + '\n'.join(numbered))
 
 
-def _check_fraction(max_bad_boxes: object) -> None:
-    """See that a limit is a fraction."""
-    if max_bad_boxes is None:
-        return
-    number = isinstance(max_bad_boxes, (int, float)) and not isinstance(max_bad_boxes, bool)
-    if not number or not 0 <= max_bad_boxes <= 1:
-        raise ValueError(f'max_bad_boxes is {max_bad_boxes!r}; it must be a fraction from 0 to 1')
-
-
 def _check_purpose(file: _File, *, evaluation: bool | None) -> list[str]:
     """See that the fields that are read are there; what only an evaluation would read is returned as warnings."""
     _raise(file.path, check_fields(file.annotations, evaluation=False))
@@ -318,65 +318,28 @@ def needs_info() -> bool:
     return False
 
 
-def _check_sizes(
-    file: _File, img_dir: Path, loader: ImageLoader, *, sample_images: int | None, open_images: bool
-) -> list[str]:
-    """Compare the sizes of images with the file; return what no size can decide."""
-    wrong, odd = check_image_sizes(
-        file.images,
-        img_dir,
-        loader,
-        corners=box_corners(file.annotations),
-        sample=None if sample_images is None else max(sample_images, HEADERS_READ),
-        decode=open_images,
-    )
-    _raise(file.path, wrong)
-    return odd
-
-
 def _check_geometry(file: _File, *, max_bad_boxes: float | None, masks_are_read: bool) -> tuple[np.ndarray, list[str]]:
     """Look at boxes and masks; return the boxes, float64 (N, 4), and what is wrong but tolerated."""
-    findings, boxes = check_boxes(file.annotations, file.sizes)
+    problems, boxes = check_boxes(file.annotations, file.sizes)
     masks = check_masks(file.annotations, file.sizes)
-    if masks_are_read:
-        findings += masks
-    _refuse_bad(file.path, findings, len(file.annotations), max_bad_boxes)
-    tolerated = findings if masks_are_read else masks + findings
-    return boxes, [finding.text for finding in tolerated]
+    everything = problems + masks if masks_are_read else masks + problems
+    _refuse_bad(file.path, everything if masks_are_read else problems, len(file.annotations), max_bad_boxes)
+    return boxes, [problem.text for problem in everything]
 
 
-def _refuse_bad(path: Path, findings: Sequence[Finding], total: int, max_bad_boxes: float | None) -> None:
+def _refuse_bad(path: Path, problems: Sequence[AnnotationProblem], total: int, max_bad_boxes: float | None) -> None:
     """Raise if too many boxes or masks are wrong."""
-    limit = MAX_BAD_BOXES if max_bad_boxes is None else max_bad_boxes
-    slight = MAX_SLIGHT if max_bad_boxes is None else max_bad_boxes
-    bad = len(frozenset().union(*(finding.ids for finding in findings if not finding.slight)))
-    everything = len(frozenset().union(*(finding.ids for finding in findings)))
+    limit, slight = (MAX_BAD_BOXES, MAX_SLIGHT) if max_bad_boxes is None else (max_bad_boxes, max_bad_boxes)
+    bad = len(frozenset().union(*(problem.ids for problem in problems if not problem.slight)))
+    everything = len(frozenset().union(*(problem.ids for problem in problems)))
     exceeded = limit if bad > limit * total else slight if everything > slight * total else None
     if exceeded is not None:
         option = (
             f'that is more than {exceeded:.4g} of the annotations: correct them, or accept a larger fraction with '
             'max_bad_boxes=1.0 in the config (check_coco.py: --max-bad-boxes 1.0)'
         )
-        texts = [finding.text for finding in findings]
-        _raise(path, [*texts[:-1], f'{texts[-1]}; {option}'])
-
-
-def _check_kept_masks(remainder: Remainder, reader: DatasetEntry, of_classes: Sequence[Mapping]) -> list[str]:
-    """What is wrong with the images that mmdet keeps: annotations without the mask that the pipeline loads."""
-    if not remainder.maskless:
-        return []
-    without = set(remainder.maskless)
-    inside = [annotation for annotation in of_classes if annotation['image_id'] in without]
-    return check_mask_presence(inside, f'LoadAnnotations(with_mask=True) of {reader.where}.pipeline')[0]
-
-
-def _check_kept(file: _File, remainder: Remainder, reader: DatasetEntry) -> list[str]:
-    """See that mmdet keeps something to train on; return what it leaves out."""
-    if reader.split != 'train':
-        return []
-    if '.datasets[' not in reader.where:  # one of several may be of background only
-        _raise(file.path, nothing_left([remainder]))
-    return remainder.warnings()
+        *texts, last = (problem.text for problem in problems)
+        _raise(path, [*texts, f'{last}; {option}'])
 
 
 def _summarize(
@@ -386,7 +349,7 @@ def _summarize(
     *,
     found: int,
     classes: Sequence[str] | None,
-    remainder: Remainder | None,
+    remainder: KeptAnnotations | None,
 ) -> CocoSummary:
     """Count what is in a file."""
     counts = Counter(annotation['category_id'] for annotation in file.annotations)
@@ -427,7 +390,7 @@ UNLABELED = 'have no annotation of the classes: set filter_cfg=dict(filter_empty
 
 
 @dataclass(frozen=True)
-class Remainder:
+class KeptAnnotations:
     """What is left of an annotation file behind mmdet's loader.
 
     Args:
@@ -443,7 +406,7 @@ class Remainder:
     objects: int
     dropped: Mapping[str, int]
     images_dropped: Mapping[str, int]
-    maskless: tuple[Any, ...]
+    maskless: frozenset[Any]
     label_maps: Mapping[str, str]
 
     def warnings(self) -> list[str]:
@@ -457,31 +420,22 @@ class Remainder:
         ]
 
 
-def require_objects(where: str, remainders: Sequence[Remainder | None]) -> None:
-    """See that a training set has anything to learn.
-
-    Args:
-        where: What is trained on, for the message.
-        remainders: What is left of each of its annotation files; None for one that is not known.
-
-    Raises:
-        ValueError: If no image or no object is left.
-    """
-    known = [one for one in remainders if one is not None]
-    problems = nothing_left(known) if len(known) == len(remainders) else []
+def require_objects(where: str, kept: Sequence[KeptAnnotations | None]) -> None:
+    """Raise a ValueError if no object is left of all annotation files of a training set (None: one is not known)."""
+    problems = [] if None in kept else nothing_left(kept)
     if problems:
         raise ValueError(f'{where}: {problems[0]}')
 
 
-def nothing_left(remainders: Sequence[Remainder]) -> list[str]:
+def nothing_left(kept: Sequence[KeptAnnotations]) -> list[str]:
     """A sentence if nothing is left of any annotation file, with the reasons."""
-    if not remainders or any(one.objects for one in remainders):
+    if not kept or any(one.objects for one in kept):
         return []
-    what = 'object' if any(one.images for one in remainders) else 'image'
+    what = 'object' if any(one.images for one in kept) else 'image'
     parts = []
     for name, field in (('images', 'images_dropped'), ('objects', 'dropped')):
         reasons: Counter[str] = Counter()
-        for one in remainders:
+        for one in kept:
             reasons.update(getattr(one, field))
         if reasons and (name == 'objects' or what == 'image'):
             parts.append(f'of the {name}, {_join(reasons)}')
@@ -516,17 +470,12 @@ def _default_dataset(file: _File, classes: Sequence[str] | None) -> DatasetEntry
     )
 
 
-def count_kept(dataset: DatasetEntry, content: Mapping[str, Any], *, scope: str | None = None) -> Remainder | None:
-    """Let a dataset's own class parse and filter an annotation file, and count what it leaves.
+def count_kept(
+    dataset: DatasetEntry, content: Mapping[str, Any], *, scope: str | None = None
+) -> KeptAnnotations | None:
+    """Let a dataset's own class parse and filter a file's content, and count what it leaves; None without mmdet.
 
-    Args:
-        dataset: The dataset that reads it.
-        content: The file's content, with images, annotations and categories that link to each other. mmdet's
-            ``createIndex`` adds fields to it.
-        scope: The config's ``default_scope``.
-
-    Returns:
-        The counts; None where mmdet is not installed.
+    The entries of the content must link to each other; mmdet's ``createIndex`` adds fields to it.
     """
     if dataset.cls is None:
         return None
@@ -556,12 +505,12 @@ def count_kept(dataset: DatasetEntry, content: Mapping[str, Any], *, scope: str 
     dropped = _reasons(content, set(built.cat_ids))
     if without_polygon:
         dropped[NO_MASK] = without_polygon
-    return Remainder(
+    return KeptAnnotations(
         images=len(built.data_list),
         objects=objects,
         dropped=dropped,
         images_dropped=_image_reasons(content['images'], built),
-        maskless=tuple(maskless),
+        maskless=frozenset(maskless),
         label_maps={info['img_path']: info['seg_map_path'] for info in built.data_list if info.get('seg_map_path')},
     )
 
@@ -571,26 +520,25 @@ def loads_label_maps(pipeline: Any) -> bool:
     return any(
         (is_type(step, 'LoadPanopticAnnotations') and (step.get('with_mask', True) or step.get('with_seg', True)))
         or (is_type(step, 'LoadAnnotations') and bool(step.get('with_seg')))
-        for step in _steps(pipeline)
+        for step in _annotation_loaders(pipeline)
     )
 
 
 def loads_masks(pipeline: Any) -> bool | None:
     """Whether a pipeline loads the masks of the annotation file; None where it has no transform that would tell."""
-    steps = [step for step in _steps(pipeline) if is_type(step, 'LoadAnnotations', 'LoadPanopticAnnotations')]
-    if not steps:
-        return None
-    return any(is_type(step, 'LoadAnnotations') and bool(step.get('with_mask')) for step in steps)
+    loaders = _annotation_loaders(pipeline)
+    return any(is_type(step, 'LoadAnnotations') and step.get('with_mask') for step in loaders) if loaders else None
 
 
-def _steps(pipeline: Any) -> Iterator[Mapping[str, Any]]:
-    """The configs of a pipeline's transforms, those inside other transforms too."""
-    return (step for step in pipeline_steps(pipeline) if isinstance(step, Mapping))
+def _annotation_loaders(pipeline: Any) -> list[Mapping[str, Any]]:
+    """The configs of the transforms that load annotations, those inside other transforms too."""
+    steps = (step for step in pipeline_steps(pipeline) if isinstance(step, Mapping))
+    return [step for step in steps if is_type(step, 'LoadAnnotations', 'LoadPanopticAnnotations')]
 
 
 def _mask_loader(pipeline: Any, scope: str | None) -> Any:
     """The transform of a pipeline that loads masks as mmdet does, built; None if it has none."""
-    for step in _steps(pipeline):
+    for step in _annotation_loaders(pipeline):
         if is_type(step, 'LoadAnnotations') and step.get('with_mask'):
             with DefaultScope.overwrite_default_scope(scope or 'mmdet'):
                 built = TRANSFORMS.build(step)

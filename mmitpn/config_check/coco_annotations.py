@@ -35,7 +35,7 @@ FIX = 'tools/data/check_coco.py FILE.json --fix OUT.json'
 
 
 @dataclass(frozen=True)
-class Finding:
+class AnnotationProblem:
     """Annotations that are wrong in one way.
 
     Args:
@@ -295,7 +295,7 @@ def is_box(value: object) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(isinstance(number, (int, float)) for number in value)
 
 
-def check_boxes(annotations: Sequence[Mapping], images: Mapping) -> tuple[list[Finding], np.ndarray]:
+def check_boxes(annotations: Sequence[Mapping], images: Mapping) -> tuple[list[AnnotationProblem], np.ndarray]:
     """Look at the boxes.
 
     Args:
@@ -312,7 +312,7 @@ def check_boxes(annotations: Sequence[Mapping], images: Mapping) -> tuple[list[F
     flat = ~(boxes[:, 2:] > 0).all(axis=1)
     outside = ~flat & ~_within(boxes, sides, 1)  # a pixel over the edge is rounding
     far = outside & far_outside(boxes, sides)
-    found: list[Finding] = []
+    found: list[AnnotationProblem] = []
     for wrong, slight, text in (
         (flat, False, 'boxes have no area (bbox is [x, y, width, height], width and height above 0)'),
         (far, False, 'boxes reach outside their image (bbox is [x, y, width, height], not two corners)'),
@@ -327,7 +327,7 @@ def check_boxes(annotations: Sequence[Mapping], images: Mapping) -> tuple[list[F
             first = [f'{with_box[i]["id"]}: {with_box[i]["bbox"]}' for i in indices[:4]]
             more = ', ...' if len(indices) > len(first) else ''
             text = f'{len(indices)} of {len(boxes)} {text}: annotation {"; ".join(first)}{more}'
-            found.append(Finding(frozenset(with_box[i]['id'] for i in indices), text, slight))
+            found.append(AnnotationProblem(frozenset(with_box[i]['id'] for i in indices), text, slight))
     return found, boxes
 
 
@@ -362,7 +362,7 @@ def has_mask(annotation: Mapping) -> bool:
     return bool(annotation.get('segmentation'))
 
 
-def check_masks(annotations: Sequence[Mapping], images: Mapping) -> list[Finding]:
+def check_masks(annotations: Sequence[Mapping], images: Mapping) -> list[AnnotationProblem]:
     """Look at the masks: polygons and run lengths.
 
     Args:
@@ -401,7 +401,7 @@ def check_masks(annotations: Sequence[Mapping], images: Mapping) -> list[Finding
         if ids:
             shown = ids.values() if isinstance(ids, dict) else ids
             text = f'{len(ids)} {text}: annotation {format_list(shown, limit=4)}'
-            found.append(Finding(frozenset(ids), text, slight))
+            found.append(AnnotationProblem(frozenset(ids), text, slight))
     return found
 
 

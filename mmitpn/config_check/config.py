@@ -10,7 +10,7 @@ from mmitpn.config_types import is_type
 
 from .classification import check_classification
 from .coco import CocoSummary, check_coco_json, require_objects
-from .dataset_entries import SPLITS, DatasetEntry, find_datasets
+from .dataset_entries import SPLITS, DataPath, DatasetEntry, find_data_paths, find_datasets
 from .messages import files_near, format_list, numbered
 from .model import check_channels, check_mask_loading, check_num_classes
 from .semantic import check_label_maps, check_segmentation
@@ -186,3 +186,54 @@ def _check_evaluated_images(evaluator: Mapping[str, Any], where: str, summaries:
                 f'{where}.ann_file {ann_file} lacks {len(stray)} images of {summary.path} (image ids '
                 f'{format_list(stray, limit=4)}), which the metric would fail on; point both to the same data'
             )
+
+
+# --- the data report of the doctor ---
+
+
+def report_data(
+    cfg: Mapping[str, Any], name: str, *, check_again: str, make_shapes: Path
+) -> tuple[list[tuple[str, str, str]], list[tuple[str, str]]]:
+    """Look for the data of a config, then run the checks that the tools run before a training run.
+
+    Args:
+        cfg: The config.
+        name: Its name, for messages.
+        check_again: The command that shows what does not fit in detail.
+        make_shapes: The tool that generates the images of the quick start.
+
+    Returns:
+        A row for each path (which data, content, path), and the problems: message and the command that fixes it.
+    """
+    try:
+        paths = find_data_paths(cfg)
+    except (ValueError, TypeError) as error:
+        return [], [(str(error), check_again)]
+    rows = []
+    missing: dict[str, list[DataPath]] = {}  # by the command that provides them
+    for one in paths:
+        note = f'{one.root} is not checked' if one.path is None else str(one.path)
+        rows.append((f'{one.splits[0]} data', one.content, note))
+        if one.is_missing:
+            missing.setdefault(one.fix(make_shapes), []).append(one)
+    problems = []
+    for fix, absent in missing.items():
+        splits = ', '.join(split for split in SPLITS if any(split in one.splits for one in absent))
+        names = ', '.join(str(one.path) for one in absent)
+        problems.append((f'{name} needs {names} ({splits} data): not there', fix))
+    incomplete = {split for absent in missing.values() for one in absent for split in one.splits}
+    error = _misfit(cfg, SPLITS)
+    if incomplete and isinstance(error, FileNotFoundError):  # named above; the other data may not fit either
+        error = _misfit(cfg, [split for split in SPLITS if split not in incomplete])
+    if error is not None:
+        problems.append((' '.join(str(error).split())[:300], check_again))
+    return rows or [('data', '', f'{name} names no dataset')], problems
+
+
+def _misfit(cfg: Mapping[str, Any], splits: Sequence[str]) -> Exception | None:
+    """What is wrong with the data of a config; None where nothing is."""
+    try:
+        check_config(cfg, splits=splits)
+    except (ValueError, TypeError, OSError) as error:
+        return error
+    return None

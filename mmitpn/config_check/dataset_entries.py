@@ -1,11 +1,13 @@
-"""The datasets of a config: where their files are, and the names of their classes."""
+"""The datasets of a config: where their files are, whether they exist, and the names of their classes."""
 
 from __future__ import annotations
 
 import inspect
+import os
+import shlex
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from os.path import relpath
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from mmitpn.config_types import type_name
 from .messages import as_tuple, format_list
 
 SPLITS = ('train', 'val', 'test')
+IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 COCO_TYPES = ('CocoDataset', 'CocoPanopticDataset')
 
 
@@ -181,8 +184,8 @@ def _of_split(settings: Mapping[str, Any], scope: str | None) -> tuple[str, Mapp
     if not isinstance(built, BaseDataset):
         return None
     root = str(settings.get('data_root') or '.')
-    return relpath(built.ann_file, root) if built.ann_file else '', {
-        key: relpath(prefix, root) for key, prefix in built.data_prefix.items()
+    return os.path.relpath(built.ann_file, root) if built.ann_file else '', {
+        key: os.path.relpath(prefix, root) for key, prefix in built.data_prefix.items()
     }
 
 
@@ -263,3 +266,85 @@ def _names(value: Any, where: str) -> tuple[str, ...] | None:
 def _suggested(value: Any) -> str:
     """A string or sequence of names as it should have been written."""
     return as_tuple((value,) if isinstance(value, str) else tuple(value))
+
+
+# --- the files and folders that they read ---
+
+
+@dataclass
+class DataPath:
+    """A path that a config reads.
+
+    Attributes:
+        path: The path; None where the data are not on this machine's disks.
+        root: ``data_root`` of the dataset.
+        splits: Those of ``train``, ``val`` and ``test`` that read it.
+    """
+
+    path: Path | None
+    root: str | None
+    splits: list[str] = field(default_factory=list)
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it should exist and does not."""
+        return self.path is not None and not self.path.exists()
+
+    @property
+    def content(self) -> str:
+        """The size of a file, or the number of images in a folder at any depth."""
+        if self.path is None:
+            return 'remote'
+        if self.is_missing:
+            return 'missing'
+        if self.path.is_file():
+            return f'found, {self.path.stat().st_size / 1e6:.1f} MB'
+        names = [name for _, _, names in os.walk(self.path, followlinks=True) for name in names]
+        return f'found, {sum(name.lower().endswith(IMAGES) for name in names)} images'
+
+    def fix(self, make_shapes: Path) -> str:
+        """The command that puts data where the config looks for them.
+
+        Args:
+            make_shapes: The tool that generates the images of the quick start.
+        """
+        path = self.path
+        if 'shapes' in path.parts and path.parts[:1] == ('data',):
+            folder = Path(*path.parts[: path.parts.index('shapes') + 1])
+            return shlex.join([sys.executable, str(make_shapes), '--out', str(folder)])
+        # The highest folder that is missing, but not above data_root: the dataset is linked, or a part of it.
+        while path.parent != path and not path.parent.exists() and path != Path(self.root or path):
+            path = path.parent
+        return f'mkdir -p {shlex.quote(str(path.parent))} && ln -s /WHERE/YOU/HAVE/IT {shlex.quote(str(path))}'
+
+
+def find_data_paths(cfg: Mapping[str, Any]) -> list[DataPath]:
+    """Find the annotation files and folders of a config's training, validation and test data.
+
+    Args:
+        cfg: The config.
+
+    Returns:
+        The paths in the order of the config, each once; one without a path for each dataset that is not local.
+
+    Raises:
+        ValueError, TypeError: If the datasets are not written as they must be.
+    """
+    found: list[DataPath] = []
+    known: dict[Path, DataPath] = {}
+    for dataset in find_datasets(cfg, SPLITS):
+        root = dataset.cfg.get('data_root')
+        if not dataset.is_local:
+            found.append(DataPath(None, root, [dataset.split]))
+            continue
+        names = [dataset.ann_file] if dataset.ann_file else []
+        names += [prefix for prefix in dataset.prefixes.values() if root or prefix]
+        for name in names or ([''] if root else []):
+            path = dataset.path(name)
+            if '://' in name:
+                continue
+            if path not in known:
+                known[path] = DataPath(path, root)
+                found.append(known[path])
+            known[path].splits.append(dataset.split)
+    return found

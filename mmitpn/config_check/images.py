@@ -29,7 +29,7 @@ _KEEPS_SIDES = (1, 2, 3, 4)
 _HEADER_FORMATS = ('JPEG', 'MPO', 'PNG', 'BMP', 'WEBP')
 
 
-class Header(NamedTuple):
+class ImageHeader(NamedTuple):
     """What the header of an image file says.
 
     Args:
@@ -43,7 +43,7 @@ class Header(NamedTuple):
     format: str | None
 
 
-def read_header(path: str | Path) -> Header | None:
+def read_header(path: str | Path) -> ImageHeader | None:
     """Read the header of an image file.
 
     Args:
@@ -54,7 +54,7 @@ def read_header(path: str | Path) -> Header | None:
     """
     try:
         with Image.open(path) as image:
-            return Header(image.size, image.getexif().get(ORIENTATION_TAG, 1), image.format)
+            return ImageHeader(image.size, image.getexif().get(ORIENTATION_TAG, 1), image.format)
     except Exception:  # noqa: BLE001 - damaged files raise OSError, ValueError, SyntaxError, struct.error ...
         return None
 
@@ -98,7 +98,7 @@ class ImageLoader:
         height, width = loaded['img'].shape[:2]
         return width, height
 
-    def quick_size(self, path: str | Path, *, header: Header | None = None) -> tuple[int, int] | None:
+    def quick_size(self, path: str | Path, *, header: ImageHeader | None = None) -> tuple[int, int] | None:
         """Width and height as :meth:`size` gives them, from the header of the file where that is certain.
 
         It is where the loader is mmcv's own, the format a common one, and the header has no orientation tag that
@@ -113,7 +113,7 @@ class ImageLoader:
         """
         return self._header_size(header or read_header(path)) or self.size(path)
 
-    def _header_size(self, header: Header | None) -> tuple[int, int] | None:
+    def _header_size(self, header: ImageHeader | None) -> tuple[int, int] | None:
         """Width and height in a file's header, or None where they may not be those of the loaded image."""
         if header is None or header.format not in _HEADER_FORMATS or header.orientation not in _KEEPS_SIDES:
             return None
@@ -483,7 +483,7 @@ def _compare(
     found: _SizeFindings,
     image: Mapping,
     size: tuple[int, int],
-    header: Header | None,
+    header: ImageHeader | None,
     corner: tuple[float, float] | None,
 ) -> None:
     """Sort an image into the findings by its size as loaded, as stored, and in the annotation file."""

@@ -6,8 +6,9 @@ maps are loaded by the transforms of the pipeline itself, which are not imitated
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,24 +22,20 @@ from mmitpn.utils import evenly_spaced
 from .dataset_entries import SPLITS, DatasetEntry, find_datasets
 from .images import ImageLoader, LabelLoader, build_image_loader, build_label_loader, read_header
 from .messages import format_list, numbered, quoted
-from .model import (
-    check_segmentor_heads,
-    compares_labels,
-    one_class_reason,
-    segmentor_heads,
-    two_class_options,
-)
+from .model import check_segmentor_heads, compares_labels, one_class_reason, segmentor_heads, two_class_options
 
 IGNORED = 255
 FIX = 'tools/data/check_semantic.py CONFIG --fix OUT'
-"""The command that repairs what can be repaired without asking."""
+"""The command that fixes what can be fixed without asking."""
 SEARCHED = 1000
 """Label maps opened at most before a run is refused because of what a sample of them shows."""
-META_KEYS = {
-    'mmseg': ('ori_shape', 'img_shape'),
-    'CityscapesMetric': ('img_path', 'seg_map_path'),
-}
+META_KEYS = {'mmseg': ('ori_shape', 'img_shape'), 'CityscapesMetric': ('img_path', 'seg_map_path')}
 """What mmseg reads of each evaluated image: always, and for a metric."""
+NO_LABEL_LOADERS = (
+    *('LoadImageFromFile', 'Resize', 'Pad', 'Normalize'),
+    *('ResizeToMultiple', 'ResizeShortestEdge', 'PackSegInputs'),
+)
+"""The usual transforms of a test pipeline, none of which loads label maps."""
 
 Progress = Callable[[Sequence[int], str], Iterable[int]]
 
@@ -72,11 +69,6 @@ class SemanticSummary:
     stored: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-
-    @property
-    def trained(self) -> list[int]:
-        """Labels of the classes, without one that is ignored."""
-        return [label for label in range(len(self.classes)) if label != self.ignored_label]
 
     @property
     def pixels(self) -> np.ndarray:
@@ -122,47 +114,35 @@ def check_segmentation(
 ) -> None:
     """Check the heads of a segmentor and what its pipelines load, before numbers of classes are compared.
 
-    Args:
-        cfg: An mmengine ``Config``.
-        datasets: Its datasets, of the splits that are used.
-        sample: How many label maps to open where the message depends on them; None takes all.
-        allow_other_classes: Accept another number of classes in the model than in the data.
+    Where a message depends on label maps, ``sample`` of them are opened (None: all). ``allow_other_classes`` accepts
+    another number of classes in the model than in the data.
 
     Raises:
         ValueError: If a head cannot learn, a single class has no background, or an evaluation lacks label maps.
     """
     found = [dataset for dataset in datasets if is_semantic(dataset)]
-    if not found:
-        return
-    model = cfg.get('model')
-    if isinstance(model, Mapping):
-        check_segmentor_heads(model)
+    if found and isinstance(cfg.get('model'), Mapping):
+        check_segmentor_heads(cfg['model'])
     for dataset in found:
         _check_fields(cfg, dataset)
     for dataset in () if allow_other_classes else found:
-        text = one_class_problem(cfg, dataset, sample=sample)
+        text = _one_class_problem(cfg, dataset, sample=sample)
         if text:
             raise ValueError(text)
 
 
 def check_label_maps(dataset: DatasetEntry, cfg: Mapping[str, Any], *, sample: int | None = 20) -> None:
-    """Open some label maps of a dataset before a run, if it is a semantic one whose pipeline loads them.
-
-    Args:
-        dataset: A dataset of the config.
-        cfg: The config.
-        sample: How many to open; None takes all.
+    """Open ``sample`` label maps (None: all) of a dataset, if it is a semantic one whose pipeline loads them.
 
     Raises:
         ValueError: If files are broken, or their labels do not fit or leave nothing to learn.
         FileNotFoundError: If a folder is not there.
     """
-    scope = cfg.get('default_scope') or 'mmseg'
     if not dataset.is_local or not is_semantic(dataset):
         return
-    if build_label_loader(dataset.cfg.get('pipeline'), scope=scope) is None:
+    if build_label_loader(dataset.cfg.get('pipeline'), scope=_scope(cfg)) is None:
         return
-    problems = scan_label_maps(dataset, cfg, sample=sample).sentences()
+    problems = _scan_dataset(dataset, cfg, sample=sample).sentences()
     if problems:
         raise ValueError(f'{dataset.where}: {"; ".join(problems)} (tools/data/check_semantic.py looks at all of them)')
 
@@ -176,14 +156,8 @@ def check_semantic_config(
 ) -> list[SemanticSummary]:
     """Open images and label maps of a config's semantic datasets.
 
-    Args:
-        cfg: An mmengine ``Config``.
-        splits: Which data loaders to look at, of ``train``, ``val`` and ``test``.
-        sample: How many images of each, evenly spaced; None looks at all.
-        progress: Wraps the indices to go through and a name, to show progress.
-
-    Returns:
-        One summary for each dataset; broken files are in them.
+    ``sample`` images of each dataset of the ``splits``, evenly spaced, are opened (None: all); ``progress`` wraps the
+    indices to go through, and a name. Broken files are in the summary of their dataset.
 
     Raises:
         ValueError: If the config has no such dataset, or one without images, or its settings contradict each other.
@@ -200,117 +174,80 @@ def check_semantic_config(
     summaries = []
     for dataset in found:
         _check_fields(cfg, dataset)
-        summary = scan_label_maps(dataset, cfg, sample=sample, progress=progress)
-        text = one_class_problem(cfg, dataset, summary)
+        summary = _scan_dataset(dataset, cfg, sample=sample, progress=progress)
+        text = _one_class_problem(cfg, dataset, summary)
         if text:
-            summary.problems.clear()
-            summary.problems[text] = []
+            summary.problems = {text: []}
         summaries.append(summary)
     return summaries
 
 
-def scan_label_maps(
+def _scope(cfg: Mapping[str, Any]) -> str:
+    return cfg.get('default_scope') or 'mmseg'
+
+
+def _scan_dataset(
     dataset: DatasetEntry, cfg: Mapping[str, Any], *, sample: int | None = None, progress: Progress | None = None
 ) -> SemanticSummary:
-    """Open images and label maps of one semantic dataset.
+    """Open images and label maps of one dataset; arguments and errors are those of `check_semantic_config`.
 
-    Args:
-        dataset: The dataset.
-        cfg: Its config, for the scope and the ignored label.
-        sample: How many images, evenly spaced; None looks at all. Where these say that there is nothing to learn, more
-            label maps are opened, up to 1000, until one says otherwise.
-        progress: Wraps the indices to go through and a name, to show progress.
-
-    Returns:
-        The counts, problems and warnings.
-
-    Raises:
-        ValueError: If it has no images, or its settings contradict each other.
-        FileNotFoundError: If a folder is not there.
+    Where the sample shows nothing to learn, up to 1000 more label maps are opened until one says otherwise.
     """
-    scope = cfg.get('default_scope') or 'mmseg'
+    pipeline, scope = dataset.cfg.get('pipeline'), _scope(cfg)
     built = build_semantic(dataset, scope)
-    labels = build_label_loader(dataset.cfg.get('pipeline'), scope=scope, default=True)
+    labels = build_label_loader(pipeline, scope=scope, default=True)
     _check_reduce_zero_label(dataset, built, labels)
+    ignored = (head.get('ignore_index') for head in _heads(cfg))
     summary = SemanticSummary(
         dataset.where,
         _classes(cfg, dataset, built),
-        ignored_label=_ignored_label(cfg),
+        ignored_label=next((label for label in ignored if isinstance(label, int)), IGNORED),
         reduce_zero_label=bool(built.reduce_zero_label),
         label_map=len(built.label_map or ()),
     )
     chosen = evenly_spaced(range(len(built)), sample)
-    images = build_image_loader(dataset.cfg.get('pipeline'), scope=scope)
-    check_semantic(summary, built, labels, images, indices=progress(chosen, dataset.where) if progress else chosen)
-    if labels is not None:
-        if not summary.problems:
-            _search_further(summary, built, labels, sorted(set(range(len(built))) - set(chosen)))
-        judge_labels(summary, train=dataset.split == 'train')
+    indices = progress(chosen, dataset.where) if progress else chosen
+    _scan_images(summary, built, labels, build_image_loader(pipeline, scope=scope), indices)
+    if labels is None:
+        return summary
+    if not summary.problems:
+        rest = sorted(set(range(len(built))) - set(chosen))
+        for index in rest[:: max(1, -(-len(rest) // SEARCHED))]:
+            if _nothing_to_learn(summary) is None:
+                break
+            _count_labels(summary, built.get_data_info(index), labels)
+    _judge_labels(summary, train=dataset.split == 'train')
     return summary
 
 
-def _search_further(summary: SemanticSummary, built: Any, labels: LabelLoader, rest: Sequence[int]) -> None:
-    """Count labels of more images, evenly spaced, as long as those seen so far may mislead."""
-    step = max(1, -(-len(rest) // SEARCHED))
-    for index in rest[::step]:
-        if not undecided(summary):
-            break
-        count_labels(summary, built.get_data_info(index), labels)
-
-
-def one_class_problem(
-    cfg: Mapping[str, Any],
-    dataset: DatasetEntry,
-    summary: SemanticSummary | None = None,
-    *,
-    sample: int | None = 20,
+def _one_class_problem(
+    cfg: Mapping[str, Any], dataset: DatasetEntry, summary: SemanticSummary | None = None, *, sample: int | None = 20
 ) -> str | None:
-    """What to set where a semantic dataset has a single class that the config cannot learn or evaluate.
+    """What to set where a semantic dataset has a single class that the config cannot learn or evaluate, or None.
 
-    Args:
-        cfg: The config.
-        dataset: The dataset.
-        summary: What its label maps hold; None opens some of them.
-        sample: How many to open.
-
-    Returns:
-        The problem and the settings, or None.
+    ``summary`` is what its label maps hold; without it ``sample`` of them are opened.
     """
     reason = one_class_reason(cfg, dataset)
     if reason is None:
         return None
-    values: set[int] = set()
-    if summary is not None:
-        values = summary.stored_values
-    elif dataset.is_local:
-        try:
-            values = scan_label_maps(dataset, cfg, sample=sample).stored_values
-        except (ValueError, TypeError, OSError):
-            values = set()  # files that are not there are reported after the settings
+    if summary is None and dataset.is_local:
+        with contextlib.suppress(ValueError, TypeError, OSError):  # missing files are reported after the settings
+            summary = _scan_dataset(dataset, cfg, sample=sample)
+    values = summary.stored_values if summary else set()
     text = f'{dataset.where} has one class, {dataset.classes[0]!r} (from {dataset.classes_from}), but {reason}'
-    if plan_repair(values, 2) is not None:
+    if plan_fix(values, 2) is not None:
         held = format_list(sorted(values), limit=4)
         return (
             f'{text}; the label maps hold the values {held}: {FIX} writes maps of 0 (background) and 1, and prints the '
             'settings that train on them'
         )
     zero = not values or max(values - {IGNORED}, default=0) <= 1
-    options = two_class_options(cfg, find_datasets(cfg, SPLITS), zero_is_background=zero)
-    return (
-        f'{text}; give the pixels around it a name too, as the first class: --cfg-options '
-        f'{" ".join(map(quoted, options))}'
-    )
+    options = ' '.join(map(quoted, two_class_options(cfg, find_datasets(cfg, SPLITS), zero_is_background=zero)))
+    return f'{text}; give the pixels around it a name too, as the first class: --cfg-options {options}'
 
 
 def build_semantic(dataset: DatasetEntry, scope: str) -> Any:
-    """Build a semantic dataset without its pipeline.
-
-    Args:
-        dataset: The dataset.
-        scope: The config's ``default_scope``.
-
-    Returns:
-        The built ``BaseSegDataset``, with at least one image.
+    """Build a semantic dataset without its pipeline, a ``BaseSegDataset`` with at least one image.
 
     Raises:
         ValueError: If it cannot be built, or has no images.
@@ -343,8 +280,7 @@ def _check_reduce_zero_label(dataset: DatasetEntry, built: Any, labels: LabelLoa
     """The dataset and the loading transform may each say what label 0 is; mmseg stops where they disagree."""
     of_loader = None if labels is None else labels.reduce_zero_label
     if of_loader is not None and bool(of_loader) != bool(built.reduce_zero_label):
-        given = 'reduce_zero_label' in dataset.cfg
-        source = '' if given else f', the default of {dataset.kind}'
+        source = '' if 'reduce_zero_label' in dataset.cfg else f', the default of {dataset.kind}'
         raise ValueError(
             f'{dataset.where}.reduce_zero_label is {built.reduce_zero_label}{source}, but {labels.name} in its '
             f'pipeline has reduce_zero_label={of_loader}, on which mmseg stops: leave it out there, and set '
@@ -354,28 +290,21 @@ def _check_reduce_zero_label(dataset: DatasetEntry, built: Any, labels: LabelLoa
 
 def _check_fields(cfg: Mapping[str, Any], dataset: DatasetEntry) -> None:
     """Look for what mmseg's metrics read of an evaluated image: its label map, its names, the names of the classes."""
-    evaluator = cfg.get(f'{dataset.split}_evaluator')
+    reader = f'{dataset.split}_evaluator'
+    evaluator = cfg.get(reader)
     if dataset.split == 'train' or not evaluator:
         return
     steps = dataset.cfg.get('pipeline') or ()
     if compares_labels(evaluator):
-        scope = cfg.get('default_scope') or 'mmseg'
-        known = all(isinstance(step, Mapping) and _is_plain(step) for step in steps)
-        if steps and known and build_label_loader(steps, scope=scope) is None:
+        known = all(isinstance(step, Mapping) and is_type(step, *NO_LABEL_LOADERS) for step in steps)
+        if steps and known and build_label_loader(steps, scope=_scope(cfg)) is None:
             raise ValueError(
-                f'{dataset.where}.pipeline loads no label maps, but {dataset.split}_evaluator compares with them: '
-                "add dict(type='LoadAnnotations') after the resizing, or set format_only=True (and output_dir) in the "
+                f'{dataset.where}.pipeline loads no label maps, but {reader} compares with them: add '
+                "dict(type='LoadAnnotations') after the resizing, or set format_only=True (and output_dir) in the "
                 'evaluator to write predictions only'
             )
         if dataset.classes is None:
-            raise ValueError(
-                f'{dataset.where} names no classes, which {dataset.split}_evaluator reads: set metainfo.classes'
-            )
-    _check_meta_keys(cfg, dataset, evaluator, steps)
-
-
-def _check_meta_keys(cfg: Mapping[str, Any], dataset: DatasetEntry, evaluator: Any, steps: Sequence[Any]) -> None:
-    """See that PackSegInputs packs what the model and the metrics read of an evaluated image."""
+            raise ValueError(f'{dataset.where} names no classes, which {reader} reads: set metainfo.classes')
     needed = {name: META_KEYS['mmseg'] for name in (type_name(cfg.get('model')),) if name}
     for _, one in numbered(evaluator, 'evaluator'):
         needed[type_name(one)] = META_KEYS.get(type_name(one), ('img_path',) if one.get('output_dir') else ())
@@ -390,64 +319,37 @@ def _check_meta_keys(cfg: Mapping[str, Any], dataset: DatasetEntry, evaluator: A
                 )
 
 
-def _is_plain(step: Mapping[str, Any]) -> bool:
-    """Whether a transform is one of the usual ones of a test pipeline, none of which loads label maps."""
-    return is_type(
-        step,
-        'LoadImageFromFile',
-        'Resize',
-        'Pad',
-        'Normalize',
-        'ResizeToMultiple',
-        'ResizeShortestEdge',
-        'PackSegInputs',
-    )
+def _heads(cfg: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    return (head for _, head in segmentor_heads(cfg.get('model') or {}))
 
 
 def _classes(cfg: Mapping[str, Any], dataset: DatasetEntry, built: Any) -> tuple[str, ...]:
     """Names of the classes; those of a head with one channel for one class are that class and the rest."""
     names = tuple(built.metainfo.get('classes') or ())
-    head = next((head for _, head in segmentor_heads(cfg.get('model') or {})), {})
-    if not names and isinstance(head.get('num_classes'), int):
-        return tuple(map(str, range(head['num_classes'])))
-    if len(names) == 1 and head.get('num_classes') == 1 and one_class_reason(cfg, dataset) is None:
+    number = next(_heads(cfg), {}).get('num_classes')
+    if not names and isinstance(number, int):
+        return tuple(map(str, range(number)))
+    if len(names) == 1 and number == 1 and one_class_reason(cfg, dataset) is None:
         return (f'not {names[0]}', names[0])
     return names
-
-
-def _ignored_label(cfg: Mapping[str, Any]) -> int:
-    """The label that the loss leaves out."""
-    for _, head in segmentor_heads(cfg.get('model') or {}):
-        if isinstance(head.get('ignore_index'), int):
-            return head['ignore_index']
-    return IGNORED
 
 
 # --- images and label maps, one by one ---
 
 
-def check_semantic(
+def _scan_images(
     summary: SemanticSummary,
     dataset: Any,
     labels: LabelLoader | None,
     images: ImageLoader | None,
-    *,
-    indices: Iterable[int] | None = None,
-) -> SemanticSummary:
-    """Load images and their label maps, and count labels.
+    indices: Iterable[int],
+) -> None:
+    """Load images of a built dataset and their label maps; add counts and problems, broken files too, to the summary.
 
-    Args:
-        summary: What is known so far; the counts and the problems are added to it.
-        dataset: A built ``BaseDataset``.
-        labels: Loads its label maps; None counts no labels.
-        images: Loads its images; None leaves the sizes of the maps unchecked.
-        indices: Which images to look at, perhaps wrapped in a progress bar; None looks at all.
-
-    Returns:
-        ``summary``; nothing is raised for a broken file.
+    Without ``labels`` no labels are counted; without ``images`` the sizes of the maps are not checked.
     """
     turned: list[str] = []
-    for index in range(len(dataset)) if indices is None else indices:
+    for index in indices:
         info = dataset.get_data_info(index)
         summary.images += 1
         size = _image_size(summary, info, images, turned)
@@ -460,17 +362,14 @@ def check_semantic(
             "turned or the stored image; if for the stored one, set color_type='color_ignore_orientation' in "
             'LoadImageFromFile'
         )
-    return summary
 
 
-def count_labels(summary: SemanticSummary, info: Mapping[str, Any], labels: LabelLoader) -> None:
+def _count_labels(summary: SemanticSummary, info: Mapping[str, Any], labels: LabelLoader) -> None:
     """Load the label map of one image for its labels only; a broken one is left out."""
-    try:
+    with contextlib.suppress(OSError):
         found = labels.load(info)
-    except OSError:
-        return
-    if found is not None and found[1].ndim == 2:
-        _count(summary, found[1], labels.stored(info['seg_map_path']))
+        if found is not None and found[1].ndim == 2:
+            _count(summary, found[1], labels.stored(info['seg_map_path']))
 
 
 def _image_size(
@@ -506,33 +405,31 @@ def _scan_label_map(
 ) -> None:
     """Load one label map; ``size`` is the height and width of its image."""
     path = info.get('seg_map_path')
-    if path is None:
-        if labels.keeps_values:
-            summary.add('images without seg_map_path (set data_prefix.seg_map_path)', str(info['img_path']))
-            return
-    elif '://' not in str(path) and labels.keeps_values and not Path(path).is_file():
-        summary.add('missing label maps', str(path))
-        return
-    try:
-        found = labels.load(info)
-    except OSError:
-        summary.add('label maps that cannot be read', str(path))
-        return
-    if found is None:
-        return
-    loaded, final = found
-    stored = labels.stored(path)
-    if final.ndim != 2:
-        summary.add(_not_one_channel(final, stored), str(path))
-        return
-    values = final if stored is None else stored
-    if values.size and (values.min() < 0 or values.max() > IGNORED):
-        summary.add('label maps with values above 255', str(path))
-        return
-    if size is not None and loaded.shape[:2] != size:
-        name = images.name if images else ''
-        summary.add(*_other_size(str(info['img_path']), str(path), loaded.shape, size, name))
-    _count(summary, final, stored)
+    kind, seen, found = '', str(path), None
+    if labels.keeps_values and path is None:
+        kind, seen = 'images without seg_map_path (set data_prefix.seg_map_path)', str(info['img_path'])
+    elif labels.keeps_values and '://' not in seen and not Path(path).is_file():
+        kind = 'missing label maps'
+    else:
+        try:
+            found = labels.load(info)
+        except OSError:
+            kind = 'label maps that cannot be read'
+    if found is not None:
+        loaded, final = found
+        stored = labels.stored(path)
+        values = final if stored is None else stored
+        if final.ndim != 2:
+            kind = _not_one_channel(final, stored)
+        elif values.size and (values.min() < 0 or values.max() > IGNORED):
+            kind = 'label maps with values above 255'
+        else:
+            _count(summary, final, stored)
+            if size is not None and loaded.shape[:2] != size:
+                name = images.name if images else ''
+                kind, seen = _other_size(str(info['img_path']), seen, loaded.shape, size, name)
+    if kind:
+        summary.add(kind, seen)
 
 
 def _not_one_channel(labels: np.ndarray, stored: np.ndarray | None) -> str:
@@ -559,12 +456,11 @@ def _other_size(image: str, path: str, shape: Sequence[int], size: tuple[int, in
     header = read_header(image)
     if header is None or header.orientation == 1 or header.size != (shape[1], shape[0]):
         return f'label maps of another size than their image (as {loader} returns it)', seen
-    kind = (
+    return (
         f'label maps made for images as they are stored, which {loader} turns by their EXIF orientation tag: set '
         "color_type='color_ignore_orientation' in LoadImageFromFile of this pipeline (and of the others), or write "
         f'turned maps with {FIX}'
-    )
-    return kind, seen
+    ), seen
 
 
 def _count(summary: SemanticSummary, labels: np.ndarray, stored: np.ndarray | None) -> None:
@@ -585,72 +481,93 @@ def _histogram(values: np.ndarray) -> Iterable[tuple[int, int]]:
         counts = np.bincount(values.ravel())
         found = np.flatnonzero(counts)
         return zip(found.tolist(), counts[found].tolist(), strict=True)
-    found, counts = np.unique(values, return_counts=True)
-    return zip(found.tolist(), counts.tolist(), strict=True)
+    return zip(*(part.tolist() for part in np.unique(values, return_counts=True)), strict=True)
 
 
 # --- what the counts mean ---
 
 
-def judge_labels(summary: SemanticSummary, *, train: bool) -> None:
-    """Add what the counts of a dataset say to its problems and warnings.
-
-    Args:
-        summary: The counts of all images that were looked at.
-        train: Whether the dataset is trained on; one that is only evaluated may show few classes.
-    """
-    number = len(summary.classes)
+def _judge_labels(summary: SemanticSummary, *, train: bool) -> None:
+    """Add what the counts say to the problems and warnings; data that are only evaluated may show few classes."""
+    number, values = len(summary.classes), summary.stored_values
     strange = sorted(set(summary.loaded) - set(range(number)) - {summary.ignored_label})
-    if is_black_and_white(summary):
-        summary.problems[_black_and_white(number)] = []
-    elif strange:
-        stored = [key for key in summary.stored if key[1] in strange]
+    nothing = _nothing_to_learn(summary)
+    if strange and not _black_and_white(summary):
         seen = [
-            f'{value}{"" if value == label else f" (loaded as {label})"} in {summary.stored[value, label][1]} map(s)'
-            for value, label in sorted(stored)
-        ] or [f'{label} in {summary.seen_in[label]} map(s)' for label in strange]
+            f'{value}{"" if value == label else f" (loaded as {label})"} in {maps} map(s)'
+            for (value, label), (_, maps) in sorted(summary.stored.items())
+            if label in strange
+        ]
+        seen = seen or [f'{label} in {summary.seen_in[label]} map(s)' for label in strange]
         summary.problems[_without_class(summary, strange)] = seen
-    elif train and nothing_left(summary):
-        summary.problems[_nothing(summary)] = []
-    elif train and one_answer(summary):
-        summary.problems[_one_answer(summary)] = []
-    elif nothing_left(summary):
-        summary.warnings.append(f'no pixel has a class, so there is nothing to evaluate: {_nothing(summary)}')
-    _warn(summary)
+    elif nothing and (train or _black_and_white(summary)):
+        summary.problems[nothing] = []
+    elif nothing and set(summary.loaded) == {summary.ignored_label}:
+        summary.warnings.append(f'no pixel has a class, so there is nothing to evaluate: {nothing}')
+    if summary.reduce_zero_label and values - {IGNORED} and not values & {0, number}:
+        summary.warnings.append(
+            f'reduce_zero_label is True, but no pixel is 0 and none is {number}, the last class: is label 0 a class?'
+        )
+    empty = [name for name, pixels in zip(summary.classes, summary.pixels, strict=True) if not pixels]
+    if empty and summary.images:
+        summary.warnings.append(f'{len(empty)} of {number} classes are never seen: {format_list(empty)}')
 
 
-def undecided(summary: SemanticSummary) -> bool:
-    """Whether the images seen so far may mislead, so that more of them have to be looked at."""
-    return is_black_and_white(summary) or nothing_left(summary) or one_answer(summary)
-
-
-def is_black_and_white(summary: SemanticSummary) -> bool:
+def _black_and_white(summary: SemanticSummary) -> bool:
     """Whether the files hold 0 and 255 and nothing else, and 255 is ignored."""
     return summary.stored_values == {0, IGNORED} and summary.ignored_label == IGNORED
 
 
-def nothing_left(summary: SemanticSummary) -> bool:
-    """Whether every pixel is ignored."""
-    return bool(summary.loaded) and set(summary.loaded) == {summary.ignored_label}
-
-
-def one_answer(summary: SemanticSummary) -> bool:
-    """Whether the pixels that count all have one class, of several, and others are ignored."""
+def _nothing_to_learn(summary: SemanticSummary) -> str | None:
+    """Why the label maps seen so far show at most one class to learn, and what to do; None where they show more."""
+    number, values = len(summary.classes), summary.stored_values
+    if _black_and_white(summary):
+        text = 'all label maps hold the values 0 and 255 only, and 255 is ignored'
+        if number > 2:
+            return (
+                f'{text}, so that one of the {number} classes is all there is to learn: make maps with the labels 0 to '
+                f'{number - 1}, or name in metainfo.classes the two classes that they show and write maps of 0 and 1 '
+                f'with {FIX}'
+            )
+        return (
+            f'{text}, so that label 0 is all there is to learn: {FIX} writes maps with label 1 in the place of 255, '
+            'and prints the settings that train on them'
+        )
     shown = set(summary.loaded) - {summary.ignored_label}
-    return len(summary.classes) > 1 and len(shown) == 1 and summary.ignored > 0
+    held = f' (the files hold {format_list(sorted(values))})' if values else ''
+    name_shown = 'name classes in metainfo.classes that the maps show'
+    correct = 'correct the maps, the classes of metainfo, or reduce_zero_label'
+    if summary.loaded and not shown:
+        text = f'every pixel of all label maps is ignored{held}: no pixel has one of the {number} classes'
+        if summary.label_map:
+            return (
+                f'{text} {format_list(summary.classes, limit=4)}; name classes in metainfo.classes that the maps show'
+            )
+        if summary.reduce_zero_label and values and values <= {0, IGNORED}:
+            return f'{text}, since reduce_zero_label=True makes label 0 "no class"; set it to False if 0 is a class'
+        return f'{text}; {correct}'
+    if number < 2 or len(shown) != 1 or not summary.ignored:
+        return None
+    advice = 'give the ignored pixels a label of their own, or correct the classes of metainfo or reduce_zero_label'
+    if summary.label_map:
+        advice = name_shown
+    elif summary.reduce_zero_label and 0 in values and max(values - {IGNORED}) < number:
+        advice = 'reduce_zero_label=True makes label 0 "no class"; set it to False'
+    elif plan_fix(values, number) is not None:
+        advice = f'{FIX} writes maps with a label for each of the values'
+    name = dict(enumerate(summary.classes)).get(*shown)
+    return (
+        f'every pixel of all label maps is {name!r} or ignored{held}, so that one of {number} classes is all there is '
+        f'to learn: {advice}'
+    )
 
 
-def plan_repair(values: Iterable[int], number: int) -> dict[int, int] | None:
-    """The labels that stored values stand for, where there is one way to see them.
+def plan_fix(values: Iterable[int], number: int) -> dict[int, int] | None:
+    """The labels that all ``values`` in the files stand for, where there is one way to see them.
 
-    Args:
-        values: All values in the files.
-        number: Number of classes; 1 counts as two, since the pixels around the class are one too.
-
-    Returns:
-        Value -> label from 0: black and white, with or without the noise of a lossy format, or as many values as
-        classes, in their order, or 255 for what is not label 1; None if the values are labels already, or can be seen
-        in several ways.
+    Returns value -> label from 0: black and white, with or without the noise of a lossy format, or as many values as
+    the ``number`` of classes, in their order, or 255 for what is not label 1; None if the values are labels already, or
+    can be seen in several ways. One class counts as two, since the pixels around it are a class too.
     """
     found, number = sorted(set(values)), max(number, 2)
     if number == 2 and found == [1, IGNORED]:
@@ -665,79 +582,19 @@ def plan_repair(values: Iterable[int], number: int) -> dict[int, int] | None:
     return None
 
 
-def _black_and_white(number: int) -> str:
-    text = 'all label maps hold the values 0 and 255 only, and 255 is ignored'
-    if number > 2:
-        return (
-            f'{text}, so that one of the {number} classes is all there is to learn: make maps with the labels 0 to '
-            f'{number - 1}, or name in metainfo.classes the two classes that they show and write maps of 0 and 1 with '
-            f'{FIX}'
-        )
-    return (
-        f'{text}, so that label 0 is all there is to learn: {FIX} writes maps with label 1 in the place of 255, and '
-        'prints the settings that train on them'
-    )
-
-
 def _without_class(summary: SemanticSummary, strange: list[int]) -> str:
     """The kind of problem of labels that no class has, with what to do."""
-    number, reduced = len(summary.classes), summary.reduce_zero_label
-    first = 1 if reduced else 0
-    ignored = '255 (and 0)' if reduced else str(summary.ignored_label)
+    number, first = len(summary.classes), int(summary.reduce_zero_label)
+    ignored = '255 (and 0)' if first else str(summary.ignored_label)
     allowed = f'{first} to {number - 1 + first}'
     if summary.label_map:
         allowed = f'some of the {summary.label_map} that the type of the dataset has'
-    if not reduced and not summary.label_map and strange == [number]:
+    advice = 'correct the maps, the classes of metainfo, or reduce_zero_label'
+    if not first and not summary.label_map and strange == [number]:
         advice = (
             'with reduce_zero_label=False label 0 is the first class: set it to True if 0 means "no class", else name '
             f'{number + 1} classes'
         )
-    elif plan_repair(summary.stored_values, number) is not None:
+    elif plan_fix(summary.stored_values, number) is not None:
         advice = f'{FIX} writes maps with the labels 0 to {max(number, 2) - 1} in their order'
-    else:
-        advice = 'correct the maps, the classes of metainfo, or reduce_zero_label'
     return f'label values without a class ({number} classes: {allowed}; {ignored} is ignored; {advice})'
-
-
-def _held(summary: SemanticSummary) -> str:
-    """The values in the files, in brackets."""
-    return f' (the files hold {format_list(sorted(summary.stored_values))})' if summary.stored_values else ''
-
-
-def _nothing(summary: SemanticSummary) -> str:
-    values = sorted(summary.stored_values)
-    number = len(summary.classes)
-    text = f'every pixel of all label maps is ignored{_held(summary)}: no pixel has one of the {number} classes'
-    if summary.label_map:
-        return f'{text} {format_list(summary.classes, limit=4)}; name classes in metainfo.classes that the maps show'
-    if summary.reduce_zero_label and values and set(values) <= {0, IGNORED}:
-        return f'{text}, since reduce_zero_label=True makes label 0 "no class"; set it to False if 0 is a class'
-    return f'{text}; correct the maps, the classes of metainfo, or reduce_zero_label'
-
-
-def _one_answer(summary: SemanticSummary) -> str:
-    label = next(iter(set(summary.loaded) - {summary.ignored_label}))
-    values = sorted(summary.stored_values)
-    number = len(summary.classes)
-    advice = 'give the ignored pixels a label of their own, or correct the classes of metainfo or reduce_zero_label'
-    if summary.label_map:
-        advice = 'name classes in metainfo.classes that the maps show'
-    elif summary.reduce_zero_label and 0 in values and max(set(values) - {IGNORED}) < number:
-        advice = 'reduce_zero_label=True makes label 0 "no class"; set it to False'
-    elif plan_repair(values, number) is not None:
-        advice = f'{FIX} writes maps with a label for each of the values'
-    return (
-        f'every pixel of all label maps is {summary.classes[label]!r} or ignored{_held(summary)}, so that one of '
-        f'{number} classes is all there is to learn: {advice}'
-    )
-
-
-def _warn(summary: SemanticSummary) -> None:
-    number, values = len(summary.classes), summary.stored_values
-    if summary.reduce_zero_label and values - {IGNORED} and 0 not in values and number not in values:
-        summary.warnings.append(
-            f'reduce_zero_label is True, but no pixel is 0 and none is {number}, the last class: is label 0 a class?'
-        )
-    empty = [name for name, pixels in zip(summary.classes, summary.pixels, strict=True) if not pixels]
-    if empty and summary.images:
-        summary.warnings.append(f'{len(empty)} of {number} classes are never seen: {format_list(empty)}')

@@ -14,7 +14,7 @@ from .dataset_entries import SPLITS, DatasetEntry, find_datasets
 from .images import ImageLoader, build_image_loader, read_header, read_stored
 from .messages import format_list, option_key
 from .model import one_class_reason, two_class_options
-from .semantic import IGNORED, Progress, build_semantic, is_gray, is_semantic, plan_repair
+from .semantic import IGNORED, Progress, build_semantic, is_gray, is_semantic, plan_fix
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -29,7 +29,7 @@ TURNS = {
 
 
 @dataclass
-class Repair:
+class LabelMapFix:
     """What was written.
 
     Args:
@@ -53,11 +53,11 @@ def fix_semantic(
     *,
     splits: Sequence[str] = ('train', 'val'),
     progress: Progress | None = None,
-) -> Repair:
+) -> LabelMapFix:
     """Write the label maps of a config's semantic datasets into a new folder, repaired.
 
     Values are taken together over all datasets: black and white, or as many values as there are classes, become labels
-    from 0 in their order (see `plan_repair`). Color images of grays become their one channel. Maps made for images as
+    from 0 in their order (see `plan_fix`). Color images of grays become their one channel. Maps made for images as
     they are stored are turned as the loader turns the images. The files of the datasets stay as they are.
 
     Args:
@@ -79,9 +79,9 @@ def fix_semantic(
     progress = progress or (lambda indices, _: indices)
     folders = _find_folders(cfg, splits)
     number = _number_of_classes(folders)
-    repair = Repair()
+    repair = LabelMapFix()
     values = _read_maps(folders, repair, progress)
-    repair.values = plan_repair(values, number)
+    repair.values = plan_fix(values, number)
     if repair.values is None:
         reduced = bool(folders[0].dataset.reduce_zero_label)
         _refuse_unclear(repair, values, number=max(number, 2), reduced=reduced)
@@ -113,7 +113,7 @@ def _number_of_classes(folders: Sequence[_LabelMapFolder]) -> int:
     return len(next(iter(several)) or ())
 
 
-def _read_maps(folders: Sequence[_LabelMapFolder], repair: Repair, progress: Progress) -> set[int]:
+def _read_maps(folders: Sequence[_LabelMapFolder], repair: LabelMapFix, progress: Progress) -> set[int]:
     """Read all label maps; return their values, and count in ``repair`` what else there is to do."""
     values: set[int] = set()
     for folder in folders:
@@ -125,7 +125,7 @@ def _read_maps(folders: Sequence[_LabelMapFolder], repair: Repair, progress: Pro
     return values
 
 
-def _refuse_unclear(repair: Repair, values: set[int], *, number: int, reduced: bool) -> None:
+def _refuse_unclear(repair: LabelMapFix, values: set[int], *, number: int, reduced: bool) -> None:
     """Raise if the values have no single repair although they are not labels, or if nothing needs a repair."""
     if values - {IGNORED, *range(number + reduced)}:
         raise ValueError(

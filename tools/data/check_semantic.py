@@ -17,7 +17,7 @@ from rich.table import Table
 
 from mmitpn.config_check.messages import quoted
 from mmitpn.config_check.semantic import SemanticSummary, check_semantic_config
-from mmitpn.config_check.semantic_fix import Repair, fix_semantic
+from mmitpn.config_check.semantic_fix import LabelMapFix, fix_semantic
 from mmitpn.engine.cli import DictAction, merge_options
 from mmitpn.engine.config_utils import register_host_configs, resolve_config
 
@@ -55,7 +55,7 @@ def show(summary: SemanticSummary, console: Console) -> None:
         console.print(f'warning: {warning}', style='yellow', markup=False, highlight=False, soft_wrap=True)
 
 
-def show_repair(repair: Repair, out: str) -> None:
+def show_repair(repair: LabelMapFix, out: str) -> None:
     """Print what was written, and the settings that use it."""
     print(f'{repair.written} label maps written into {out}')
     if repair.values is not None:
