@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from mmitpn.models import token_reduction
 from mmitpn.models.token_reduction import (
     REDUCERS,
     SCORES,
@@ -257,10 +258,10 @@ def test_bad_settings_are_explained(network, migration, message):
         network(token_migration=migration)
 
 
-def test_the_old_name_of_the_base_class():
-    with pytest.warns(DeprecationWarning, match='BaseTokenReducer'):
-        from mmitpn.models.token_reduction import TokenReducer
-    assert TokenReducer is BaseTokenReducer
+@pytest.mark.parametrize(('old', 'new'), [('TokenReducer', 'BaseTokenReducer'), ('take', 'gather_tokens')])
+def test_old_names_warn(old, new):
+    with pytest.warns(DeprecationWarning, match=f'{old} is {new} now'):
+        assert getattr(token_reduction, old) is getattr(token_reduction, new)
 
 
 def features(model):
