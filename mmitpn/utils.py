@@ -1,7 +1,8 @@
-"""Small helpers that several packages share: integers of settings, even samples, masks and segment ids as arrays."""
+"""Small helpers that several packages share: integers, even samples, seeds, masks and segment ids as arrays."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -45,6 +46,16 @@ def evenly_spaced(items: Sequence[Item], number: int | None) -> list[Item]:
     """
     number = len(items) if number is None else min(number, len(items))
     return [items[index * len(items) // number] for index in range(number)]
+
+
+def seed_generators(*numbers: int) -> None:
+    """Seed the global generators of Python, numpy and torch from non-negative integers."""
+    import torch  # here, since what only reads settings and masks starts without it
+
+    state = np.random.SeedSequence(numbers).generate_state(2)
+    random.seed(int(state[0]))
+    np.random.seed(int(state[0]))  # noqa: NPY002 - the frameworks' transforms draw from the global state
+    torch.manual_seed(int(state[1]))
 
 
 def rgb2id(pixels: np.ndarray) -> np.ndarray:

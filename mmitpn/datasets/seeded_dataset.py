@@ -10,8 +10,7 @@ from typing import Any
 from mmengine.logging import print_log
 
 from ..registry import DATASETS
-from ..seeding import seed_generators
-from ..utils import check_int
+from ..utils import check_int, seed_generators
 from .samplers import SeededIndex
 
 

@@ -34,7 +34,7 @@ from mmitpn.engine.checkpointing import (
     use_atomic_checkpoints,
 )
 from mmitpn.registry import HOOKS, LOOPS
-from mmitpn.seeding import seed_generators
+from mmitpn.utils import seed_generators
 
 STATE = ('meta', 'message_hub')  # what mmengine needs of a checkpoint to resume, besides the weights
 # States of torch's optimizers that have the shape of their weight; others may be smaller, such as Adafactor's.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -12,6 +12,9 @@ from mmitpn.checkpoint import identify, load_pretrained, read_checkpoint
 from mmitpn.checkpoint.formats import FAST
 from mmitpn.models.backbones import ITPN, FastITPN
 from mmitpn.models.necks import ITPNPyramid
+
+if TYPE_CHECKING:
+    from mmitpn.models.selfsup import ITPNPretrain
 
 # What follows the first word in a case's name describes the weights, from which the sizes are read.
 FORMS: dict[str, dict[str, Any]] = {
@@ -87,3 +90,44 @@ def build_reference_case(name: str, checkpoint: str | os.PathLike | Mapping[str,
     for part in (backbone, neck):
         load_pretrained(part, content)
     return case.float().eval()
+
+
+class PretrainCase(nn.Module):
+    """Images and masks to the predictions of the masked patches.
+
+    Args:
+        model: The network.
+    """
+
+    def __init__(self, model: ITPNPretrain) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Images ``(B, 3, H, W)`` and masks ``(B, h, w)``, True where masked, to ``(masked patches, channels)``."""
+        return self.model.head(self.model.backbone, self.model.neck, images, masks)['tokens'][masks]
+
+
+def build_pretrain_case(checkpoint: str | os.PathLike | Mapping[str, Any], *, form: str = 'fast') -> PretrainCase:
+    """Build Fast-iTPN's pre-training network with its weights.
+
+    Args:
+        checkpoint: Weights in the authors' pre-training layout: a dict of tensors, wrapped or raw, or a file.
+        form: ``'fast'``; see :class:`mmitpn.ITPNPretrain`.
+
+    Returns:
+        The network, in evaluation mode and fp32; its teacher is random.
+
+    Raises:
+        ValueError: If the weights are no backbone with its pyramid, or the prediction layers are not in them.
+    """
+    from mmitpn.models.selfsup import ITPNPretrain, RandomTeacher  # needs mmpretrain
+
+    content = checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint(checkpoint)
+    parts = build_reference_case('pretrain', content)
+    last = identify(content).body.get('lm_head.weight')
+    if last is None:
+        raise ValueError('the weights have no lm_head: they are not those of a pre-training network')
+    model = ITPNPretrain(parts.backbone, parts.neck, form=form, teacher=RandomTeacher(len(last)))
+    load_pretrained(model, content)
+    return PretrainCase(model.float().eval())

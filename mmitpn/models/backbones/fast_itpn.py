@@ -1,31 +1,44 @@
-"""Fast-iTPN: two attention-free stages at strides 4 and 8, and a transformer at stride 16."""
+"""Fast-iTPN: two attention-free stages at strides 4 and 8, and a transformer at stride 16.
+
+:class:`BaseITPN` is the walk of an image through the network, which the older family (``itpn.py``) shares;
+:class:`FastITPN` adds the layers of Fast-iTPN, token migration and token gathering.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from math import isqrt
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from mmitpn.checkpoint import FileInfo
+from mmitpn.checkpoint import FileInfo, PretrainedModule
 from mmitpn.registry import MODELS
 
 from ..cpu_inference import chunk_on_cpu
 from ..layers import (
     ConvPatchMerging,
+    LearnedPositions,
     PatchEmbed,
     PointwiseBlock,
+    PositionFit,
     SwiGLU,
     TransformerBlock,
     check_images,
+    check_weight_init,
     crop_to_image,
+    initialize_weights,
     layer_norm,
     pad_to_multiple,
     resample_abs_pos_embed,
     run_blocks,
 )
 from ..token_reduction import TokenReduction, WindowedAttention
-from .base import STRIDES, Arch, BaseITPN
+
+STRIDES = (4, 8, 16)
+DEFAULT_IMG_SIZE = 224  # where neither a setting nor a file says another
 
 # depths: blocks at stride 4, 8 and 16. embed_dim: channels at stride 16; half and a quarter of them at 8 and 4.
 # nano is ours, for the quick start and tests; the others are the published ones.
@@ -37,6 +50,288 @@ ARCHS: dict[str, dict] = {
     'large': {'depths': (2, 2, 40), 'embed_dim': 768, 'num_heads': 12},
 }
 _FIELDS = ('depths', 'embed_dim', 'num_heads')
+
+
+@dataclass(frozen=True)
+class Arch:
+    """Size of a network: blocks of the three stages, channels and heads of the main one."""
+
+    depths: tuple[int, int, int]
+    embed_dim: int
+    num_heads: int
+
+    @property
+    def channels(self) -> tuple[int, int, int]:
+        """Channels at strides 4, 8 and 16."""
+        return self.embed_dim // 4, self.embed_dim // 2, self.embed_dim
+
+
+def resolve_arch(arch: str | Mapping) -> Arch:
+    """Turn the ``arch`` of a config into checked sizes.
+
+    Args:
+        arch: A name of ``ARCHS``, or a dict with ``depths`` (three numbers of blocks), ``embed_dim`` and ``num_heads``.
+
+    Raises:
+        ValueError: If the name or a field is unknown, missing or impossible.
+        TypeError: If ``arch`` is neither a string nor a dict.
+    """
+    if isinstance(arch, str):
+        if arch not in ARCHS:
+            raise ValueError(f'unknown arch {arch!r}; allowed: {", ".join(map(repr, ARCHS))}, or a dict of {_FIELDS}')
+        arch = ARCHS[arch]
+    if not isinstance(arch, Mapping):
+        raise TypeError(
+            f'arch is {arch!r} ({type(arch).__name__}); give a name ({", ".join(ARCHS)}) or a dict of {_FIELDS}'
+        )
+    if set(arch) != set(_FIELDS):
+        raise ValueError(f'arch has the fields {sorted(arch)}; it needs exactly {sorted(_FIELDS)}')
+    depths, embed_dim, num_heads = arch['depths'], arch['embed_dim'], arch['num_heads']
+    if (
+        not isinstance(depths, Sequence)
+        or len(depths) != 3
+        or not all(isinstance(depth, int) and depth >= 0 for depth in depths)
+        or depths[2] < 1
+    ):
+        raise ValueError(
+            f'arch depths are {depths!r}; give three numbers of blocks (stride 4, 8, 16), the last at least 1'
+        )
+    if not isinstance(num_heads, int) or num_heads < 1:
+        raise ValueError(f'arch num_heads is {num_heads!r}; give an integer of at least 1')
+    if not isinstance(embed_dim, int) or embed_dim < 4 or embed_dim % 4 or embed_dim % num_heads:
+        raise ValueError(f'arch embed_dim is {embed_dim!r}; give a multiple of 4 and of num_heads ({num_heads})')
+    return Arch(tuple(depths), embed_dim, num_heads)
+
+
+class BaseITPN(LearnedPositions, PretrainedModule):
+    """Base of the backbones: two stages of pointwise blocks and a main stage at stride 16.
+
+    A subclass builds ``patch_embed``, ``stage1``, ``merge1``, ``stage2``, ``merge2``, ``blocks`` and ``norm`` after
+    this constructor, calls :meth:`reset_parameters` and :meth:`freeze` at the end of its own, and sets ``family``, the
+    name of its family in :class:`FileInfo`.
+
+    Args:
+        sizes: The architecture.
+        img_size: See :class:`mmitpn.FastITPN`, as the others.
+        out_indices: Maps to return.
+        drop_path_rate: Stochastic depth of the last block.
+        with_cp: Recompute every block in the backward pass.
+        frozen_stages: What is not trained.
+        weight_init: See :func:`initialize_weights`.
+        init_cfg: See :class:`PretrainedModule`.
+
+    Attributes:
+        drop_path_rates: Of every block, in the order they run.
+        grid: Height and width in tokens that ``pos_embed`` is learned for.
+        file_relative: Kind and window of the relative positions in the file of ``init_cfg``; None and 0 without them.
+    """
+
+    sub_ln = False  # whether the feed-forward networks have a LayerNorm inside, which their initialization respects
+
+    def __init__(
+        self,
+        sizes: Arch,
+        *,
+        img_size: int | None,
+        out_indices: Sequence[int],
+        drop_path_rate: float,
+        with_cp: bool,
+        frozen_stages: int,
+        weight_init: str,
+        init_cfg: Mapping | None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        if img_size is not None and (not isinstance(img_size, int) or img_size < 16 or img_size % 16):
+            raise ValueError(
+                f'img_size is {img_size!r}; give the side of the square image in pixels, a multiple of 16, or None for'
+                ' that of the pre-training file'
+            )
+        if not out_indices or any(index not in (0, 1, 2) for index in out_indices):
+            raise ValueError(f'out_indices are {tuple(out_indices)}; allowed: some of 0, 1, 2 (strides 4, 8, 16)')
+        if list(out_indices) != sorted(set(out_indices)):
+            raise ValueError(f'out_indices are {tuple(out_indices)}; give them ascending and each once')
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate is {drop_path_rate!r}; allowed: 0 up to, but not including, 1')
+        if frozen_stages not in (-1, 0, 1, 2, 3):
+            raise ValueError(f'frozen_stages is {frozen_stages!r}; allowed: -1 (none), 0, 1, 2, 3 (all)')
+
+        self.arch = asdict(sizes)
+        self.depths = sizes.depths
+        self.strides = tuple(STRIDES[i] for i in out_indices)
+        self.out_channels = tuple(sizes.channels[i] for i in out_indices)
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages = frozen_stages
+        self.with_cp = with_cp
+        self.weight_init = check_weight_init(weight_init)
+        total = sum(sizes.depths)
+        self.drop_path_rates = [drop_path_rate * index / max(total - 1, 1) for index in range(total)]
+
+        self.img_size = img_size
+        # Read now, and not with the weights: optimizers, averaged models and distributed wrappers need the shapes.
+        file = self._file_info() if img_size is None else None
+        side = (img_size or DEFAULT_IMG_SIZE) // STRIDES[-1]
+        self.grid = (side, side) if file is None or file.grid is None else file.grid
+        self.file_relative = (None, 0) if file is None else (file.relative_position, file.relative_window)
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], sizes.embed_dim))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the maps.
+
+        Args:
+            x: Normalized images ``(B, 3, H, W)``, floating point, of any size from 1x1. Their values are not looked at:
+                on a GPU that would wait for the device at every call. A NaN goes through to the loss, where
+                :class:`mmitpn.engine.StopOnInvalidLossHook` stops the training run before it reaches the weights.
+
+        Returns:
+            For each of ``out_indices`` a map ``(B, C_i, ceil(H / s_i), ceil(W / s_i))`` with stride s_i = 4, 8, 16.
+
+        Raises:
+            TypeError: If ``x`` is not a floating-point tensor.
+            ValueError: If ``x`` has another shape.
+        """
+        check_images(x)
+        self._remind_of_init_cfg()
+        height, width = map(int, x.shape[-2:])  # numbers also where a tracer gives tensors
+        x = self.patch_embed(pad_to_multiple(x, STRIDES[-1]))
+        maps = self.forward_stages(x)
+        return tuple(crop_to_image(maps[i], height, width, STRIDES[i]) for i in self.out_indices)
+
+    def forward_stages(
+        self, x: Tensor, pos_embed: Tensor | None = None, *, mask_tokens: Callable[[Tensor], Tensor] | None = None
+    ) -> list[Tensor]:
+        """The stages' maps of embedded patches, channels last, up to the last of ``out_indices``.
+
+        Args:
+            x: What ``patch_embed`` gives, ``(B, H / 4, W / 4, C / 4)``, with sides that 4 divides.
+            pos_embed: Position embedding of the main stage, ``(B or 1, H / 16, W / 16, C)``, for patches that are not
+                the cells of one image; None: that of the grid.
+            mask_tokens: Changes the main stage's tokens before the position embedding: pre-training masks some there.
+        """
+        maps = [run_blocks(self.stage1, x, recompute=self.with_cp)]  # B, H / 4, W / 4, C / 4
+        if self.out_indices[-1] >= 1:
+            maps.append(run_blocks(self.stage2, self.merge1(maps[0]), recompute=self.with_cp))  # B, H / 8, W / 8, C / 2
+        if self.out_indices[-1] >= 2:
+            x = self.merge2(maps[1])  # B, H / 16, W / 16, C
+            if mask_tokens is not None:
+                x = mask_tokens(x)
+            if pos_embed is None:
+                grid = x.shape[1:3]
+                pos_embed = resample_abs_pos_embed(self.pos_embed, self.grid, grid).view(1, *grid, -1)
+            x = x + pos_embed.to(x.dtype)
+            maps.append(self.norm(self.forward_blocks(x)))
+        return maps
+
+    def forward_blocks(self, x: Tensor) -> Tensor:
+        """The blocks of the main stage, ``(B, H / 16, W / 16, C)`` to the same shape."""
+        return run_blocks(self.blocks, x, recompute=self.with_cp)
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def reset_parameters(self) -> None:
+        """Give every parameter its starting value."""
+        initialize_weights(self, weight_init=self.weight_init, sub_ln_depth=self.depths[2] if self.sub_ln else None)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def freeze(self) -> None:
+        """Freeze what ``frozen_stages`` says, and the stages after the last of ``out_indices``, which are not run."""
+        parts: list[nn.Module | nn.Parameter] = []
+        if self.frozen_stages >= 0:
+            parts += [self.patch_embed, self.pos_embed]
+        if self.frozen_stages >= 1:
+            parts += [self.stage1, self.merge1]
+        if self.frozen_stages >= 2:
+            parts += [self.stage2, self.merge2]
+        if self.frozen_stages >= 3 or self.out_indices[-1] < 2:
+            parts += [self.blocks, self.norm, self.pos_embed]
+        if self.out_indices[-1] < 2:
+            parts.append(self.merge2)
+        if self.out_indices[-1] < 1:
+            parts += [self.merge1, self.stage2]
+        for part in parts:
+            part.requires_grad_(False)
+            if isinstance(part, nn.Module):
+                part.eval()
+
+    def train(self, mode: bool = True) -> BaseITPN:
+        """Switch the mode; frozen stages stay in evaluation mode."""
+        super().train(mode)
+        self.freeze()
+        return self
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter for layer-wise learning-rate decay.
+
+        The embeddings are layer 0; then every block and every merge counts one, in the order they run, as in the
+        authors' flat list; what follows the last block (``norm``) is the last layer, at the head's own rate.
+
+        Args:
+            param_name: Name of the parameter in the model.
+            prefix: What precedes this backbone's own names, such as ``'backbone.'``.
+
+        Returns:
+            ``(layer, number of layers)``; a usual scale is ``decay ** (number of layers - 1 - layer)``.
+
+        Raises:
+            ValueError: If no such parameter is in the backbone.
+        """
+        if not param_name.startswith(prefix):
+            raise ValueError(f'{param_name!r} does not start with the prefix {prefix!r} of this backbone')
+        first, second, main = self.depths
+        starts = {'stage1': 1, 'merge1': 1 + first, 'stage2': 2 + first, 'merge2': 2 + first + second}
+        starts['blocks'] = 3 + first + second
+        num_layers = starts['blocks'] + main + 1
+        part, *rest = param_name[len(prefix) :].split('.')
+        if part in ('patch_embed', 'pos_embed'):
+            return 0, num_layers
+        if part == 'norm':
+            return num_layers - 1, num_layers
+        if part not in starts:
+            raise ValueError(f'{param_name!r} is not a parameter of this backbone (prefix {prefix!r})')
+        return starts[part] + (0 if part.startswith('merge') else int(rest[0])), num_layers
+
+    # --- what a file of weights decides: sizes and positions, see LearnedPositions -----------------------------------
+
+    def fit_positions(self, name: str, shape: Sequence[int]) -> PositionFit | None:
+        """See :class:`LearnedPositions`: the position embedding of any square grid is taken."""
+        if name != 'pos_embed' or len(shape) != 3 or shape[::2] != self.pos_embed.shape[::2]:
+            return None
+        side = isqrt(shape[1])
+        if not side or side * side != shape[1]:
+            return None
+        return PositionFit(self.img_size is None, side, self.grid[0], f'img_size={side * STRIDES[-1]}')
+
+    def adopt_grid(self, side: int) -> None:
+        """See :class:`LearnedPositions`."""
+        self.grid = (side, side)
+
+    def resize_positions(self, name: str, value: Tensor, side: int) -> Tensor:
+        """See :class:`LearnedPositions`: ``(1, side * side, C)`` to ``(1, N, C)`` of this module."""
+        del name
+        return resample_abs_pos_embed(value, (side, side), self.grid)
+
+    @classmethod
+    def _settings_of(cls, info: FileInfo, given: Mapping[str, Any]) -> dict[str, Any]:
+        """See :class:`PretrainedModule`: architecture and layer scale of a file.
+
+        Raises:
+            ValueError: If the file is of the other family, has no backbone, or one of another size than ``given``.
+        """
+        if info.family and info.family != cls.family:
+            other = 'FastITPN' if info.family == FastITPN.family else 'ITPN'
+            raise ValueError(f'it is {info.description}, of the family {info.family}: use {other}.from_pretrained')
+        if info.arch is None:
+            raise ValueError(f'there is no backbone in it, or it is cut off: it is {info.description}')
+        sizes = {name: getattr(info.arch, name) for name in _FIELDS}
+        if 'arch' in given:
+            wanted = resolve_arch(given['arch'])
+            if (wanted.depths, wanted.embed_dim) != (info.arch.depths, info.arch.embed_dim):
+                raise ValueError(
+                    f'it holds {info.arch}, but arch={given["arch"]!r} asks for {"/".join(map(str, wanted.depths))}'
+                    f' blocks, {wanted.embed_dim} channels: leave arch out, or give a file of that size'
+                )
+        return {'arch': info.arch.name or sizes, 'layer_scale_init_value': 0.1 if info.layer_scale else None}
+
+
 MLP_RATIO = 3  # hidden channels of every feed-forward network, in units of its channels
 
 
@@ -128,7 +423,6 @@ class FastITPN(BaseITPN):
         self.blocks = nn.ModuleList(main_block() for _ in range(sizes.depths[2]))
         self.norm = layer_norm(main) if final_norm else nn.Identity()
         self.reset_parameters()
-        self.token_reduction: TokenReduction | None = None
         self.set_token_reduction(token_migration=token_migration, token_gathering=token_gathering)
         chunk_on_cpu(self)
 
@@ -146,7 +440,7 @@ class FastITPN(BaseITPN):
         Raises:
             ValueError: If an argument is outside what is allowed; the message says what is.
         """
-        reduction = None
+        reduction: TokenReduction | None = None
         if token_migration is not None or token_gathering is not None:
             reduction = TokenReduction(self.depths[2], migration=token_migration, gathering=token_gathering)
             reduction.train(self.training)
@@ -157,122 +451,8 @@ class FastITPN(BaseITPN):
             block.attn.set_gathering_offset(gathering.num_tokens if learned else 0)
         self.freeze()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the maps.
-
-        Args:
-            x: Normalized images ``(B, 3, H, W)``, floating point, of any size from 1x1. Their values are not looked at:
-                on a GPU that would wait for the device at every call. A NaN goes through to the loss, where
-                :class:`mmitpn.engine.StopOnInvalidLossHook` stops the training run before it reaches the weights.
-
-        Returns:
-            For each of ``out_indices`` a map ``(B, C_i, ceil(H / s_i), ceil(W / s_i))`` with stride s_i = 4, 8, 16.
-
-        Raises:
-            TypeError: If ``x`` is not a floating-point tensor.
-            ValueError: If ``x`` has another shape.
-        """
-        check_images(x)
-        self._remind_of_init_cfg()
-        height, width = map(int, x.shape[-2:])  # numbers also where a tracer gives tensors
-        x = self.patch_embed(pad_to_multiple(x, STRIDES[-1]))
-        maps = self.forward_stages(x)
-        return tuple(crop_to_image(maps[i], height, width, STRIDES[i]) for i in self.out_indices)
-
-    def forward_stages(
-        self, x: Tensor, pos_embed: Tensor | None = None, *, mask_tokens: Callable[[Tensor], Tensor] | None = None
-    ) -> list[Tensor]:
-        """The stages' maps of embedded patches, channels last, up to the last of ``out_indices``.
-
-        Args:
-            x: What ``patch_embed`` gives, ``(B, H / 4, W / 4, C / 4)``, with sides that 4 divides.
-            pos_embed: Position embedding of the main stage, ``(B or 1, H / 16, W / 16, C)``, for patches that are not
-                the cells of one image; None: that of the grid.
-            mask_tokens: Changes the main stage's tokens before the position embedding: pre-training masks some there.
-        """
-        maps = [run_blocks(self.stage1, x, recompute=self.with_cp)]  # B, H / 4, W / 4, C / 4
-        if self.out_indices[-1] >= 1:
-            maps.append(run_blocks(self.stage2, self.merge1(maps[0]), recompute=self.with_cp))  # B, H / 8, W / 8, C / 2
-        if self.out_indices[-1] >= 2:
-            x = self.merge2(maps[1])  # B, H / 16, W / 16, C
-            if mask_tokens is not None:
-                x = mask_tokens(x)
-            if pos_embed is None:
-                grid = x.shape[1:3]
-                pos_embed = resample_abs_pos_embed(self.pos_embed, self.grid, grid).view(1, *grid, -1)
-            x = x + pos_embed.to(x.dtype)
-            if self.token_reduction is None:
-                x = run_blocks(self.blocks, x, recompute=self.with_cp)
-            else:
-                x = self.token_reduction(self.blocks, x, recompute=self.with_cp)
-            maps.append(self.norm(x))
-        return maps
-
-    @classmethod
-    def _settings_of(cls, info: FileInfo, given: Mapping[str, Any]) -> dict[str, Any]:
-        """See :class:`PretrainedModule`."""
-        return settings_of_file(cls.family, info, given)
-
-
-def resolve_arch(arch: str | Mapping) -> Arch:
-    """Turn the ``arch`` of a config into checked sizes.
-
-    Args:
-        arch: A name of ``ARCHS``, or a dict with ``depths`` (three numbers of blocks), ``embed_dim`` and ``num_heads``.
-
-    Raises:
-        ValueError: If the name or a field is unknown, missing or impossible.
-        TypeError: If ``arch`` is neither a string nor a dict.
-    """
-    if isinstance(arch, str):
-        if arch not in ARCHS:
-            raise ValueError(f'unknown arch {arch!r}; allowed: {", ".join(map(repr, ARCHS))}, or a dict of {_FIELDS}')
-        arch = ARCHS[arch]
-    if not isinstance(arch, Mapping):
-        raise TypeError(
-            f'arch is {arch!r} ({type(arch).__name__}); give a name ({", ".join(ARCHS)}) or a dict of {_FIELDS}'
-        )
-    if set(arch) != set(_FIELDS):
-        raise ValueError(f'arch has the fields {sorted(arch)}; it needs exactly {sorted(_FIELDS)}')
-    depths, embed_dim, num_heads = arch['depths'], arch['embed_dim'], arch['num_heads']
-    if (
-        not isinstance(depths, Sequence)
-        or len(depths) != 3
-        or not all(isinstance(depth, int) and depth >= 0 for depth in depths)
-        or depths[2] < 1
-    ):
-        raise ValueError(
-            f'arch depths are {depths!r}; give three numbers of blocks (stride 4, 8, 16), the last at least 1'
-        )
-    if not isinstance(num_heads, int) or num_heads < 1:
-        raise ValueError(f'arch num_heads is {num_heads!r}; give an integer of at least 1')
-    if not isinstance(embed_dim, int) or embed_dim < 4 or embed_dim % 4 or embed_dim % num_heads:
-        raise ValueError(f'arch embed_dim is {embed_dim!r}; give a multiple of 4 and of num_heads ({num_heads})')
-    return Arch(tuple(depths), embed_dim, num_heads)
-
-
-def settings_of_file(family: str, info: FileInfo, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arch and layer scale of a file, for :meth:`PretrainedModule.from_pretrained`.
-
-    Args:
-        family: The family of the class that is built.
-        info: The file.
-        given: Arguments that the user gives.
-
-    Raises:
-        ValueError: If the file is of the other family, has no backbone, or one of another size than ``given``.
-    """
-    if info.family and info.family != family:
-        other = 'FastITPN' if info.family == FastITPN.family else 'ITPN'
-        raise ValueError(f'it is {info.description}, of the family {info.family}: use {other}.from_pretrained')
-    if info.arch is None:
-        raise ValueError(f'there is no backbone in it, or it is cut off: it is {info.description}')
-    sizes = {name: getattr(info.arch, name) for name in _FIELDS}
-    if 'arch' in given:
-        wanted = resolve_arch(given['arch'])
-        if (wanted.depths, wanted.embed_dim) != (info.arch.depths, info.arch.embed_dim):
-            raise ValueError(
-                f'it holds {info.arch}, but arch={given["arch"]!r} asks for {"/".join(map(str, wanted.depths))}'
-                f' blocks, {wanted.embed_dim} channels: leave arch out, or give a file of that size'
-            )
-    return {'arch': info.arch.name or sizes, 'layer_scale_init_value': 0.1 if info.layer_scale else None}
+    def forward_blocks(self, x: Tensor) -> Tensor:
+        """See :class:`BaseITPN`; with token migration and gathering, on fewer tokens and in windows."""
+        if self.token_reduction is None:
+            return super().forward_blocks(x)
+        return self.token_reduction(self.blocks, x, recompute=self.with_cp)

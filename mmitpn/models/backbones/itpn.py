@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from mmitpn.checkpoint import FileInfo
 from mmitpn.registry import MODELS
@@ -19,14 +19,8 @@ from ..layers import (
     PointwiseBlock,
     RelativeAttention,
     TransformerBlock,
-    check_images,
-    crop_to_image,
-    pad_to_multiple,
-    resample_abs_pos_embed,
-    run_blocks,
 )
-from .base import STRIDES, BaseITPN
-from .fast_itpn import resolve_arch, settings_of_file
+from .fast_itpn import STRIDES, BaseITPN, resolve_arch
 
 STAGE_RATIO, MAIN_RATIO = 3, 4  # hidden channels of the feed-forward networks, in units of their channels
 
@@ -147,33 +141,7 @@ class ITPN(BaseITPN):
         for block in self.blocks:
             block.attn.reset_positions()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Compute the maps of images ``(B, 3, H, W)``; see :meth:`mmitpn.FastITPN.forward`."""
-        check_images(x)
-        self._remind_of_init_cfg()
-        height, width = map(int, x.shape[-2:])  # numbers also where a tracer gives tensors
-        x = self.patch_embed(pad_to_multiple(x, STRIDES[-1]))
-        maps = self.forward_stages(x)
-        return tuple(crop_to_image(maps[i], height, width, STRIDES[i]) for i in self.out_indices)
-
-    def forward_stages(
-        self, x: Tensor, pos_embed: Tensor | None = None, *, mask_tokens: Callable[[Tensor], Tensor] | None = None
-    ) -> list[Tensor]:
-        """The stages' maps of embedded patches; see :meth:`mmitpn.FastITPN.forward_stages`."""
-        maps = [run_blocks(self.stage1, x, recompute=self.with_cp)]  # B, H / 4, W / 4, C / 4
-        if self.out_indices[-1] >= 1:
-            maps.append(run_blocks(self.stage2, self.merge1(maps[0]), recompute=self.with_cp))  # B, H / 8, W / 8, C / 2
-        if self.out_indices[-1] >= 2:
-            x = self.merge2(maps[1])  # B, H / 16, W / 16, C
-            if mask_tokens is not None:
-                x = mask_tokens(x)
-            if pos_embed is None:
-                grid = x.shape[1:3]
-                pos_embed = resample_abs_pos_embed(self.pos_embed, self.grid, grid).view(1, *grid, -1)
-            maps.append(run_blocks(self.blocks, x + pos_embed.to(x.dtype), recompute=self.with_cp))
-        return maps
-
     @classmethod
     def _settings_of(cls, info: FileInfo, given: Mapping[str, Any]) -> dict[str, Any]:
         """See :class:`PretrainedModule`."""
-        return {**settings_of_file(cls.family, info, given), 'relative_position': info.relative_position}
+        return {**super()._settings_of(info, given), 'relative_position': info.relative_position}

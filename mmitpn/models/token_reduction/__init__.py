@@ -19,7 +19,7 @@ from .migration import (
     unit_features,
 )
 from .reduction import TokenReduction
-from .windows import WindowedTokens, WindowPartition, take
+from .windows import WindowedTokens, WindowPartition, gather_tokens
 
 __all__ = [
     'REDUCERS',
@@ -34,21 +34,24 @@ __all__ = [
     'WindowedAttention',
     'WindowedTokens',
     'best_match',
+    'gather_tokens',
     'register_reducer',
     'register_score',
     'split_by_redundancy',
-    'take',
     'unit_features',
 ]
 
+_RENAMED = {'TokenReducer': BaseTokenReducer, 'take': gather_tokens}
+
 
 def __getattr__(name: str) -> Any:
-    """Accept ``TokenReducer``, the name of the release before, with a warning, for one release."""
-    if name != 'TokenReducer':
+    """Accept the names of the release before, with a warning, for one release."""
+    if name not in _RENAMED:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}; public names: {", ".join(__all__)}')
+    new = _RENAMED[name]
     warnings.warn(
-        f'{__name__}.TokenReducer is BaseTokenReducer now; the old name goes with the next release',
+        f'{__name__}.{name} is {new.__name__} now; the old name goes with the next release',
         DeprecationWarning,
         stacklevel=2,
     )
-    return BaseTokenReducer
+    return new

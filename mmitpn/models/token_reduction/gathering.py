@@ -82,18 +82,18 @@ class WindowedAttention(Attention):
         num_heads: Attention heads.
 
     Attributes:
-        gathering_offset: Learned offset ``(2, heads, number, C / heads)`` of the gathering tokens' keys and values, or
-            None.
+        gathering_offset: Learned offset of the gathering tokens' keys and values, of shape
+            ``(2, heads, num_tokens, C / heads)``, or None.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__(dim, num_heads)
         self.gathering_offset: nn.Parameter | None = None
 
-    def set_gathering_offset(self, number: int) -> None:
-        """Give ``number`` gathering tokens a learned offset of their keys and values, 0 at first; 0 takes it away."""
-        shape = (2, self.num_heads, number, self.proj.in_features // self.num_heads)
-        if number == 0:
+    def set_gathering_offset(self, num_tokens: int) -> None:
+        """Learn an offset, 0 at first, of the keys and values of ``num_tokens`` gathering tokens; 0: without offset."""
+        shape = (2, self.num_heads, num_tokens, self.proj.in_features // self.num_heads)
+        if num_tokens == 0:
             self.gathering_offset = None
         elif self.gathering_offset is None or self.gathering_offset.shape != shape:
             self.gathering_offset = nn.Parameter(self.q_bias.new_zeros(shape))
@@ -140,43 +140,45 @@ class GatheringAttention:
     many times as its cell has tokens, so that with as many cells as tokens this is exactly global attention.
 
     Args:
-        tokens: Windows, slots and weights.
-        number: Gathering tokens per window; 0: windows do not see each other.
+        tokens: Windows, positions and weights.
+        num_tokens: Gathering tokens per window; 0: windows do not see each other.
 
     Attributes:
-        number: Gathering tokens per window.
+        num_tokens: Gathering tokens per window.
         others: For every window in turn the gathering tokens of the others, among those of all windows.
     """
 
-    def __init__(self, tokens: WindowedTokens, number: int) -> None:
+    def __init__(self, tokens: WindowedTokens, num_tokens: int) -> None:
         grid, x = tokens.grid, tokens.x
-        self._shape = (grid.number, x.shape[2])
-        self.number = number if grid.number > 1 else 0
+        self._shape = (grid.num_windows, x.shape[2])
+        self.num_tokens = num_tokens if grid.num_windows > 1 else 0
         own = None if tokens.weight is None else tokens.weight.log()  # B or 1, W, m
-        if not self.number:
+        if not self.num_tokens:
             self._bias = None if own is None else own.unsqueeze(1)
             return
-        cell = grid.cells(grid.cut(number), x.device)
-        cell = cell if tokens.place is None else cell[tokens.place]
-        member = F.one_hot(cell, number).transpose(-1, -2).to(x.dtype)  # ..., K, m
-        member = member[None, None] if tokens.place is None else member
+        cell = grid.cells(grid.cut(num_tokens), x.device)
+        cell = cell if tokens.index is None else cell[tokens.index]
+        member = F.one_hot(cell, num_tokens).transpose(-1, -2).to(x.dtype)  # ..., K, m
+        member = member[None, None] if tokens.index is None else member
         weighted = member if tokens.weight is None else member * tokens.weight.unsqueeze(-2)
         size = weighted.sum(-1)  # B or 1, W or 1, K
         self._pool = weighted / size.clamp(min=1).unsqueeze(-1)
-        windows = torch.arange(grid.number, device=x.device)
-        others = torch.stack([torch.cat((windows[:i], windows[i + 1 :])) for i in range(grid.number)])  # W, W - 1
-        self.others = (others[..., None] * number + torch.arange(number, device=x.device)).flatten()
-        far = size.log().expand(-1, grid.number, -1).flatten(1)[:, self.others].view(-1, grid.number, self._far)
+        windows = torch.arange(grid.num_windows, device=x.device)
+        others = torch.stack([torch.cat((windows[:i], windows[i + 1 :])) for i in range(grid.num_windows)])  # W, W - 1
+        self.others = (others[..., None] * num_tokens + torch.arange(num_tokens, device=x.device)).flatten()
+        far = (
+            size.log().expand(-1, grid.num_windows, -1).flatten(1)[:, self.others].view(-1, grid.num_windows, self._far)
+        )
         if own is None:
             own = far.new_zeros(1, 1, 1)
         batch = max(own.size(0), far.size(0))
-        own = own.expand(batch, grid.number, x.shape[2])
+        own = own.expand(batch, grid.num_windows, x.shape[2])
         self._bias = torch.cat((own, far.expand(batch, -1, -1)), -1).unsqueeze(1)  # B or 1, 1, W, m + (W - 1) K
 
     @property
     def _far(self) -> int:
         """Gathering tokens of other windows that a token attends to."""
-        return (self._shape[0] - 1) * self.number
+        return (self._shape[0] - 1) * self.num_tokens
 
     @property
     def num_keys(self) -> int:
@@ -191,7 +193,7 @@ class GatheringAttention:
             query: The queries.
             key: The keys.
             value: The values.
-            offset: Added to the gathering tokens' keys and values, ``(2, heads, number, d)``.
+            offset: Added to the gathering tokens' keys and values, ``(2, heads, num_tokens, d)``.
         """
         batch, heads, _, dim = query.shape
         windows, count = self._shape
@@ -205,17 +207,17 @@ class GatheringAttention:
         query = query.reshape(batch, heads * windows, count, dim)
         return F.scaled_dot_product_attention(query, key, value, bias).view(batch, heads, windows * count, dim)
 
-    def shares(self, query: Tensor, key: Tensor, offset: Tensor | None = None) -> Tensor:
+    def attention_weights(self, query: Tensor, key: Tensor, offset: Tensor | None = None) -> Tensor:
         """Where the attention of a window goes, for visualization: all scores of a head are in memory at once.
 
         Args:
             query: Queries of one head, ``(B, 1, windows * m, d)``.
             key: Its keys, of the same shape.
-            offset: Added to the gathering tokens' keys, ``(1, number, d)``.
+            offset: Added to the gathering tokens' keys, ``(1, num_tokens, d)``.
 
         Returns:
-            ``(B, windows, m, m + (windows - 1) * number)``: for every token the attention to its own window's tokens,
-            then to the gathering tokens of the other windows in order. It sums to 1.
+            ``(B, windows, m, m + (windows - 1) * num_tokens)``: for every token the attention to its own window's
+            tokens, then to the gathering tokens of the other windows in order. It sums to 1.
         """
         batch, heads, _, dim = query.shape
         windows, count = self._shape
@@ -228,7 +230,7 @@ class GatheringAttention:
     def _with_gathered(self, x: Tensor, offset: Tensor | None) -> Tensor:
         """Each window's own tokens and the others' gathering tokens, ``(B, heads * windows, m + ..., d)``."""
         batch, heads, windows, _, dim = x.shape
-        if self.number:
+        if self.num_tokens:
             gathered = self._pool.to(x.dtype).unsqueeze(1) @ x
             if offset is not None:
                 gathered = gathered + offset.to(x.dtype).unsqueeze(1)

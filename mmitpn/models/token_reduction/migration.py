@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmitpn.utils import is_int
 
 from .gathering import check_blocks
-from .windows import WindowedTokens, WindowPartition, take
+from .windows import WindowedTokens, WindowPartition, gather_tokens
 
 # Added to the scores of the tokens that may be dropped in a round: more than any two scores differ by.
 _CANDIDATES = 4.0
@@ -61,12 +61,12 @@ class BaseTokenReducer(nn.Module):
             whole_blocks = int(depth > 1 and not (given and given[-1] == depth - 1))
         elif not is_int(whole_blocks) or not 0 <= whole_blocks < depth:
             raise ValueError(f'whole_blocks is {whole_blocks!r}; allowed: 0 to {depth - 1} of the {depth} blocks')
-        self.back_at = depth - whole_blocks
-        self.at = (min(max(round(depth / 6), 2), self.back_at - 1),) if given is None else given
-        if self.at and self.at[-1] >= self.back_at:
+        self.restore_at = depth - whole_blocks
+        self.at = (min(max(round(depth / 6), 2), self.restore_at - 1),) if given is None else given
+        if self.at and self.at[-1] >= self.restore_at:
             raise ValueError(
-                f'at is {self.at}, but all tokens are back before block {self.back_at} (whole_blocks={whole_blocks});'
-                f' allowed: 0 to {self.back_at - 1}'
+                f'at is {self.at}, but all tokens are back before block {self.restore_at}'
+                f' (whole_blocks={whole_blocks}); allowed: 0 to {self.restore_at - 1}'
             )
         self.keep_ratio = check_keep_ratio(keep_ratio)
         self.test_keep_ratio = (
@@ -170,17 +170,17 @@ def split_by_redundancy(
     Returns:
         Indices of the ``keep`` least redundant tokens of every window and of the others, both ascending.
     """
-    places, grid = tokens.places(), tokens.grid
-    count = int(places.shape[-1])
-    left, dropped = torch.arange(count, device=places.device).expand_as(places), []
+    positions, grid = tokens.positions(), tokens.grid
+    count = int(positions.shape[-1])
+    left, dropped = torch.arange(count, device=positions.device).expand_as(positions), []
     for step in range(rounds):
         before, after = int(left.shape[-1]), count - round((count - keep) * (step + 1) / rounds)
         if after == before:
             continue
-        at, present = places.gather(-1, left), features if before == count else take(features, left)
+        at, present = positions.gather(-1, left), features if before == count else gather_tokens(features, left)
         found = SCORES[score](present, at, grid)
         if rounds > 1:
-            found = found + _CANDIDATES * ((at // grid.wide + at % grid.wide + step) % 2 == 0)
+            found = found + _CANDIDATES * ((at // grid.window_w + at % grid.window_w + step) % 2 == 0)
         if tokens.weight is not None:
             found = found.masked_fill(tokens.weights().gather(-1, left) == 0, float('inf'))
         order = found.topk(before, largest=False).indices  # a sort that ONNX has too
@@ -192,7 +192,7 @@ def split_by_redundancy(
 @torch.no_grad()
 def nearest(tokens: WindowedTokens, features: Tensor, kept: Tensor, dropped: Tensor) -> Tensor:
     """For each dropped token the index of the most similar kept one, ``(B, windows, d)``; never padding."""
-    queries, keys = take(features, dropped), take(features, kept)
+    queries, keys = gather_tokens(features, dropped), gather_tokens(features, kept)
     if tokens.weight is not None:  # one more channel makes padding dissimilar to everything
         padding = tokens.weights().gather(-1, kept) == 0
         keys = torch.cat((keys, torch.where(padding, -4.0, 0.0).unsqueeze(-1)), -1)
@@ -202,8 +202,8 @@ def nearest(tokens: WindowedTokens, features: Tensor, kept: Tensor, dropped: Ten
 
 # --- scores: how redundant a token is ---------------------------------------------------------------------------------
 
-# features (B, W, m, C) of length 1, slots (B, W, m), windows -> redundancy (B, W, m), the higher the more redundant,
-# in a range of at most 4
+# features (B, W, m, C) of length 1, positions (B, W, m), windows -> redundancy (B, W, m), the higher the more
+# redundant, in a range of at most 4
 Score = Callable[[Tensor, Tensor, WindowPartition], Tensor]
 SCORES: dict[str, Score] = {}
 
@@ -228,29 +228,29 @@ def register_score(name: str) -> Callable[[Score], Score]:
 
 
 @register_score('neighborhood')
-def neighborhood_similarity(features: Tensor, places: Tensor, grid: WindowPartition) -> Tensor:
+def neighborhood_similarity(features: Tensor, positions: Tensor, grid: WindowPartition) -> Tensor:
     """Mean cosine similarity to the present tokens around it (3x3, inside the window)."""
     batch, windows, _, dim = features.shape
-    canvas = features.new_zeros(batch, windows, grid.slots, dim + 1)
+    canvas = features.new_zeros(batch, windows, grid.tokens_per_window, dim + 1)
     counted = F.pad(features, (0, 1), value=1.0)  # the last channel counts the present tokens
-    canvas = canvas.scatter_(2, places.unsqueeze(-1).expand_as(counted), counted)
-    canvas = canvas.view(batch, windows, grid.tall, grid.wide, dim + 1)
+    canvas = canvas.scatter_(2, positions.unsqueeze(-1).expand_as(counted), counted)
+    canvas = canvas.view(batch, windows, grid.window_h, grid.window_w, dim + 1)
     around = F.pad(canvas, (0, 0, 1, 1, 1, 1))
     around = around[:, :, :-2] + around[:, :, 1:-1] + around[:, :, 2:]
     around = around[..., :-2, :] + around[..., 1:-1, :] + around[..., 2:, :]
-    around = around.view(batch, windows, grid.slots, dim + 1)
-    around = around.gather(2, places.unsqueeze(-1).expand_as(counted))
+    around = around.view(batch, windows, grid.tokens_per_window, dim + 1)
+    around = around.gather(2, positions.unsqueeze(-1).expand_as(counted))
     similar = (around[..., :dim] * features).sum(-1) - features.square().sum(-1)
     return similar / (around[..., dim] - 1).clamp(min=1)
 
 
 @register_score('bipartite')
-def bipartite_similarity(features: Tensor, places: Tensor, grid: WindowPartition) -> Tensor:
+def bipartite_similarity(features: Tensor, positions: Tensor, grid: WindowPartition) -> Tensor:
     """Cosine similarity to the nearest token of the other half, as ToMe matches (arXiv 2210.09461).
 
-    The halves are a checkerboard: every other slot would give stripes in a window of even width.
+    The halves are a checkerboard: every other position would give stripes in a window of even width.
     """
-    white = (places // grid.wide + places % grid.wide) % 2 == 0
+    white = (positions // grid.window_w + positions % grid.window_w) % 2 == 0
     # The halves are not equally large: one more channel keeps each from matching its own (+1 and -1, scaled).
     side = torch.where(white, 2.0, -2.0).unsqueeze(-1)
     best, _ = best_match(torch.cat((features, side), -1), torch.cat((features, -side), -1))

@@ -53,12 +53,12 @@ class TokenReduction(nn.Module):
         tokens = WindowedTokens.of(x, grid)
         attends: dict[bool, Any] = {}  # windowed or not -> how the present tokens attend
         for i, block in enumerate(blocks):
-            if tokens.undo and i == self.migration.back_at:
-                tokens = tokens.all_back()
+            if tokens.unmerge and i == self.migration.restore_at:
+                tokens = tokens.restore_all()
                 attends.clear()
             if self.migration is not None and i in self.migration.at:
                 tokens = self._reduce(tokens, block, attends)
-            windowed = grid.number > 1 and i not in self.gathering.global_blocks
+            windowed = grid.num_windows > 1 and i not in self.gathering.global_blocks
             if windowed not in attends:
                 attends[windowed] = (
                     GatheringAttention(tokens, self.gathering.num_tokens) if windowed else ProportionalAttention(tokens)
@@ -66,7 +66,7 @@ class TokenReduction(nn.Module):
             attend = attends[windowed]
             if self.observer is not None:
                 self.observer(i, tokens, attend)
-            if tokens.undo and i == len(blocks) - 1:
+            if tokens.unmerge and i == len(blocks) - 1:
                 # After the last attention every token is on its own, beginning with this block's second half.
                 tokens = tokens.update(maybe_checkpoint(block.forward_attn, tokens.x, attend, recompute=recompute))
                 return maybe_checkpoint(block.forward_mlp, tokens.restore(), recompute=recompute)

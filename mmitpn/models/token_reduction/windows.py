@@ -37,80 +37,82 @@ class WindowPartition:
         return cls(height, width, -(-height // window_size), -(-width // window_size))
 
     @property
-    def tall(self) -> int:
+    def window_h(self) -> int:
         """Height of a window, in tokens."""
         return -(-self.height // self.rows)
 
     @property
-    def wide(self) -> int:
+    def window_w(self) -> int:
         """Width of a window, in tokens."""
         return -(-self.width // self.columns)
 
     @property
-    def number(self) -> int:
+    def num_windows(self) -> int:
         """How many windows there are."""
         return self.rows * self.columns
 
     @property
-    def slots(self) -> int:
+    def tokens_per_window(self) -> int:
         """Tokens per window, padding included."""
-        return self.tall * self.wide
+        return self.window_h * self.window_w
 
     @property
     def padding(self) -> tuple[int, int]:
         """Rows and columns of padding at the lower and the right border of the grid."""
-        return self.rows * self.tall - self.height, self.columns * self.wide - self.width
+        return self.rows * self.window_h - self.height, self.columns * self.window_w - self.width
 
     def partition(self, x: Tensor) -> Tensor:
-        """``(B, height, width, C)`` to ``(B, windows, slots, C)``; padding is zero."""
+        """``(B, height, width, C)`` to ``(B, windows, tokens_per_window, C)``; padding is zero."""
         below, right = self.padding
         if below or right:
             x = F.pad(x, (0, 0, 0, right, 0, below))
-        if self.number == 1:
+        if self.num_windows == 1:
             return x.flatten(1, 2).unsqueeze(1)
-        x = x.view(x.shape[0], self.rows, self.tall, self.columns, self.wide, x.shape[-1])
-        return x.transpose(2, 3).reshape(x.shape[0], self.number, self.slots, x.shape[-1])
+        x = x.view(x.shape[0], self.rows, self.window_h, self.columns, self.window_w, x.shape[-1])
+        return x.transpose(2, 3).reshape(x.shape[0], self.num_windows, self.tokens_per_window, x.shape[-1])
 
     def merge(self, x: Tensor) -> Tensor:
-        """``(B, windows, slots, C)`` back to ``(B, height, width, C)``."""
+        """``(B, windows, tokens_per_window, C)`` back to ``(B, height, width, C)``."""
         batch, dim = x.shape[0], x.shape[-1]
-        x = x.view(batch, self.rows, self.columns, self.tall, self.wide, dim).transpose(2, 3)
-        x = x.reshape(batch, self.rows * self.tall, self.columns * self.wide, dim)
+        x = x.view(batch, self.rows, self.columns, self.window_h, self.window_w, dim).transpose(2, 3)
+        x = x.reshape(batch, self.rows * self.window_h, self.columns * self.window_w, dim)
         return x[:, : self.height, : self.width]
 
     def weight(self, device: torch.device) -> Tensor | None:
-        """1 for every token and 0 for padding, ``(1, windows, slots)``; None where nothing is padded."""
+        """1 for every token and 0 for padding, ``(1, windows, tokens_per_window)``; None where nothing is padded."""
         if self.padding == (0, 0):
             return None
         return self.partition(torch.ones(1, self.height, self.width, 1, device=device)).squeeze(-1)
 
-    def cut(self, number: int, *, exact: bool = True) -> tuple[int, int]:
+    def cut(self, num_cells: int, *, exact: bool = True) -> tuple[int, int]:
         """Rows and columns of cells in a window, as square as they can be; ``exact=False`` may give a few fewer."""
         if not exact:
-            rows = min(max(round(math.sqrt(number * self.tall / self.wide)), 1), number)
-            return rows, number // rows
+            rows = min(max(round(math.sqrt(num_cells * self.window_h / self.window_w)), 1), num_cells)
+            return rows, num_cells // rows
         best = 1
-        for rows in range(2, number + 1):  # a plain loop, which compilers can follow
-            if number % rows == 0 and self._stretch(rows, number // rows) < self._stretch(best, number // best):
+        for rows in range(2, num_cells + 1):  # a plain loop, which compilers can follow
+            if num_cells % rows == 0 and self._stretch(rows, num_cells // rows) < self._stretch(
+                best, num_cells // best
+            ):
                 best = rows
-        return best, number // best
+        return best, num_cells // best
 
     def _stretch(self, rows: int, columns: int) -> float:
         """How far from square the cells are, from 1 up."""
-        ratio = self.tall * columns / (self.wide * rows)
+        ratio = self.window_h * columns / (self.window_w * rows)
         return max(ratio, 1 / ratio)
 
     def cells(self, cut: tuple[int, int], device: torch.device) -> Tensor:
-        """The cell of each slot of a window, ``(slots,)``."""
-        row = torch.arange(self.tall, device=device) * cut[0] // self.tall
-        column = torch.arange(self.wide, device=device) * cut[1] // self.wide
+        """The cell of each position in a window, ``(tokens_per_window,)``."""
+        row = torch.arange(self.window_h, device=device) * cut[0] // self.window_h
+        column = torch.arange(self.window_w, device=device) * cut[1] // self.window_w
         return (row[:, None] * cut[1] + column).flatten()
 
     def middles(self, cut: tuple[int, int], device: torch.device) -> Tensor:
-        """The slot in the middle of each cell, ``(cells,)``."""
-        row = (2 * torch.arange(cut[0], device=device) + 1) * self.tall // (2 * cut[0])
-        column = (2 * torch.arange(cut[1], device=device) + 1) * self.wide // (2 * cut[1])
-        return (row[:, None] * self.wide + column).flatten()
+        """The position in the middle of each cell, ``(cells,)``."""
+        row = (2 * torch.arange(cut[0], device=device) + 1) * self.window_h // (2 * cut[0])
+        column = (2 * torch.arange(cut[1], device=device) + 1) * self.window_w // (2 * cut[1])
+        return (row[:, None] * self.window_w + column).flatten()
 
 
 @dataclass(frozen=True)
@@ -121,15 +123,15 @@ class WindowedTokens:
         x: The tokens that the blocks work on, ``(B, windows, m, C)``.
         grid: The windows.
         weight: How many tokens of the full grid each stands for, 0 for padding: ``(B or 1, windows, m)``; None: 1 each.
-        place: Slot of the full window of each token, ``(B, windows, m)``; None: all slots in order.
-        undo: For every reduction so far, the way back: from the tokens after it to those before it.
+        index: Position of each token in its full window, row by row, ``(B, windows, m)``; None: all positions in order.
+        unmerge: For every reduction so far, the way back: from the tokens after it to those before it.
     """
 
     x: Tensor
     grid: WindowPartition
     weight: Tensor | None = None
-    place: Tensor | None = None
-    undo: tuple[Callable[[Tensor], Tensor], ...] = ()
+    index: Tensor | None = None
+    unmerge: tuple[Callable[[Tensor], Tensor], ...] = ()
 
     @classmethod
     def of(cls, x: Tensor, grid: WindowPartition) -> WindowedTokens:
@@ -140,10 +142,10 @@ class WindowedTokens:
         """The same tokens after a block."""
         return replace(self, x=x)
 
-    def places(self) -> Tensor:
-        """``place``, written out."""
-        if self.place is not None:
-            return self.place
+    def positions(self) -> Tensor:
+        """``index``, written out."""
+        if self.index is not None:
+            return self.index
         batch, windows, count, _ = self.x.shape
         return torch.arange(count, device=self.x.device).expand(batch, windows, count)
 
@@ -165,11 +167,11 @@ class WindowedTokens:
         order = torch.cat((kept, dropped), -1)
         ranks = torch.arange(order.shape[-1], device=order.device).expand_as(order)
         origin = torch.empty_like(order).scatter_(-1, order, ranks)
-        before, stashed = take(self.x, kept), take(self.x, dropped)
+        before, stashed = gather_tokens(self.x, kept), gather_tokens(self.x, dropped)
 
-        def undo(x: Tensor) -> Tensor:
-            back = stashed if nearest_kept is None else stashed + take(x - before, nearest_kept)
-            return take(torch.cat((x, back), 2), origin)
+        def unmerge(x: Tensor) -> Tensor:
+            back = stashed if nearest_kept is None else stashed + gather_tokens(x - before, nearest_kept)
+            return gather_tokens(torch.cat((x, back), 2), origin)
 
         weight = None if self.weight is None else self.weights().gather(-1, kept)
         if nearest_kept is not None:
@@ -179,23 +181,23 @@ class WindowedTokens:
             self,
             x=before,
             weight=weight,
-            place=self.places().gather(-1, kept),
-            undo=(*self.undo, undo),
+            index=self.positions().gather(-1, kept),
+            unmerge=(*self.unmerge, unmerge),
         )
 
-    def all_back(self) -> WindowedTokens:
-        """All tokens again, each in the slot of its window where it was."""
+    def restore_all(self) -> WindowedTokens:
+        """All tokens again, each at its position in its window."""
         x = self.x
-        for undo in reversed(self.undo):
-            x = undo(x)
+        for unmerge in reversed(self.unmerge):
+            x = unmerge(x)
         return WindowedTokens(x, self.grid, self.grid.weight(x.device))
 
     def restore(self) -> Tensor:
         """The full grid ``(B, height, width, C)``, every token where it was."""
-        return self.grid.merge(self.all_back().x)
+        return self.grid.merge(self.restore_all().x)
 
 
-def take(x: Tensor, index: Tensor) -> Tensor:
+def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
     """Tokens ``index`` ``(B, windows, k)`` of ``x`` ``(B, windows, m, C)``, as full rows."""
     batch, windows, count, dim = x.shape
     first = torch.arange(0, batch * windows * count, count, device=x.device).view(batch, windows, 1)

@@ -74,7 +74,7 @@ def test_what_is_dropped_is_propagated_in_equal_parts():
     x = torch.randn(1, 4, 4, 12)
     propagation = TokenPropagation(4, at=(0,), alpha=0.5, keep_ratio=0.5)
     tokens = propagation(WindowedTokens.of(x, WindowPartition(4, 4)), block())
-    kept = tokens.place[0, 0]
+    kept = tokens.index[0, 0]
     dropped = [i for i in range(16) if i not in kept.tolist()]
     rows = x.view(16, 12)
     torch.testing.assert_close(
@@ -143,14 +143,14 @@ def test_every_token_returns_to_its_place(grid, score, follow):
     migration = TokenMigration(4, score=score, follow=follow, keep_ratio=0.6, at=(0, 1, 2))
     for _ in migration.at:
         tokens = migration(tokens, nn.Identity())
-    assert tokens.x.shape[2] < grid.slots
+    assert tokens.x.shape[2] < grid.tokens_per_window
     assert torch.equal(tokens.restore(), x)
 
 
 @pytest.mark.parametrize('score', BASELINE_SCORES)
 def test_dropped_tokens_lie_on_both_halves_of_the_checkerboard(score):
     tokens = WindowedTokens.of(torch.randn(1, 6, 6, 8), WindowPartition(6, 6))
-    kept = TokenMigration(2, score=score, at=(0,))(tokens, nn.Identity()).place[0, 0]
+    kept = TokenMigration(2, score=score, at=(0,))(tokens, nn.Identity()).index[0, 0]
     assert len(kept) == 18
     assert ((kept // 6 + kept % 6) % 2 == 0).sum() == 9
 
@@ -168,12 +168,14 @@ def test_the_token_that_differs_is_the_least_similar_to_the_mean():
     x = torch.ones(1, 6, 6, 4) + 0.01 * torch.randn(1, 6, 6, 4)
     x[0, 2, 3] = torch.tensor([1.0, -3.0, 2.0, -4.0])
     tokens = WindowedTokens.of(x, WindowPartition(6, 6))
-    assert SCORES['mean'](features_of(tokens), tokens.places(), tokens.grid)[0, 0].argmin() == 2 * 6 + 3
+    assert SCORES['mean'](features_of(tokens), tokens.positions(), tokens.grid)[0, 0].argmin() == 2 * 6 + 3
 
 
 def test_the_checkerboard_does_not_depend_on_the_tokens():
     tokens = WindowedTokens.of(torch.randn(1, 2, 3, 5), WindowPartition(2, 3))
-    assert SCORES['checkerboard'](features_of(tokens), tokens.places(), tokens.grid).tolist() == [[[0, 1, 0, 1, 0, 1]]]
+    assert SCORES['checkerboard'](features_of(tokens), tokens.positions(), tokens.grid).tolist() == [
+        [[0, 1, 0, 1, 0, 1]]
+    ]
 
 
 @pytest.mark.parametrize('imports', [True, False])

@@ -30,7 +30,7 @@ def test_what_was_dropped(trace):
     assert list(trace.kept) == [1, 2]
     assert [tuple(kept.shape) for kept in trace.kept.values()] == [(9, 13)] * 2
     first, second = trace.kept.values()
-    assert first.sum() == 9 * 6 + 3 * 3  # half of the 12 slots per window; the 3 tokens of padded ones all stay
+    assert first.sum() == 9 * 6 + 3 * 3  # half of the 12 positions per window; the 3 tokens of padded ones all stay
     assert (first | ~second).all()  # what is gone stays gone
 
 

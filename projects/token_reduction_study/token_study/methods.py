@@ -19,6 +19,7 @@ from mmitpn.models.token_reduction import (
     TokenMigration,
     WindowedTokens,
     WindowPartition,
+    gather_tokens,
     register_reducer,
     register_score,
 )
@@ -62,11 +63,6 @@ def backbone_settings(method: str, *, keep_ratio: float = 0.5, **gathering: Any)
     if gathers:
         settings['token_gathering'] = gathering
     return settings
-
-
-def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
-    """Tokens ``index`` ``(B, windows, k)`` of ``x`` ``(B, windows, m, C)``."""
-    return x.gather(2, index.unsqueeze(-1).expand(*index.shape, x.shape[-1]))
 
 
 @register_reducer
@@ -117,8 +113,8 @@ def _merge(tokens: WindowedTokens, keys: Tensor, number: int) -> WindowedTokens:
     )
     size_second = size_second.scatter_add(2, partner, size.gather(2, merged_index))
     x_second = x_second / size_second.clamp(min=1).unsqueeze(-1)
-    places = tokens.places()
-    target = torch.empty_like(places)  # present token -> new token that stands for it
+    positions = tokens.positions()
+    target = torch.empty_like(positions)  # present token -> new token that stands for it
     target.scatter_(2, alone_index, torch.arange(alone.shape[-1], device=target.device).expand_as(alone))
     target.scatter_(2, merged_index, partner + alone.shape[-1])
     target[:, :, second] = torch.arange(alone.shape[-1], alone.shape[-1] + len(second), device=target.device)
@@ -126,8 +122,8 @@ def _merge(tokens: WindowedTokens, keys: Tensor, number: int) -> WindowedTokens:
         tokens,
         x=torch.cat((gather_tokens(tokens.x, alone_index), x_second), 2),
         weight=torch.cat((size.gather(2, alone_index), size_second), 2),
-        place=torch.cat((places.gather(2, alone_index), places[:, :, second]), 2),
-        undo=(*tokens.undo, lambda x: gather_tokens(x, target)),
+        index=torch.cat((positions.gather(2, alone_index), positions[:, :, second]), 2),
+        unmerge=(*tokens.unmerge, lambda x: gather_tokens(x, target)),
     )
 
 
@@ -174,7 +170,7 @@ class TokenPropagation(TokenMigration):
     @torch.no_grad()
     def _split(self, tokens: WindowedTokens, features: Tensor, keep: int) -> tuple[Tensor, Tensor]:
         """Indices ``(B, windows, ...)`` of the kept and of the dropped tokens, both ascending; padding goes first."""
-        redundancy = SCORES[self.score](features, tokens.places(), tokens.grid)
+        redundancy = SCORES[self.score](features, tokens.positions(), tokens.grid)
         redundancy = redundancy.masked_fill(tokens.weights() == 0, float('inf'))
         order = redundancy.topk(int(redundancy.shape[-1]), largest=False).indices  # a sort that ONNX has too
         return order[..., :keep].sort(-1).values, order[..., keep:].sort(-1).values
@@ -185,10 +181,10 @@ class TokenPropagation(TokenMigration):
         similarity = gather_tokens(features, kept) @ gather_tokens(features, dropped).transpose(-1, -2)
         nearest = similarity.topk(min(self.neighbours, kept.shape[-1]), dim=2).indices
         joined = torch.zeros_like(similarity).scatter_(2, nearest, 1.0)
-        places, width = tokens.places(), tokens.grid.wide
+        positions, width = tokens.positions(), tokens.grid.window_w
         row_distance, column_distance = (
             (position.gather(-1, kept).unsqueeze(-1) - position.gather(-1, dropped).unsqueeze(-2)).abs_()
-            for position in (places // width, places % width)
+            for position in (positions // width, positions % width)
         )
         joined = joined.masked_fill_((row_distance <= 1) & (column_distance <= 1), 1.0)
         return (joined / joined.sum(2, keepdim=True)).to(tokens.x.dtype)
@@ -226,7 +222,9 @@ class SemanticTokens(BaseTokenReducer):
         def recover(x: Tensor) -> Tensor:
             return tokens.x + _cross_attention(block, tokens.x, x, size)
 
-        return replace(tokens, x=seeds, weight=size, place=middles.expand(size.shape), undo=(*tokens.undo, recover))
+        return replace(
+            tokens, x=seeds, weight=size, index=middles.expand(size.shape), unmerge=(*tokens.unmerge, recover)
+        )
 
 
 def _cross_attention(block: nn.Module, query: Tensor, source: Tensor, weights: Tensor) -> Tensor:
@@ -248,18 +246,18 @@ def _cross_attention(block: nn.Module, query: Tensor, source: Tensor, weights: T
 
 
 @register_score('mean')
-def mean_similarity(features: Tensor, _places: Tensor, _grid: WindowPartition) -> Tensor:
+def mean_similarity(features: Tensor, _positions: Tensor, _grid: WindowPartition) -> Tensor:
     """Cosine similarity to the mean of the window's tokens."""
     return (features * F.normalize(features.mean(2, keepdim=True), dim=-1)).sum(-1)
 
 
 @register_score('checkerboard')
-def checkerboard(features: Tensor, places: Tensor, grid: WindowPartition) -> Tensor:
+def checkerboard(features: Tensor, positions: Tensor, grid: WindowPartition) -> Tensor:
     """Every second token, whatever it shows."""
-    return ((places // grid.wide + places % grid.wide) % 2).to(features.dtype)
+    return ((positions // grid.window_w + positions % grid.window_w) % 2).to(features.dtype)
 
 
 @register_score('random')
-def random_score(features: Tensor, places: Tensor, _grid: WindowPartition) -> Tensor:
+def random_score(features: Tensor, positions: Tensor, _grid: WindowPartition) -> Tensor:
     """Random tokens, others at every call."""
-    return torch.rand(places.shape, device=features.device)
+    return torch.rand(positions.shape, device=features.device)

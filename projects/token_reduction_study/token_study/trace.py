@@ -68,10 +68,10 @@ def trace_tokens(backbone: nn.Module, image: Tensor) -> TokenTrace:
     def observe(block: int, tokens: WindowedTokens, attend: GatheringAttention | ProportionalAttention) -> None:
         if not traces:
             traces.append(TokenTrace(tokens.grid))
-        if tokens.place is not None and tokens.x.shape[2] != counts[-1]:
+        if tokens.index is not None and tokens.x.shape[2] != counts[-1]:
             traces[0].kept[block] = _kept_mask(tokens)
         counts.append(tokens.x.shape[2])
-        if isinstance(attend, GatheringAttention) and attend.number:
+        if isinstance(attend, GatheringAttention) and attend.num_tokens:
             _record_attention(
                 traces[0], block, tokens, attend, backbone.blocks[block].norm1, backbone.blocks[block].attn
             )
@@ -85,7 +85,7 @@ def trace_tokens(backbone: nn.Module, image: Tensor) -> TokenTrace:
 
 
 def _kept_mask(tokens: WindowedTokens) -> Tensor:
-    kept = torch.zeros(1, tokens.grid.number, tokens.grid.slots).scatter(2, tokens.place, 1.0)
+    kept = torch.zeros(1, tokens.grid.num_windows, tokens.grid.tokens_per_window).scatter(2, tokens.index, 1.0)
     return tokens.grid.merge(kept.unsqueeze(-1))[0, :, :, 0] > 0
 
 
@@ -100,21 +100,21 @@ def _record_attention(
     grid, count = tokens.grid, tokens.x.shape[2]
     query, key, _ = attention.project(norm(tokens.x).flatten(1, 2))
     real = tokens.weights()[0] > 0  # W, m
-    cut = grid.cut(attend.number)
-    received = torch.zeros(grid.number * attend.number)
-    leaving = torch.zeros(grid.number)
+    cut = grid.cut(attend.num_tokens)
+    received = torch.zeros(grid.num_windows * attend.num_tokens)
+    leaving = torch.zeros(grid.num_windows)
     for head in range(attention.num_heads):
         offset = None if attention.gathering_offset is None else attention.gathering_offset[0, head : head + 1]
-        probabilities = attend.shares(query[:, head : head + 1], key[:, head : head + 1], offset)[0]
+        probabilities = attend.attention_weights(query[:, head : head + 1], key[:, head : head + 1], offset)[0]
         outside = probabilities[..., count:] * real.unsqueeze(-1)  # padding does not count
         received.index_add_(0, attend.others, outside.sum(1).flatten().float())
         leaving += outside.sum((1, 2)) / real.sum(1)
     cell = grid.cells(cut, torch.device('cpu'))
     weight = grid.weight(torch.device('cpu'))
-    present = torch.ones(grid.number, grid.slots) if weight is None else weight[0]
-    size = torch.zeros(grid.number, attend.number).index_add(1, cell, present)  # of each cell, without padding
-    spread = (received.view(grid.number, attend.number) / size.clamp(min=1))[:, cell] / attention.num_heads
-    trace.received[block] = grid.merge(spread.view(1, grid.number, grid.slots, 1))[0, :, :, 0]
+    present = torch.ones(grid.num_windows, grid.tokens_per_window) if weight is None else weight[0]
+    size = torch.zeros(grid.num_windows, attend.num_tokens).index_add(1, cell, present)  # of each cell, without padding
+    spread = (received.view(grid.num_windows, attend.num_tokens) / size.clamp(min=1))[:, cell] / attention.num_heads
+    trace.received[block] = grid.merge(spread.view(1, grid.num_windows, grid.tokens_per_window, 1))[0, :, :, 0]
     trace.leaving[block] = (leaving / attention.num_heads).view(grid.rows, grid.columns)
 
 
@@ -181,7 +181,7 @@ def _draw_received(axis: Axes, image: np.ndarray, trace: TokenTrace, block: int,
     height, width = image.shape[:2]
     axis.imshow(image.mean(-1), cmap='gray', vmin=0, vmax=255)
     axis.imshow(_to_pixels(trace.received[block].numpy(), image), cmap='inferno', norm=scale, alpha=0.6)
-    window_height, window_width = trace.grid.tall * STRIDE, trace.grid.wide * STRIDE
+    window_height, window_width = trace.grid.window_h * STRIDE, trace.grid.window_w * STRIDE
     for row in range(1, trace.grid.rows):
         axis.axhline(row * window_height - 0.5, color='w', lw=0.7, alpha=0.8)
     for column in range(1, trace.grid.columns):

@@ -155,14 +155,14 @@ def test_a_cut_grid_is_put_together_again(grid, side):
     windows = WindowPartition.fit(*grid, side)
     x = torch.randn(2, *grid, 5)
     parts = windows.partition(x)
-    assert parts.shape == (2, windows.number, windows.slots, 5)
-    assert max(windows.tall, windows.wide) <= side
+    assert parts.shape == (2, windows.num_windows, windows.tokens_per_window, 5)
+    assert max(windows.window_h, windows.window_w) <= side
     assert torch.equal(windows.merge(parts), x)
 
 
 def test_windows_are_equal_and_little_is_padded():
     windows = WindowPartition.fit(50, 84, 16)  # 800x1333
-    assert (windows.rows, windows.columns, windows.tall, windows.wide) == (4, 6, 13, 14)
+    assert (windows.rows, windows.columns, windows.window_h, windows.window_w) == (4, 6, 13, 14)
     assert windows.padding == (2, 0)
     weight = windows.weight(torch.device('cpu'))
     assert weight.shape == (1, 24, 13 * 14)

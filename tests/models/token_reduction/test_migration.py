@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from mmitpn.models import token_reduction
 from mmitpn.models.token_reduction import (
     REDUCERS,
     SCORES,
@@ -42,18 +43,20 @@ def test_keeping_all_is_the_same_to_the_bit(network, gathering):
 @pytest.mark.parametrize('grid', [WindowPartition(7, 9), WindowPartition.fit(7, 9, 4), WindowPartition.fit(1, 5, 2)])
 @pytest.mark.parametrize('follow', [False, True])
 @pytest.mark.parametrize('score', SCORES)
-def test_every_token_returns_to_its_place(grid, score, follow):
+def test_every_token_returns_to_its_position(grid, score, follow):
     x = torch.randn(2, grid.height, grid.width, 6)
     tokens = WindowedTokens.of(x, grid)
     migration = TokenMigration(4, score=score, follow=follow, keep_ratio=0.6, at=(0, 1, 2))
     for _ in migration.at:
         tokens = migration(tokens, nn.Identity())
-    assert tokens.x.shape[2] < grid.slots
+    assert tokens.x.shape[2] < grid.tokens_per_window
     assert torch.equal(tokens.restore(), x)
-    # What the blocks do to those that are left arrives at their places, and at all others that follow them.
+    # What the blocks do to those that are left arrives at their positions, and at all others that follow them.
     changed = tokens.update(tokens.x + 1).restore() - x
-    slots = grid.merge(torch.zeros(2, grid.number, grid.slots, 1).scatter(2, tokens.place.unsqueeze(-1), 1.0))
-    torch.testing.assert_close(changed, torch.ones_like(changed) if follow else slots.expand_as(changed))
+    kept = grid.merge(
+        torch.zeros(2, grid.num_windows, grid.tokens_per_window, 1).scatter(2, tokens.index.unsqueeze(-1), 1.0)
+    )
+    torch.testing.assert_close(changed, torch.ones_like(changed) if follow else kept.expand_as(changed))
 
 
 def test_how_many_stay(network):
@@ -72,7 +75,7 @@ def test_one_token_stays_in_the_smallest_image(network):
 def test_by_default_from_a_sixth_of_the_way_to_the_last_block(depth, at):
     migration = TokenMigration(depth)
     assert migration.at == (at,)
-    assert migration.back_at == max(depth - 1, 1)
+    assert migration.restore_at == max(depth - 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +107,7 @@ def test_gradients_reach_dropped_tokens_up_to_where_they_were_dropped():
     later = nn.Linear(8, 8)
     full = reduced.update(later(reduced.x)).restore()
     dropped = torch.ones(16, dtype=torch.bool)
-    dropped[reduced.place[0, 0]] = False
+    dropped[reduced.index[0, 0]] = False
     full.view(16, 8)[dropped].sum().backward()
     assert (before.x.grad[0, 0, dropped] == 1).all()  # straight through: no later layer touched them
     assert later.weight.grad is None or not later.weight.grad.any()
@@ -138,7 +141,7 @@ def odd_one_out(score):
 
 
 def redundancy_of(tokens, score):
-    return SCORES[score](unit_features(tokens), tokens.places(), tokens.grid)
+    return SCORES[score](unit_features(tokens), tokens.positions(), tokens.grid)
 
 
 def test_what_stands_out_is_the_least_redundant():
@@ -171,8 +174,8 @@ def test_what_goes_lies_on_both_halves_and_is_scored_anew(score):
 def test_neighborhood_is_the_mean_similarity_of_those_that_are_there():
     grid = WindowPartition(3, 4)
     features = nn.functional.normalize(torch.randn(1, 1, 12, 5), dim=-1)
-    places = torch.tensor([[[0, 1, 5, 11]]])
-    found = SCORES['neighborhood'](features[:, :, places[0, 0]], places, grid)[0, 0]
+    positions = torch.tensor([[[0, 1, 5, 11]]])
+    found = SCORES['neighborhood'](features[:, :, positions[0, 0]], positions, grid)[0, 0]
     one = features[0, 0]
     expected = [(one[0] @ one[1] + one[0] @ one[5]) / 2, (one[1] @ one[0] + one[1] @ one[5]) / 2]
     torch.testing.assert_close(found[:2], torch.stack(expected))
@@ -207,8 +210,8 @@ def test_a_token_that_is_followed_counts_for_those_that_follow(network):
 
 def test_own_scores_can_be_registered(network):
     @register_score('first')
-    def first(features, places, grid):
-        return places.float()
+    def first(features, positions, grid):
+        return positions.float()
 
     try:
         assert run(network(token_migration={'score': 'first'})).isfinite().all()
@@ -255,10 +258,10 @@ def test_bad_settings_are_explained(network, migration, message):
         network(token_migration=migration)
 
 
-def test_the_old_name_of_the_base_class():
-    with pytest.warns(DeprecationWarning, match='BaseTokenReducer'):
-        from mmitpn.models.token_reduction import TokenReducer
-    assert TokenReducer is BaseTokenReducer
+@pytest.mark.parametrize(('old', 'new'), [('TokenReducer', 'BaseTokenReducer'), ('take', 'gather_tokens')])
+def test_old_names_warn(old, new):
+    with pytest.warns(DeprecationWarning, match=f'{old} is {new} now'):
+        assert getattr(token_reduction, old) is getattr(token_reduction, new)
 
 
 def features(model):
