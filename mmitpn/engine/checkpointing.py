@@ -343,7 +343,7 @@ def compare_weights(
     Returns:
         The parameters that are missing or have another shape, and the number of parameters of the model.
     """
-    state = checkpoint.get('state_dict', checkpoint)
+    state = checkpoint.get('state_dict', checkpoint)  # no other key: mmengine loads nothing from below one
     stored = {
         str(name).removeprefix('module.'): tuple(value.shape) if isinstance(value, Tensor) else None
         for name, value in state.items()

@@ -28,8 +28,7 @@ from mmitpn import FastITPN
 from mmitpn.checkpoint import load_pretrained
 from mmitpn.models.backbones import ARCHS
 from mmitpn.models.token_reduction import REDUCERS, SCORES
-
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+from mmitpn.utils import IMAGENET_MEAN, IMAGENET_STD
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -54,7 +53,7 @@ def read_images(folder: Path, number: int, side: int) -> Tensor:
     for path in files:
         with Image.open(path) as opened:
             pixels = np.asarray(opened.convert('RGB').resize((side, side), Image.Resampling.BILINEAR), np.float32)
-        images.append(torch.from_numpy((pixels - MEAN) / STD).permute(2, 0, 1).float())
+        images.append(torch.from_numpy((pixels - IMAGENET_MEAN) / IMAGENET_STD).permute(2, 0, 1).float())
     return torch.stack(images)
 
 

@@ -23,7 +23,7 @@ from mmengine.runner.checkpoint import load_state_dict
 from PIL import Image
 from torch import Tensor
 
-from mmitpn.checkpoint import read_checkpoint
+from mmitpn.checkpoint import read_checkpoint, unwrap_state_dict
 from mmitpn.checkpoint.diagnostics import some
 from mmitpn.engine.checkpointing import compare_weights
 from mmitpn.engine.cli import DictAction
@@ -82,14 +82,14 @@ def build(args: argparse.Namespace) -> ITPNPretrain:
     if not isinstance(model, ITPNPretrain):
         raise TypeError(f'{args.config} is of a {type(model).__name__}; give a config of configs/pretrain')
     if args.checkpoint:
-        content = read_checkpoint(args.checkpoint)
-        wrong, total = compare_weights(model, content)
+        weights, _ = unwrap_state_dict(read_checkpoint(args.checkpoint))
+        wrong, total = compare_weights(model, weights)
         if wrong:
             raise ValueError(
                 f'{args.checkpoint} does not fit {args.config}: {len(wrong)} of {total} parameters'
                 f' ({some([str(misfit) for misfit in wrong])})'
             )
-        load_state_dict(model, content.get('state_dict', content))
+        load_state_dict(model, weights)
     return model.eval()
 
 

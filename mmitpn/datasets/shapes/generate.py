@@ -23,7 +23,7 @@ from .annotations import (
 from .drawing import EMPTY_EVERY, DrawnImage, draw_image
 
 VERSION = 2
-"""Raised whenever a seed gives other images or files than before, so that older datasets are generated again."""
+"""Raised whenever a seed gives other images or labels than before, so that older datasets are generated again."""
 STAMP = 'shapes.json'
 """Written last: a folder with it is complete."""
 STARTED = 'shapes.unfinished'

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from mmitpn.checkpoint import read_checkpoint, unwrap_state_dict
 from mmitpn.config_types import is_type, type_name
 from mmitpn.registry import MODELS
+from mmitpn.utils import IMAGENET_MEAN, IMAGENET_STD
 
-from .target_generators import IMAGENET_MEAN, IMAGENET_STD, Teacher, check_grid, record_outputs, renormalize
+from .target_generators import Teacher, check_grid, record_outputs, renormalize
 
 CLIP_MEAN, CLIP_STD = (122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305)
 

@@ -18,7 +18,6 @@ from mmitpn.registry import MODELS
 
 from .masking import PATCH_SIZE, patchify
 
-IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 PIXEL_CHANNELS = 3 * PATCH_SIZE * PATCH_SIZE
 
 
