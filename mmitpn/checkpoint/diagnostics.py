@@ -61,12 +61,9 @@ class PartReport:
 def group_by_part(
     part_of: Callable[[str], str], order: Iterable[str] = (), **names: Iterable[str]
 ) -> dict[str, PartReport]:
-    """Names of weights by part of the network.
+    """Names of weights of each of ``COUNTED`` (``missing=[...]``), by part of the network.
 
-    Args:
-        part_of: The part that a name belongs to.
-        order: Names whose parts come first, in their order.
-        names: Of each of ``COUNTED`` the names, such as ``missing=[...]``.
+    The parts of the names in ``order`` come first, in their order.
     """
     parts = {part_of(name): PartReport() for name in order}
     for kind, listed in names.items():
@@ -114,14 +111,7 @@ class LoadReport:
 
     @classmethod
     def from_findings(cls, source: str, layout: str, title: str, findings: Iterable[Findings]) -> LoadReport:
-        """The report on all steps of loading.
-
-        Args:
-            source: As the attribute.
-            layout: As the attribute.
-            title: As the attribute.
-            findings: Of the steps, in their order.
-        """
+        """The report on all steps of loading, from the findings of each in their order."""
         report = cls(source, layout, title)
         for one in findings:
             for name, part in one.parts.items():
@@ -214,17 +204,9 @@ def explain_layout(info: FileInfo) -> str:
 
 
 def explain_family(info: FileInfo, family: str, *, pyramid: bool) -> str:
-    """Why a file of one family is not loaded into a module of the other.
-
-    Args:
-        info: The file.
-        family: The module's family.
-        pyramid: Whether the module is the pyramid.
-    """
-    if pyramid:
-        use = f"set kind='{PYRAMID_KINDS[info.family]}' on the neck"
-    else:
-        use = f'set {backbone_settings(info)} on the backbone'
+    """Why a file of one family is not loaded into a module (a backbone, or the pyramid) of the other."""
+    kind = f"set kind='{PYRAMID_KINDS[info.family]}' on the neck"
+    use = kind if pyramid else f'set {backbone_settings(info)} on the backbone'
     return (
         f'wrong family: this is {info.title} (it holds {info.examples()}). Its blocks are built differently from '
         f"{family}'s and cannot be converted into them: give a {family} checkpoint, or {use}"
@@ -232,14 +214,7 @@ def explain_family(info: FileInfo, family: str, *, pyramid: bool) -> str:
 
 
 def explain_backbone(info: FileInfo, own: Mapping[str, Tensor], missing: list[str], unexpected: list[str]) -> str:
-    """Why a backbone was not completely loaded; empty if it was.
-
-    Args:
-        info: The file.
-        own: State dict of the module.
-        missing: Weights of the module without a value.
-        unexpected: Weights of the file without a counterpart.
-    """
+    """Why a backbone with the state dict ``own`` was not completely loaded; empty if it was."""
     if not missing and not unexpected:
         return ''
     if info.arch is None:
@@ -305,12 +280,7 @@ def explain_pyramid(info: FileInfo, own: Mapping[str, Tensor], missing: list[str
 
 
 def explain_position_embedding(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """Why the position embedding of a file is not taken; empty if it differs in more than its length.
-
-    Args:
-        own: State dict of the backbone.
-        given: The weights of the file.
-    """
+    """Why a backbone does not take the position embedding of a file; empty if it differs in more than its length."""
     there, here = given.get('pos_embed'), own['pos_embed']
     if there is None or there.shape[::2] != here.shape[::2]:
         return ''
@@ -321,11 +291,7 @@ def explain_position_embedding(own: Mapping[str, Tensor], given: Mapping[str, Te
 
 
 def describe_fits(fits: Mapping[str, Any]) -> list[str]:
-    """Notes on learned positions of another grid, which are resized or whose grid the module takes.
-
-    Args:
-        fits: Name of the weight -> how it is taken, see :func:`mmitpn.checkpoint.loader.fit_shape`.
-    """
+    """Notes on learned positions of another grid, by the results of :func:`mmitpn.checkpoint.loader.fit_shape`."""
     notes = []
     fit = fits.get('pos_embed')
     if fit is not None:

@@ -98,15 +98,7 @@ def load_pretrained(
 def load_content(
     module: nn.Module, checkpoint: Mapping[str, Any], name: str, strict: bool = True, *, prefix: str | None = None
 ) -> LoadReport:
-    """Load the contents of a checkpoint file: see :func:`load_pretrained`.
-
-    Args:
-        module: As there.
-        checkpoint: The contents of the file.
-        name: The file, for the report.
-        strict: As there.
-        prefix: As there.
-    """
+    """Load the contents of the file ``name``; arguments as of :func:`load_pretrained`."""
     targets = _find_targets(module)
     try:
         info = identify(checkpoint, prefix=prefix)
@@ -516,14 +508,10 @@ class PretrainedModule(QuietInit):
 
     @classmethod
     def _settings_of(cls, info: FileInfo, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of the class that are inferred from a file.
-
-        Args:
-            info: The file.
-            given: The arguments that the user gives.
+        """Arguments of the class that are inferred from a file; those that the user gives must not contradict it.
 
         Raises:
-            ValueError: If the file has no such module, or the arguments contradict it.
+            ValueError: If they do, or the file has no such module.
         """
         raise NotImplementedError(f'{cls.__name__} does not define which settings are inferred from a file')
 

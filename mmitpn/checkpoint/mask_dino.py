@@ -14,13 +14,7 @@ from mmitpn.checkpoint.mask_dino_keys import load_mask_dino_checkpoint
 
 
 def load_mask_dino(module: nn.Module, source: str | os.PathLike | Mapping[str, Any], strict: bool = True) -> LoadReport:
-    """Deprecated name of :func:`mmitpn.checkpoint.mask_dino_keys.load_mask_dino_checkpoint`, for one release.
-
-    Args:
-        module: As there.
-        source: As there.
-        strict: As there.
-    """
+    """Deprecated name of :func:`mmitpn.checkpoint.mask_dino_keys.load_mask_dino_checkpoint`, for one release."""
     warnings.warn(
         'mmitpn.checkpoint.mask_dino.load_mask_dino is mmitpn.checkpoint.mask_dino_keys.load_mask_dino_checkpoint now;'
         ' the old name goes with the next release',

@@ -101,15 +101,9 @@ def is_mask_dino(content: Mapping[str, Any]) -> bool:
 
 
 def convert_head(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights of the head by our names.
+    """Weights of the head of a released file by our names, and the names of those that contradict another.
 
     The box head and a norm are in a file under several names with the same values, of which the first is taken.
-
-    Args:
-        weights: Of a released file, by name.
-
-    Returns:
-        The weights, and the names of those whose value differs from the one that was taken.
     """
     ours: dict[str, Tensor] = {}
     differing = []
@@ -125,11 +119,7 @@ def convert_head(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list
 
 
 def convert_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a ResNet or Swin Transformer as mmdet names them.
-
-    Args:
-        weights: Of a released file, by name.
-    """
+    """Weights of the ResNet or Swin Transformer of a released file as mmdet names them."""
     inner = {name.removeprefix('backbone.'): v for name, v in weights.items() if name.startswith('backbone.')}
     if 'patch_embed.proj.weight' in inner:
         from mmdet.models.backbones.swin import swin_converter
@@ -217,16 +207,13 @@ def _match_file(module: nn.Module, weights: Mapping[str, Tensor]) -> tuple[Findi
 
 def _explain_keys(match: Match, own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
     """What does not fit, one sentence per weight."""
-    errors = []
-    for key in match.missing:
-        shape = tuple(given[key].shape) if key in given else 'not there'
-        errors.append(f'{key} is {tuple(own[key].shape)} in the model, and {shape} in the file')
-    errors += [
-        f'{key} {tuple(given[key].shape)} of the file has no place in the model'
-        for key in match.unexpected
-        if key not in own
-    ]
-    return errors
+    shapes = {key: tuple(value.shape) for key, value in given.items()}
+    missing = (
+        f'{key} is {tuple(own[key].shape)} in the model, and {shapes.get(key, "not there")} in the file'
+        for key in match.missing
+    )
+    left = (key for key in match.unexpected if key not in own)
+    return [*missing, *(f'{key} {shapes[key]} of the file has no place in the model' for key in left)]
 
 
 def _describe_sizes(head: Mapping[str, Tensor]) -> str:

@@ -124,14 +124,7 @@ def load_sharded(state: Mapping[str, Any], folder: str | Path, *, alone: bool = 
 
 
 def read_sharded(folder: str | Path) -> dict[str, Tensor]:
-    """Read a model's weights from a folder of shards in one process, however many processes wrote it.
-
-    Args:
-        folder: The checkpoint, as :class:`mmitpn.FSDPStrategy` writes it.
-
-    Returns:
-        Weights by name, on the CPU.
-    """
+    """Read a model's weights, on the CPU, from a folder of shards in one process, however many processes wrote it."""
     start = 'model.'
     found = read_index(folder).state_dict_metadata
     weights = {

@@ -27,11 +27,7 @@ class BFloat16OptimWrapper(OptimWrapper):
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """Enter autocast (and gradient accumulation) around the forward pass.
-
-        Args:
-            model: The model being trained.
-        """
+        """Enter autocast (and gradient accumulation) around the forward pass."""
         with super().optim_context(model), autocast(dtype=torch.bfloat16):
             yield
 

@@ -44,12 +44,7 @@ class AtomicLocalBackend(LocalBackend):
     """mmengine's backend for local files with atomic writes; mmengine writes its checkpoints through it."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write bytes to a file.
-
-        Args:
-            obj: The complete new content.
-            filepath: Final name of the file.
-        """
+        """Write the complete content of a file."""
         write_atomic(filepath, obj)
 
 
@@ -117,11 +112,7 @@ class AtomicCheckpointHook(CheckpointHook):
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Prepare the folder: as mmengine does, then remove what a killed run left.
-
-        Args:
-            runner: The runner of the training process.
-        """
+        """Prepare the folder: as mmengine does, then remove what a killed run left."""
         register_atomic_backend()
         super().before_train(runner)
         self.file_backend = _DeferredRemoval(self.file_backend)
@@ -153,14 +144,7 @@ class AtomicCheckpointHook(CheckpointHook):
             self._remove_outdated()
 
     def save_now(self, runner: Runner) -> str:
-        """Save at the end of a training step, whatever the interval; ``last_checkpoint`` names the file.
-
-        Args:
-            runner: The runner of the training process.
-
-        Returns:
-            The file.
-        """
+        """Save at the end of a training step, whatever the interval; returns the file, as does ``last_checkpoint``."""
         name = f'iter_{runner.iter + 1}.pth'
         return self._write(runner, name, save_optimizer=True, save_param_scheduler=True, meta={}, by_epoch=False)
 
@@ -202,13 +186,8 @@ class ExportPretrainedHook(Hook):
 
     @master_only
     def after_train(self, runner: Runner) -> None:
-        """Write the file.
-
-        Args:
-            runner: The runner of the training process.
-        """
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        content = {'meta': {}, 'state_dict': model.state_dict()}
+        """Write the file."""
+        content = {'meta': {}, 'state_dict': unwrap(runner.model).state_dict()}
         runner.call_hook('before_save_checkpoint', checkpoint=content)  # EMAHook swaps in the averaged weights
         weights = content['state_dict'].items()
         state = {name: value.detach().cpu() for name, value in weights if name.startswith(EXPORTED)}
@@ -350,17 +329,12 @@ def compare_weights(
     }
     inner = unwrap(model)
     parameters = dict(inner.named_parameters())
-    mismatches = [
-        ShapeMismatch(name, stored.get(name), tuple(parameter.shape))
-        for name, parameter in parameters.items()
-        if stored.get(name) != tuple(parameter.shape)
-    ]
-    if resizable:
-        mismatches = [
-            one
-            for one in mismatches
-            if one.stored is None or fit_shape(inner, one.name, torch.Size(one.stored)) is None
-        ]
+    mismatches = []
+    for name, parameter in parameters.items():
+        found, own = stored.get(name), tuple(parameter.shape)
+        fits = resizable and found is not None and fit_shape(inner, name, torch.Size(found)) is not None
+        if found != own and not fits:
+            mismatches.append(ShapeMismatch(name, found, own))
     return mismatches, len(parameters)
 
 
@@ -375,11 +349,7 @@ class WholeWeightsHook(Hook):
     priority = 'LOWEST'
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Compare names and shapes.
-
-        Args:
-            runner: The runner, with the model built.
-            checkpoint: Content of the file: a dict with ``state_dict``, or the state dict itself.
+        """Compare names and shapes; ``checkpoint`` is a dict with ``state_dict``, or the state dict itself.
 
         Raises:
             ValueError: If a parameter is missing or has another shape; names the first three.

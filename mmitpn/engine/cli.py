@@ -47,14 +47,7 @@ class DictAction(_DictAction):
 
     @staticmethod
     def _parse_iterable(val: str) -> Any:
-        """Read the value of one option.
-
-        Args:
-            val: What follows the first equals sign.
-
-        Returns:
-            A string, number, bool, None, list or tuple.
-        """
+        """Read what follows the first equals sign: a string, number, bool, None, list or tuple."""
         try:
             value = ast.literal_eval(val.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -74,25 +67,14 @@ def _restore_spaces(value: Any) -> Any:
 
 
 def parse_options(options: Sequence[str]) -> dict[str, Any]:
-    """Parse overrides as ``--cfg-options`` does.
-
-    Args:
-        options: Overrides, as ``a.b.c=1``.
-
-    Returns:
-        Values by dotted key.
-    """
+    """Parse overrides (``a.b.c=1``) as ``--cfg-options`` does; returns the values by dotted key."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument('--cfg-options', nargs='*', action=DictAction)
     return parser.parse_args(['--cfg-options', *options]).cfg_options
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that training and testing share.
-
-    Args:
-        parser: Parser to extend.
-    """
+    """Add the options that training and testing share."""
     parser.add_argument(
         '--work-dir', help='folder for logs and results (default: work_dirs/ and the name of the config)'
     )
@@ -141,12 +123,7 @@ def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:
 
 
 def load_config(name: str | Path, options: Mapping[str, Any] | None = None) -> Config:
-    """Load a config by path or by framework and name, with overrides.
-
-    Args:
-        name: As of :func:`mmitpn.engine.resolve_config`.
-        options: As of :func:`merge_options`.
-    """
+    """Load a config by path or name (:func:`resolve_config`), with overrides (:func:`merge_options`)."""
     cfg = Config.fromfile(resolve_config(name))
     merge_options(cfg, options)
     return cfg
@@ -155,11 +132,8 @@ def load_config(name: str | Path, options: Mapping[str, Any] | None = None) -> C
 def read_config(args: argparse.Namespace) -> Config:
     """Read the config with the overrides of the command line, and set this process up for it.
 
-    Args:
-        args: Parsed arguments: ``config``, and those of :func:`add_common_arguments`.
-
-    Returns:
-        The config, with ``work_dir`` and ``launcher`` set.
+    The arguments are ``config`` and those of :func:`add_common_arguments`; the config gets ``work_dir`` and
+    ``launcher``.
     """
     setup_environment()
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))

@@ -75,13 +75,10 @@ def resolve_config(name: str | Path) -> Path:
 
 
 def keep_readable(cfg: Config) -> None:
-    """Put classes and functions in a config back to the imports they came from, by which mmengine writes them.
+    """Put classes and functions in a config back, in place, to the imports they came from; it builds the same.
 
     A pure Python config keeps an import unresolved until it is used. A value that was taken out and put back is a
     class, which mmengine writes into the work dir and into checkpoints as a name that no config can read.
-
-    Args:
-        cfg: The config; changed in place. What is built from it stays the same.
     """
     _keep_readable(cfg._cfg_dict)
 

@@ -43,11 +43,7 @@ class NoTraining(BaseLoop):
 
 
 def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that evaluating tools share.
-
-    Args:
-        parser: Parser to extend.
-    """
+    """Add the options that evaluating tools share."""
     parser.add_argument(
         ALLOW_OTHER_CLASSES,
         action='store_true',
@@ -75,10 +71,9 @@ def read_classes(checkpoint: str) -> tuple[str, ...] | None:
     scheme, separator, _ = checkpoint.partition('://')
     if separator and scheme not in READABLE:
         return None
-    if separator:
-        content = read_checkpoint(checkpoint, allow_objects=True, mmap=True)
-    else:
-        content = read_without_tensors(checkpoint)
+    content = (
+        read_checkpoint(checkpoint, allow_objects=True, mmap=True) if separator else read_without_tensors(checkpoint)
+    )
     return classes_of_meta(content.get('meta'))
 
 

@@ -60,11 +60,7 @@ class StopOnInvalidLossHook(Hook):
         self._batch: Any = None
 
     def before_train(self, runner: Runner) -> None:
-        """Register hooks on the losses of the model and the steps of its optimizers.
-
-        Args:
-            runner: The runner of the training run.
-        """
+        """Register hooks on the losses of the model and the steps of its optimizers."""
         self._release()
         self._handles.append(runner.model.register_forward_hook(self._keep_losses, with_kwargs=True))
         wrapper = runner.optim_wrapper
@@ -73,27 +69,16 @@ class StopOnInvalidLossHook(Hook):
             if isinstance(optimizer, torch.optim.Optimizer):
                 self._handles.append(optimizer.register_step_pre_hook(partial(self._before_step, runner)))
 
-    def after_train(self, runner: Runner) -> None:
-        """Remove the hooks from the model and the optimizers.
-
-        Args:
-            runner: Not used.
-        """
-        del runner
+    def after_train(self, runner: Runner) -> None:  # noqa: ARG002
+        """Remove the hooks from the model and the optimizers."""
         self._release()
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:  # noqa: ARG002
         """Check the images.
-
-        Args:
-            runner: The runner of the training run.
-            batch_idx: Not used.
-            data_batch: The batch.
 
         Raises:
             FloatingPointError: If a value of an image is not finite.
         """
-        del batch_idx
         self._batch, self._losses = data_batch, {}
         broken = _broken_images(data_batch)
         if broken:
@@ -106,12 +91,6 @@ class StopOnInvalidLossHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Mapping[str, Any] | None = None
     ) -> None:
         """Check the losses, unless that was done before the optimizer's step.
-
-        Args:
-            runner: The runner of the training run.
-            batch_idx: Not used.
-            data_batch: The batch, for the names of its images.
-            outputs: The losses by name.
 
         Raises:
             FloatingPointError: If one is not finite.
@@ -237,15 +216,13 @@ class StopOnSignalHook(Hook):
         self._before: dict[int, Any] = {}
         self._received = 0
 
-    def before_train(self, runner: Runner) -> None:
+    def before_train(self, runner: Runner) -> None:  # noqa: ARG002
         """Handle the signals from now on."""
-        del runner
         multiprocessing.util.Finalize(None, _leave, exitpriority=100)  # before this process ends those that it started
         self._before = {number: signal.signal(number, self._note) for number in self._signals}
 
-    def after_train(self, runner: Runner) -> None:
+    def after_train(self, runner: Runner) -> None:  # noqa: ARG002
         """Restore the earlier handlers."""
-        del runner
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -256,12 +233,6 @@ class StopOnSignalHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
     ) -> None:
         """Save and stop after a signal.
-
-        Args:
-            runner: The runner of the training process.
-            batch_idx: Not used.
-            data_batch: Not used.
-            outputs: Not used.
 
         Raises:
             TrainingStopped: If a signal was received.

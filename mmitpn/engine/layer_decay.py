@@ -106,11 +106,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             raise ValueError(f'optimizer.lr is {self.base_lr!r}; layer decay scales it, so give the optimizer a number')
         for name in DEFAULTS:
             value = self.paramwise_cfg[name]
-            if (
-                name.endswith('_mult')
-                and not (_is_number(value) and value >= 0)
-                and (name, value) != ('neck_lr_mult', None)
-            ):
+            valid = (_is_number(value) and value >= 0) or (name, value) == ('neck_lr_mult', None)
+            if name.endswith('_mult') and not valid:
                 raise ValueError(f'paramwise_cfg.{name} is {value!r}; allowed: a number from 0 up')
         keys = self.paramwise_cfg['custom_keys']
         if not isinstance(keys, Mapping):
@@ -192,8 +189,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def _custom_key(self, name: str) -> str:
         """Return the longest custom key in a parameter's name, the first by alphabet among equals, or ''."""
-        fitting = [key for key in self.paramwise_cfg['custom_keys'] if key in name]
-        return min(fitting, key=lambda key: (-len(key), key), default='')
+        fitting = sorted(key for key in self.paramwise_cfg['custom_keys'] if key in name)
+        return max(fitting, key=len, default='')
 
     def _weight_decay(self, name: str, module: nn.Module, param: nn.Parameter, custom: str) -> float | None:
         """Return the weight decay of a parameter, or None where the optimizer has none."""
@@ -234,16 +231,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 
 def _find_backbones(model: nn.Module) -> dict[str, nn.Module]:
-    """Find the backbones, by name: the model's own, or those of models inside of it (semi-supervised, distillation).
+    """Find the modules called ``backbone`` by full name: the model's own, or those of models inside of it.
 
-    Args:
-        model: Detector, segmentor or classifier, unwrapped.
-
-    Returns:
-        Modules called ``backbone`` that have ``get_layer_depth``, by their full name.
-
-    Raises:
-        ValueError: If there is none, or one that trains lacks ``get_layer_depth``.
+    Raises a ValueError if there is none, or one that trains lacks ``get_layer_depth``.
     """
     found: dict[str, nn.Module] = {}
     without: list[tuple[str, str]] = []
@@ -278,18 +268,7 @@ def _named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Par
 
 
 def _layer_depth(backbone: nn.Module, name: str) -> tuple[int, int]:
-    """Ask a backbone for the layer of a parameter, and check the answer.
-
-    Args:
-        backbone: Module with ``get_layer_depth``.
-        name: Name of the parameter within the backbone.
-
-    Returns:
-        Layer of the parameter, 0 being the stem, and the number of layers.
-
-    Raises:
-        ValueError: If the layer lies outside the number of layers.
-    """
+    """Ask a backbone for the layer of a parameter, 0 being the stem, and the number of layers; check the answer."""
     layer_id, num_layers = backbone.get_layer_depth(name)
     if not 0 <= layer_id < num_layers:
         raise ValueError(
@@ -302,13 +281,8 @@ def _layer_depth(backbone: nn.Module, name: str) -> tuple[int, int]:
 def _check_depths(backbone: nn.Module, name: str, seen: set[int]) -> None:
     """Refuse a ``get_layer_depth`` that does not know the names of its own blocks (mmpretrain's HiViT).
 
-    Args:
-        backbone: Module with ``get_layer_depth``.
-        name: Name of the backbone, for the message.
-        seen: Layers of its trainable parameters; an entirely frozen backbone is not checked.
-
-    Raises:
-        ValueError: If no parameter lies between the first and the last layer although there are more than two.
+    Then no parameter lies between the first and the last layer although there are more than two. ``seen`` are the
+    layers of the trainable parameters; an entirely frozen backbone is not checked.
     """
     probe = {_layer_depth(backbone, WRAPPED.sub('', key)) for key, _ in backbone.named_parameters()}
     inner = {layer for layer, num_layers in probe if 0 < layer < num_layers - 1}

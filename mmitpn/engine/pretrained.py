@@ -46,11 +46,7 @@ def use_pretrained(cfg: Config, checkpoint: str) -> None:
 
 
 def warn_if_random(cfg: Config) -> None:
-    """Warn if a backbone of this project would be trained from random weights.
-
-    Args:
-        cfg: Config of a training run.
-    """
+    """Warn if a backbone of this project would be trained from random weights."""
     if cfg.get('load_from') or cfg.get('resume'):
         return
     random = [name for name, part in _own_parts(cfg).items() if not part.get('init_cfg')]
@@ -132,9 +128,8 @@ def _find_parts(node: Any, path: str = 'model') -> Iterator[tuple[str, Any]]:
 def _remove_lost_init_cfg(cfg: Config) -> None:
     for path, part in _find_parts(cfg.model):
         init_cfg = part.get('init_cfg')
-        if not is_type(part, 'FastITPN', 'ITPN', 'ITPNPyramid'):
-            continue
-        if not is_type(init_cfg, 'Pretrained', 'PretrainedInit'):
+        own = is_type(part, 'FastITPN', 'ITPN', 'ITPNPyramid')
+        if not own or not is_type(init_cfg, 'Pretrained', 'PretrainedInit'):
             continue
         file = os.fspath(init_cfg['checkpoint'])
         if '://' not in file and not Path(file).expanduser().exists():

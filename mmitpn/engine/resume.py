@@ -24,6 +24,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from mmitpn.checkpoint.diagnostics import some
+from mmitpn.checkpoint.sharded import INDEX
 from mmitpn.config_types import is_type, type_name, type_scope
 from mmitpn.engine.checkpointing import (
     LAST,
@@ -61,7 +62,7 @@ def is_complete(path: str | Path) -> bool:
     """
     path = Path(path)
     if path.is_dir():
-        return (path / '.metadata').is_file()
+        return (path / INDEX).is_file()
     try:
         with zipfile.ZipFile(path) as file:
             inside = {name.rpartition('/')[2] for name in file.namelist()}
@@ -83,8 +84,7 @@ def find_latest_checkpoint(work_dir: str | Path) -> Path | None:
     work_dir = Path(work_dir)
     candidates: list[Path] = []
     pointer = work_dir / LAST
-    named = pointer.read_text().strip() if pointer.is_file() else ''
-    if named:
+    if pointer.is_file() and (named := pointer.read_text().strip()):
         candidates += [Path(named), work_dir / Path(named).name]
     saved = [path for pattern in ('epoch_*', 'iter_*') for path in work_dir.glob(pattern)]
     candidates += sorted(saved, key=lambda path: path.stat().st_mtime, reverse=True)
@@ -125,15 +125,7 @@ def check_training_state(checkpoint: str | os.PathLike, *, sharded_run: bool = F
 
 
 def require_state(content: Mapping[str, Any], checkpoint: str | os.PathLike) -> None:
-    """Raise if a checkpoint has weights but no state of a training run.
-
-    Args:
-        content: Its content.
-        checkpoint: The file, for the message.
-
-    Raises:
-        ValueError: If so.
-    """
+    """Raise a ValueError if the content of a file (``checkpoint``) has weights but no state of a training run."""
     meta = content.get('meta')
     missing = [name for name in STATE if not isinstance(content.get(name), Mapping)]
     missing += [f'meta.{name}' for name in ('epoch', 'iter') if isinstance(meta, Mapping) and name not in meta]
@@ -324,15 +316,8 @@ class SeedStepHook(Hook):
 
     priority = 'VERY_HIGH'
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Seed.
-
-        Args:
-            runner: The runner of the training process.
-            batch_idx: Not used.
-            data_batch: Not used.
-        """
-        del batch_idx, data_batch
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:  # noqa: ARG002
+        """Seed."""
         seed_generators(runner.seed, runner.iter, get_rank())
 
 
@@ -412,11 +397,7 @@ def enable_exact_resume(cfg: Config) -> list[str]:
 
 
 def log_changes(changes: Sequence[str]) -> None:
-    """Log what :func:`enable_exact_resume` changed in a config, one line each.
-
-    Args:
-        changes: Its result; nothing is logged if it is empty.
-    """
+    """Log what :func:`enable_exact_resume` changed in a config, one line each; nothing if it changed nothing."""
     if changes:
         print_log('exact_resume=True changed the config (--no-exact-resume leaves it as it is):', 'current')
     for change in changes:

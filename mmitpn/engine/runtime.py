@@ -72,9 +72,8 @@ def setup_distributed(cfg: Config, launcher: str) -> None:
             '--launcher mpi needs GPUs and there is none here; on CPUs use tools/dist_train.sh (torchrun)'
             ' or tools/slurm_train.sh'
         )
-    missing = [
-        name for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT') if name not in os.environ
-    ]
+    names = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
+    missing = [name for name in names if name not in os.environ]
     if missing:
         raise ValueError(
             f'--launcher pytorch without {", ".join(missing)} in the environment; start it by tools/dist_train.sh'
@@ -82,12 +81,13 @@ def setup_distributed(cfg: Config, launcher: str) -> None:
     use_gloo_interface(os.environ)
     env['dist_cfg'] = {**dist_cfg, 'backend': 'gloo'}
     cfg.env_cfg = env
-    wrapper = dict(cfg.get('model_wrapper_cfg') or {})
-    wrapper.setdefault('type', 'MMDistributedDataParallel')
-    wrapper.setdefault('find_unused_parameters', cfg.get('find_unused_parameters', False))
-    wrapper.setdefault('broadcast_buffers', False)
-    wrapper['device_ids'] = None
-    cfg.model_wrapper_cfg = wrapper
+    cfg.model_wrapper_cfg = {
+        'type': 'MMDistributedDataParallel',
+        'find_unused_parameters': cfg.get('find_unused_parameters', False),
+        'broadcast_buffers': False,
+        **(cfg.get('model_wrapper_cfg') or {}),
+        'device_ids': None,
+    }
     if not torch.distributed.is_initialized():
         seconds = dist_cfg.get('timeout')
         timeout = None if seconds is None else timedelta(seconds=seconds)

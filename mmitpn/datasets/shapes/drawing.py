@@ -105,11 +105,7 @@ def draw_image(rng: np.random.Generator, height: int, width: int, *, empty: bool
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """One to three textured regions parted by wavy lines.
-
-    Returns:
-        tuple: Colors float64 (height, width, 3) and stuff labels int32 (height, width) as in ``DrawnImage``.
-    """
+    """One to three textured regions parted by wavy lines: colors (height, width, 3), and labels of ``DrawnImage``."""
     kinds = list(SHAPES_STUFF)
     canvas = np.zeros((height, width, 3))
     stuff = np.zeros((height, width), dtype=np.int32)
@@ -144,15 +140,8 @@ def _place(
 ) -> tuple[Outline, np.ndarray, Window] | None:
     """Find a shape and a position that leave enough of it, and of every earlier object, visible.
 
-    Args:
-        rng: Source of the shape and its position.
-        instances: The visible object of each pixel, as in ``DrawnImage``.
-        full_areas: Pixels of each earlier object when it was drawn.
-        placed: The earlier objects.
-
-    Returns:
-        tuple | None: The shape with its coverage and window as ``coverage`` gives them, or None when the image has no
-            room for it.
+    ``full_areas`` are the pixels of the earlier objects (``placed``) when they were drawn. Returns the shape with what
+    ``coverage`` returns for it, or None when the image has no room for it.
     """
     height, width = instances.shape
     low, high = SIDE_RANGE[0], min(SIDE_RANGE[1], 0.75 * min(height, width))
@@ -304,17 +293,7 @@ def pick(rng: np.random.Generator, options: tuple) -> object:
 
 
 def value_noise(rng: np.random.Generator, height: int, width: int, cell: float) -> np.ndarray:
-    """Smooth random values, interpolated between the points of a random grid.
-
-    Args:
-        rng: Source of the grid's values.
-        height: Height in pixels.
-        width: Width in pixels.
-        cell: Distance of the grid's points in pixels.
-
-    Returns:
-        np.ndarray: float64 (height, width) in [0, 1].
-    """
+    """Smooth random values, (height, width) in [0, 1], between the points of a random grid ``cell`` pixels apart."""
     rows, columns = int(height / cell) + 2, int(width / cell) + 2
     grid = rng.random((rows, columns))
     y, x = np.arange(height) / cell, np.arange(width) / cell
@@ -378,16 +357,7 @@ FIELDS: dict[str, Callable[[np.random.Generator, int, int], np.ndarray]] = {
 
 
 def blend(field: np.ndarray, first: Rgb, second: Rgb) -> np.ndarray:
-    """Colors along a field.
-
-    Args:
-        field: (height, width) in [0, 1].
-        first: RGB in [0, 1] where the field is 0.
-        second: RGB in [0, 1] where the field is 1.
-
-    Returns:
-        np.ndarray: float64 (height, width, 3) in [0, 255].
-    """
+    """Colors (height, width, 3) to 255 along a field (height, width): from ``first`` at 0 to ``second`` at 1."""
     low, high = 255 * np.asarray(first), 255 * np.asarray(second)
     return low + field[..., None] * (high - low)
 
@@ -404,15 +374,7 @@ def background_colors(rng: np.random.Generator, kind: str) -> tuple[Rgb, Rgb]:
 
 
 def object_colors(rng: np.random.Generator, behind: np.ndarray) -> tuple[Rgb, Rgb]:
-    """Two vivid colors of an object that stand out from what is behind it.
-
-    Args:
-        rng: Source of the colors.
-        behind: Mean RGB behind the object, (3,) in [0, 255].
-
-    Returns:
-        tuple: Two RGB colors in [0, 1].
-    """
+    """Two vivid RGB colors in [0, 1] that stand out from the mean RGB behind an object, (3,) in [0, 255]."""
     best, best_distance = (0.0, 1.0, 1.0), -1.0
     for _ in range(8):
         hsv = (rng.random(), between(rng, 0.25, 1.0), between(rng, 0.15, 1.0))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mmitpn.atomic import write_atomic
 from mmitpn.utils import is_int
 
 from .annotations import (
@@ -155,17 +156,7 @@ def _check_numbers(**numbers: int) -> None:
 
 
 def _is_complete(root: Path, parameters: dict[str, Any], files: dict[str, int], *, overwrite: bool) -> bool:
-    """Whether the requested dataset exists already.
-
-    Args:
-        root: Folder of the dataset.
-        parameters: What it is generated with.
-        files: Number of files in each folder of a complete dataset.
-        overwrite: Whether a generated dataset may be replaced.
-
-    Raises:
-        ValueError: If other files are there.
-    """
+    """Whether the dataset exists already, with ``files`` in each folder; a ValueError if other files are there."""
     if root.exists() and not root.is_dir():
         raise ValueError(f'{root} is a file; give a folder for the generated dataset')
     stamp = read_stamp(root)
@@ -198,9 +189,7 @@ def _begin(root: Path, folders: tuple[str, ...]) -> None:
 
 def _finish(root: Path, parameters: dict[str, Any], made: dict[str, dict[str, int]]) -> None:
     """Write the stamp."""
-    partial = root / f'{STAMP}.part'
-    partial.write_text(json.dumps({'parameters': parameters, 'made': made}, indent=1) + '\n', encoding='utf-8')
-    partial.replace(root / STAMP)
+    write_atomic(root / STAMP, f'{json.dumps({"parameters": parameters, "made": made}, indent=1)}\n'.encode())
     (root / STARTED).unlink()
 
 
@@ -208,16 +197,9 @@ def _finish(root: Path, parameters: dict[str, Any], made: dict[str, dict[str, in
 
 
 def image_of(seed: int, split: str, index: int, size: tuple[int, int]) -> DrawnImage:
-    """Draw image ``index`` of a split; it depends on these four alone, not on the number of images.
+    """Draw image ``index`` of a split (of ``SPLITS``); it depends on the arguments alone.
 
-    Args:
-        seed: Seed of the dataset.
-        split: A key of ``SPLITS``.
-        index: Number of the image, from 0.
-        size: Shortest and longest side in pixels; height and width are drawn separately.
-
-    Returns:
-        DrawnImage: The image and its ground truth.
+    Height and width are drawn separately between the two of ``size``, in pixels.
     """
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, SPLITS[split], index])))
     low, high = size
@@ -237,18 +219,7 @@ def folders_of(split: str) -> dict[str, str]:
 
 
 def write_split(root: Path, split: str, number: int, *, seed: int, size: tuple[int, int]) -> dict[str, int]:
-    """Draw a split and write it in both layouts.
-
-    Args:
-        root: Root folder of the dataset.
-        split: ``train`` or ``val``.
-        number: How many images.
-        seed: Seed of the dataset.
-        size: Shortest and longest side in pixels.
-
-    Returns:
-        dict: Counts of images, objects and images without objects.
-    """
+    """Draw ``train`` or ``val`` and write it in both layouts; returns counts of images, objects and empty images."""
     folders = {name: root / folder for name, folder in folders_of(split).items()}
     for folder in folders.values():
         folder.mkdir(parents=True, exist_ok=True)
