@@ -1,4 +1,4 @@
-"""Images in, maps out, and where the resolution changes: padding, patch embedding, merging, splitting.
+"""Where the resolution changes: patch embedding, merging, splitting.
 
 Inside the networks a map is channels-last, ``(B, H, W, C)``, so that LayerNorm and the linear layers need no permutes.
 """
@@ -11,43 +11,7 @@ from torch import Tensor, nn
 
 from .blocks import NormLayer, layer_norm
 
-# --- images and maps -----------------------------------------------------------------------------------------------
-
-
-def check_images(x: Tensor) -> None:
-    """Raise unless ``x`` is a batch of floating-point images. Values are not read, so a device is not waited for.
-
-    Args:
-        x: What was given to the backbone; ``(B, 3, H, W)`` is allowed, H and W at least 1.
-
-    Raises:
-        TypeError: If it is not a floating-point tensor.
-        ValueError: If its shape is another.
-    """
-    if not isinstance(x, Tensor):
-        raise TypeError(f'the backbone was given a {type(x).__name__}; it takes a float tensor (B, 3, H, W)')
-    if not x.is_floating_point():
-        raise TypeError(
-            f'the backbone was given {x.dtype} values; it takes normalized floats: let the data preprocessor'
-            ' (mean, std) run first, or call .float()'
-        )
-    if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape:
-        raise ValueError(f'the backbone was given the shape {tuple(x.shape)}; it takes (B, 3, H, W), nothing empty')
-
-
-def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Pad ``(B, C, H, W)`` with zeros at the right and bottom up to the next multiple of ``multiple`` pixels."""
-    height, width = x.shape[-2:]
-    right, bottom = -width % multiple, -height % multiple
-    return F.pad(x, (0, right, 0, bottom)) if right or bottom else x
-
-
-def crop_to_image(x: Tensor, height: int, width: int, stride: int) -> Tensor:
-    """Cut what was padded off a map: ``(B, H, W, C)`` to ``(B, C, ceil(height / stride), ceil(width / stride))``.
-
-    The copy that this takes where something is cut keeps the map dense, as heads that view it expect.
-    """
-    return nhwc_to_nchw(x[:, : -(-height // stride), : -(-width // stride)].contiguous())
+# --- memory order ---------------------------------------------------------------------------------------------------
 
 
 def nhwc_to_nchw(x: Tensor) -> Tensor:

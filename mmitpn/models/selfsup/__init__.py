@@ -7,9 +7,9 @@ from importlib.util import find_spec
 __all__: list[str] = []
 
 if find_spec('mmpretrain') is not None:
-    from .feature_teachers import ClipTeacher, FeatureTeacher
+    from .feature_teachers import ClipTeacher, FeatureTeacher, MovingAverageTeacher
     from .itpn_pretrain import ITPNPretrain
-    from .target_generators import HogTeacher, MovingAverageTeacher, PixelTeacher, RandomTeacher
+    from .target_generators import HogTeacher, PixelTeacher, RandomTeacher
 
     __all__ = [
         'ClipTeacher',

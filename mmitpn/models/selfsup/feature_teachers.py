@@ -1,13 +1,16 @@
-"""Trained networks as teachers: the feature map of any network, and CLIP's image tower."""
+"""Networks as teachers: the feature map of any trained network, CLIP's image tower, the student's moving average."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.logging import MessageHub
+from mmengine.model import ExponentialMovingAverage
 from torch import Tensor, nn
 
 from mmitpn.checkpoint import read_checkpoint, unwrap_state_dict
@@ -251,3 +254,73 @@ class ClipTeacher(Teacher):
         if self.project:
             tokens = self.network.visual_projection(tokens)
         return tokens.unflatten(1, grid)
+
+
+# --- the student's moving average ----------------------------------------------------------------------------------
+
+
+class _CosineAverage(ExponentialMovingAverage):
+    """An average whose momentum changes along a half cosine over the run.
+
+    mmpretrain's ``CosineEMA`` needs a runner, and its momentum turns back where a run goes beyond ``max_iters``.
+    """
+
+    def __init__(self, model: nn.Module, start: float, end: float) -> None:
+        super().__init__(model, momentum=1 - start)
+        self.start, self.end = start, end
+
+    def avg_func(self, averaged_param: Tensor, source_param: Tensor, steps: int) -> None:
+        """Move one parameter towards the student's."""
+        total = MessageHub.get_current_instance().runtime_info.get('max_iters')
+        momentum = self.start  # without a runner the length of the run is unknown, and the momentum constant
+        if total:
+            progress = min(float(steps) / int(total), 1.0)
+            momentum = self.end + (self.start - self.end) * (1 + math.cos(math.pi * progress)) / 2
+        averaged_param.lerp_(source_param, 1 - momentum)
+
+
+@MODELS.register_module()
+class MovingAverageTeacher(Teacher):
+    """A moving average of the backbone that sees the whole image (arXiv 2211.12735, 3.1).
+
+    The momentum is not published. Our interpretation: from 0.996 to 1 by a cosine over the run. The average moves at
+    every training step; with gradient accumulation, once for each of its batches. It is in the checkpoints, so that a
+    resumed run equals an uninterrupted one.
+
+    Args:
+        momentum: Weight of the average itself in each update, at the start of the run.
+        end_momentum: The same at the end.
+    """
+
+    target_type = 'maps'
+
+    def __init__(self, momentum: float = 0.996, end_momentum: float = 1.0) -> None:
+        super().__init__()
+        if not 0 < momentum <= end_momentum <= 1:
+            raise ValueError(
+                f'momentum is {momentum!r}, end_momentum {end_momentum!r}; allowed: 0 < momentum <= end_momentum <= 1'
+            )
+        self.momentum, self.end_momentum = momentum, end_momentum
+        self.average: _CosineAverage | None = None
+
+    def setup(self, backbone: nn.Module) -> None:
+        """Build a network like the backbone."""
+        self.average = _CosineAverage(backbone, self.momentum, self.end_momentum)
+        self.average.requires_grad_(False)
+        self.channels = backbone.out_channels
+        self.train()
+
+    def copy_weights(self, backbone: nn.Module) -> None:
+        """Start again from the backbone's weights."""
+        self.average.module.load_state_dict(backbone.state_dict())
+        self.average.steps.zero_()
+
+    def update(self, backbone: nn.Module) -> None:
+        """Move towards the backbone; the first step copies it."""
+        self.average.update_parameters(backbone)
+
+    def extract(self, images: Tensor, grid: tuple[int, int]) -> list[Tensor]:
+        """The stages' maps, channels last."""
+        del grid
+        backbone = self.average.module
+        return backbone.forward_stages(backbone.patch_embed(images))

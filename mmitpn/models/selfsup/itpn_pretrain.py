@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from mmitpn.checkpoint import QuietInit
 from mmitpn.registry import MODELS
 
+from .feature_teachers import MovingAverageTeacher
 from .masking import check_mask_ratio, patch_grid, pipeline_masks, random_masks
 from .prediction_heads import FeatureHead, PixelHead, TokenHead
-from .target_generators import MovingAverageTeacher, Teacher
+from .target_generators import Teacher
 
 
 class Recipe(NamedTuple):
