@@ -1,28 +1,24 @@
-"""Tables for logs."""
+"""Tables in logs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 
-def format_table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Format a table as Markdown text, numbers to the right.
+def format_table(headings: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """Format a Markdown table of aligned columns, the first one to the left and the others to the right.
+
+    rich is for tables in a terminal; a log needs this much, also where only torch is installed.
 
     Args:
-        headings: Of the columns; the first column is a name.
-        rows: The cells.
+        headings: One per column.
+        rows: Cells of each row, shown by ``str``.
     """
-    from rich.box import MARKDOWN
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=MARKDOWN)
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify='right' if index else 'left', no_wrap=True)
-    for row in rows:
-        table.add_row(*map(str, row))
-    console = Console(width=10_000, color_system=None, markup=False, emoji=False, highlight=False)
-    with console.capture() as captured:
-        console.print(table)
-    return '\n'.join(line.rstrip() for line in captured.get().strip().splitlines())
+    cells = [[str(cell) for cell in row] for row in (headings, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        ' | '.join(cell.rjust(width) if index else cell.ljust(width) for index, (cell, width) in enumerate(row))
+        for row in (zip(line, widths, strict=True) for line in cells)
+    ]
+    lines.insert(1, '-|-'.join('-' * width for width in widths))
+    return '\n'.join(f'|-{line}-|' if number == 1 else f'| {line} |' for number, line in enumerate(lines))
