@@ -17,6 +17,8 @@ MIM_CONTENT = ('configs', 'tools', 'requirements', 'model-index.yml')
 # What every framework of the maintained fork, and of the official packages, is built on.
 FORK = ('onedl-mmcv>=2.3.6', 'onedl-mmengine>=0.10.12')
 OFFICIAL = ('mmcv-lite>=2.1.0,<2.2.0', 'mmengine>=0.10.7')
+# What predicting and datasets in YOLO's and VOC's layout need beside a framework.
+TOOLS = ('supervision>=0.31',)
 
 
 def pack_for_mim(root: Path, target: Path, *, link: bool) -> list[Path]:
@@ -113,6 +115,7 @@ if __name__ == '__main__':
         # requiring one would install it over the other. `python -m mmitpn.doctor` says what is missing.
         install_requires=[
             'filelock',
+            'gdown>=5.2',
             'matplotlib',
             'numpy',
             'pillow',
@@ -125,13 +128,13 @@ if __name__ == '__main__':
             'typing-extensions>=4.10',
         ],
         extras_require={
-            'det': ['onedl-mmdetection>=3.5.1', *FORK, 'scipy'],
-            'seg': ['onedl-mmsegmentation>=1.4.2', *FORK],
-            'pretrain': ['onedl-mmpretrain>=1.3.6', *FORK],
-            'openmmlab-det': ['mmdet>=3.3.0', *OFFICIAL, 'scipy'],
+            'det': ['onedl-mmdetection>=3.5.1', *FORK, *TOOLS, 'scipy'],
+            'seg': ['onedl-mmsegmentation>=1.4.2', *FORK, *TOOLS],
+            'pretrain': ['onedl-mmpretrain>=1.3.6', *FORK, *TOOLS],
+            'openmmlab-det': ['mmdet>=3.3.0', *OFFICIAL, *TOOLS, 'scipy'],
             # mmsegmentation 1.2.2 imports ftfy and regex, and does not declare them.
-            'openmmlab-seg': ['mmsegmentation>=1.2.2', *OFFICIAL, 'ftfy', 'regex'],
-            'openmmlab-pretrain': ['mmpretrain>=1.2.0', *OFFICIAL],
+            'openmmlab-seg': ['mmsegmentation>=1.2.2', *OFFICIAL, *TOOLS, 'ftfy', 'regex'],
+            'openmmlab-pretrain': ['mmpretrain>=1.2.0', *OFFICIAL, *TOOLS],
             'tests': ['onnx', 'onnxruntime', 'packaging', 'pytest', 'pytest-timeout', 'pytest-xdist', 'pyyaml', 'ruff'],
             # Networks that pre-training learns from; each is asked for by the teacher that needs it.
             'teachers': ['timm', 'transformers'],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,6 +47,13 @@ def evenly_spaced(items: Sequence[Item], number: int | None) -> list[Item]:
     """
     number = len(items) if number is None else min(number, len(items))
     return [items[index * len(items) // number] for index in range(number)]
+
+
+def config_folder() -> Path:
+    """The folder of this project's configs: that of the checkout, or the copy in an installed wheel."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent
+    return (checkout if (checkout / 'setup.py').is_file() else package / '.mim') / 'configs'
 
 
 def seed_generators(*numbers: int) -> None:
