@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from mmitpn.checkpoint import FileInfo, PretrainedModule
 from mmitpn.registry import MODELS
-from mmitpn.utils import is_int
 
 from ..cpu_inference import chunk_on_cpu
 from ..layers import (
@@ -36,7 +35,7 @@ from ..layers import (
     resample_abs_pos_embed,
     run_blocks,
 )
-from ..token_reduction import TokenReduction, WindowedAttention
+from ..token_reduction import TokenReduction, WindowedAttention, check_blocks
 
 STRIDES = (4, 8, 16)
 DEFAULT_IMG_SIZE = 224  # where neither a setting nor a file says another
@@ -151,26 +150,6 @@ def crop_to_image(x: Tensor, height: int, width: int, stride: int) -> Tensor:
     return nhwc_to_nchw(x[:, : -(-height // stride), : -(-width // stride)].contiguous())
 
 
-def resolve_out_blocks(out_blocks: Sequence[int], depth: int) -> tuple[int, ...]:
-    """Indices from 0 of blocks of the main stage, of which -1 is the last.
-
-    Raises:
-        TypeError: If ``out_blocks`` is no list or tuple.
-        ValueError: If there is no such block, or they are not ascending.
-    """
-    if not isinstance(out_blocks, list | tuple):
-        raise TypeError(f'out_blocks is {out_blocks!r}; give a tuple of blocks of the main stage, such as (3, 7)')
-    if not all(is_int(block) and -depth <= block < depth for block in out_blocks):
-        raise ValueError(
-            f'out_blocks are {tuple(out_blocks)}; the main stage has {depth} blocks: allowed are 0 to {depth - 1}, and'
-            f' from the last one backwards -1 to {-depth}'
-        )
-    blocks = tuple(block % depth for block in out_blocks)
-    if list(blocks) != sorted(set(blocks)):
-        raise ValueError(f'out_blocks are {tuple(out_blocks)}; give them ascending and each once')
-    return blocks
-
-
 # --- the networks -----------------------------------------------------------------------------------------------------
 
 
@@ -218,7 +197,7 @@ class BaseITPN(StateDictAdapter, PretrainedModule):
         init_cfg: Mapping | None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        out_blocks = resolve_out_blocks(out_blocks, sizes.depths[2])
+        out_blocks = check_blocks(out_blocks, sizes.depths[2], 'out_blocks')
         if img_size is not None and (not isinstance(img_size, int) or img_size < 16 or img_size % 16):
             raise ValueError(
                 f'img_size is {img_size!r}; give the side of the square image in pixels, a multiple of 16, or None for'

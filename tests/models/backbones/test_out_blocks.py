@@ -124,11 +124,11 @@ def test_state_dict_and_loading_are_those_without_them(pretrained):
 @pytest.mark.parametrize(
     ('settings', 'error', 'message'),
     [
-        ({'out_blocks': (4,)}, ValueError, r'out_blocks are \(4,\); the main stage has 4 blocks: allowed are 0 to 3'),
+        ({'out_blocks': (4,)}, ValueError, r'out_blocks is \(4,\); allowed: blocks of the main stage, 0 to 3'),
         ({'out_blocks': (-5,)}, ValueError, r'-1 to -4'),
         ({'out_blocks': (2, 1)}, ValueError, 'ascending and each once'),
         ({'out_blocks': (3, -1)}, ValueError, 'ascending and each once'),
-        ({'out_blocks': (True,)}, ValueError, r'out_blocks are \(True,\)'),
+        ({'out_blocks': (True,)}, ValueError, r'out_blocks is \(True,\)'),
         ({'out_blocks': 3}, TypeError, r'out_blocks is 3; give a tuple'),
         ({'out_indices': ()}, ValueError, r'out_indices are \(\); .*where out_blocks are returned'),
     ],
