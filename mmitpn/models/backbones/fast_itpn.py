@@ -620,6 +620,9 @@ class FastITPN(BaseITPN):
             For each grid the map ``(B, C, h_i, w_i)``; with ``out_blocks`` a tuple, see :meth:`forward_tokens`.
         """
         self._check_joint(tokens, 'tokens')
+        batches = [len(x) for x in tokens]
+        if len(set(batches)) > 1:
+            raise ValueError(f'the batch sizes are {batches}; give the same number of samples of every image')
         grids = [tuple(map(int, x.shape[1:3])) for x in tokens]
         x = torch.cat([x.flatten(1, 2) for x in tokens], 1)  # B, N, C
         counts = [height * width for height, width in grids]
@@ -644,6 +647,3 @@ class FastITPN(BaseITPN):
                 'token migration and gathering work on the grid of one image, and here are several: switch them off by'
                 ' set_token_reduction()'
             )
-        batches = [len(x) for x in given if isinstance(x, Tensor) and x.ndim]
-        if len(set(batches)) > 1:
-            raise ValueError(f'{what} have the batch sizes {batches}; give all the same number of samples')

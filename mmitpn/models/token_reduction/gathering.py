@@ -28,7 +28,7 @@ class TokenGathering:
         depth: Blocks of the main stage.
         window_size: Largest side of a window, in tokens of 16 pixels.
         num_tokens: Gathering tokens per window, at most ``window_size ** 2``; 0: windows do not see each other.
-        global_blocks: Blocks of the main stage that keep global attention.
+        global_blocks: Blocks of the main stage that keep global attention, from 0, or from -1 backwards.
         learned: Add an offset, 0 at first, to the gathering tokens' keys and values, for every windowed block: the
             backbone's ``blocks.N.attn.gathering_offset``.
 

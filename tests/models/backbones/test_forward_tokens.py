@@ -152,7 +152,7 @@ def test_compiled_gives_the_same_output():
     [
         ({}, torch.zeros(2, 3, 32, 32), TypeError, r'images is a Tensor; give a list, such as \[template, search\]'),
         ({}, [], ValueError, 'images is an empty list'),
-        ({}, [torch.zeros(1, 3, 32, 32), torch.zeros(2, 3, 32, 32)], ValueError, r'batch sizes \[1, 2\]'),
+        ({}, [torch.zeros(1, 3, 32, 32), torch.zeros(2, 3, 32, 32)], ValueError, r'batch sizes are \[1, 2\]'),
         ({}, [torch.zeros(1, 6, 32, 32)], ValueError, r'\(1, 6, 32, 32\).*in_channels=6'),
         ({}, [torch.zeros(3, 32, 32)], ValueError, r'takes \(B, 3, H, W\)'),
         ({}, ['a.jpg'], TypeError, 'was given a str'),
