@@ -238,6 +238,7 @@ class Result:
         scene = sv.LabelAnnotator(
             palette, text_color=texts, text_scale=text_scale, text_thickness=max(1, round(1.6 * text_scale)),
             text_padding=max(2, round(7 * text_scale)), text_position=anchor,
+            smart_position=True,
         ).annotate(scene, found, labels=labels)  # fmt: skip
         return np.ascontiguousarray(scene[..., ::-1])
 
