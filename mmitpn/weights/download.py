@@ -7,6 +7,7 @@ was put into the cache by hand is used as a downloaded one is.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import logging
@@ -265,7 +266,10 @@ def download_file(
             unchecked.chmod(0o644)  # gdown's temporary files are readable by their owner only
             unchecked.replace(path)
     except (requests.RequestException, DownloadError) as error:
-        raise FileNotFoundError(f'{label} cannot be downloaded ({_reason(error, address)}): {advice}') from error
+        reason = _reason(error, address)
+        if any(part.stat().st_size for part in _parts(unchecked)):
+            reason += '; trying again resumes it'
+        raise FileNotFoundError(f'{label} cannot be downloaded ({reason}): {advice}') from error
     except OSError as error:
         if error.errno in _FULL:
             problem = f'no space for {label} in {path.parent}: make room'
@@ -278,7 +282,7 @@ def _transfer(address: str, unchecked: Path, label: str) -> None:
     """Download to ``unchecked``; what is left of an interrupted download is used if the server can resume it."""
     import gdown
 
-    left = {part: part.stat().st_size for part in unchecked.parent.glob(f'{unchecked.name}*.part')}
+    left = {part: part.stat().st_size for part in _parts(unchecked)}
     with _progress_bar(label) as progress:
         options = {'quiet': True, 'use_cookies': False, 'resume': True, 'progress': progress}
         options |= {'timeout': TIMEOUT, 'retries': RETRIES}
@@ -292,6 +296,11 @@ def _transfer(address: str, unchecked: Path, label: str) -> None:
             for part in left:
                 part.unlink()
             gdown.download(address, str(unchecked), **options)
+
+
+def _parts(unchecked: Path) -> list[Path]:
+    """What gdown left of an interrupted download."""
+    return list(unchecked.parent.glob(f'{glob.escape(unchecked.name)}*.part'))
 
 
 def _reason(error: Exception, address: str) -> str:
