@@ -95,12 +95,13 @@ def get(name: str) -> None:
     """Download weights, or check the file that is here, and print what is known of it."""
     path = Path(resolve_weights(_as_name(name), recheck=True))
     entry = None if name.startswith(HUGGING_FACE) else find_weights(name)
-    facts = [format_size(path.stat().st_size)]
+    facts = [] if entry is None else [f'{entry.class_name} {entry.arch}; {entry.pretraining}', entry.remark]
+    facts.append(format_size(path.stat().st_size))
     if entry is None or entry.shipped is None:
         known = entry.recorded_by if entry and entry.sha256 else 'recorded at its first use, compared from now on'
         facts.append(f'SHA-256 {read_record(path).get("sha256", UNKNOWN)} ({known})')
-        facts.append(f'license: {"see its page" if entry is None else entry.license}')
-    sys.stdout.write(f'{name}: {path}\n' + ''.join(f'  {fact}\n' for fact in facts))
+    facts.append(f'license: {"see its page on Hugging Face" if entry is None else entry.license}')
+    sys.stdout.write(f'{name}: {path}\n' + ''.join(f'  {fact}\n' for fact in facts if fact))
 
 
 def _as_name(name: str) -> str:

@@ -17,7 +17,7 @@ from mmitpn.checkpoint.sharded import read_index
 from mmitpn.config_types import is_type, type_name, type_scope
 from mmitpn.weights.download import SCHEMES as NAMED
 from mmitpn.weights.download import find_local_file, resolve_weights
-from mmitpn.weights.zoo import SCHEME
+from mmitpn.weights.zoo import SCHEME, advise_on_missing
 
 PARTS = ('backbone', 'neck')
 PATCH = 16  # pixels along the side of a token of the main stage
@@ -38,7 +38,7 @@ def use_pretrained(cfg: Config, checkpoint: str) -> None:
 
     Raises:
         ValueError: If neither the backbone nor the neck is one of this project's.
-        FileNotFoundError: If the name's file is not here and cannot be downloaded.
+        FileNotFoundError: If the name's file is not here and cannot be downloaded, or the name is unknown.
     """
     parts = _own_parts(cfg)
     if not parts:
@@ -47,10 +47,29 @@ def use_pretrained(cfg: Config, checkpoint: str) -> None:
             f'--pretrained {checkpoint}: backbone and neck of the config are {types}; one of them must be of mmitpn'
             " (see README.md, 'Swap a backbone'), or set their own init_cfg"
         )
+    advice = '' if '://' in checkpoint or Path(checkpoint).exists() else advise_on_missing(checkpoint)
+    if advice and find_local_file(checkpoint) is None:
+        raise FileNotFoundError(f'--pretrained {checkpoint}: there is no such file{advice}')
     if resolve_weights(checkpoint) != checkpoint and '://' not in checkpoint:
         checkpoint = f'{SCHEME}{checkpoint}'
     for part in parts.values():
         part['init_cfg'] = {'type': 'Pretrained', 'checkpoint': checkpoint}
+
+
+def download_init_cfg(cfg: Config) -> None:
+    """Download the weights that ``init_cfg`` of backbones and necks names, before anything is built.
+
+    Args:
+        cfg: Config of a model that is to be trained.
+
+    Raises:
+        ValueError: If a name is unknown, or its file is another one.
+        FileNotFoundError: If a file cannot be downloaded.
+    """
+    for _, part in _find_parts(cfg.model):
+        init_cfg = part.get('init_cfg')
+        if is_type(part, 'FastITPN', 'ITPN', 'ITPNPyramid') and is_type(init_cfg, 'Pretrained', 'PretrainedInit'):
+            resolve_weights(init_cfg.get('checkpoint'))
 
 
 def warn_if_random(cfg: Config) -> None:

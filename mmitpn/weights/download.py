@@ -32,7 +32,7 @@ from mmitpn.weights.zoo import SCHEME, WEIGHTS, WeightsEntry, find_weights
 HOME = 'MMITPN_HOME'
 HUGGING_FACE = 'hf://'
 SCHEMES = tuple(prefix.removesuffix('://') for prefix in (SCHEME, HUGGING_FACE))
-TIMEOUT = 30  # seconds without an answer
+TIMEOUT = (10, 30)  # seconds until a connection, and without a byte
 RETRIES = 3  # after a cut connection; each resumes
 _HTML = (b'<!doctype', b'<!--', b'<html', b'<head', b'<?xml', b'<error')
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -311,8 +311,8 @@ def _reason(error: Exception, address: str) -> str:
     host = urlparse(address).hostname
     if isinstance(cause, requests.HTTPError):
         return f'HTTP Error {cause.response.status_code}'
-    if isinstance(cause, requests.Timeout):
-        return f'no answer from {host} within {TIMEOUT} seconds'
+    if isinstance(cause, requests.ReadTimeout):
+        return f'no answer from {host} for {TIMEOUT[1]} seconds'
     if isinstance(cause, requests.ConnectionError):
         return f'no connection to {host}'
     text = ' '.join(str(error).split())

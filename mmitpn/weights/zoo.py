@@ -228,7 +228,8 @@ def _ours() -> Iterator[WeightsEntry]:
         params=3.7,
         native_size=128,
         file='nano-shapes.pth',
-        remark='finds circles, squares, triangles, stars and rings in generated images, nothing else',
+        remark='finds circles, squares, triangles, stars and rings in generated images, nothing else; box AP 0.711 on'
+        ' held-out ones',
         config='quickstart/dino_fast-itpn-nano_shapes.py',
         shipped='quickstart/nano-shapes.pth',
     )

@@ -18,7 +18,7 @@ from mmitpn.checkpoint import read_checkpoint
 from mmitpn.engine import setup_environment
 from mmitpn.engine.checkpointing import read_without_tensors
 from mmitpn.engine.evaluation import read_classes
-from mmitpn.engine.pretrained import remove_lost_init_cfg, use_checkpoint_grid, use_pretrained
+from mmitpn.engine.pretrained import download_init_cfg, remove_lost_init_cfg, use_checkpoint_grid, use_pretrained
 from mmitpn.weights import find_weights, zoo
 
 NAME = 'fast-itpn-b'
@@ -83,6 +83,11 @@ def test_a_file_in_the_current_folder_comes_before_a_name(released, offline, pre
 def test_a_download_that_fails_is_reported_before_anything_is_built(offline):
     with pytest.raises(FileNotFoundError, match=r'fast-itpn-b cannot be downloaded'):
         use_pretrained(config(), NAME)
+    with pytest.raises(FileNotFoundError, match=r'--pretrained fast-itpn-bb: .*; weights by name: fast-itpn-b,'):
+        use_pretrained(config(), 'fast-itpn-bb')
+    with pytest.raises(FileNotFoundError, match=r'fast-itpn-b cannot be downloaded'):
+        download_init_cfg(config(init_cfg={'type': 'Pretrained', 'checkpoint': NAMED}))
+    download_init_cfg(config(init_cfg={'type': 'Pretrained', 'checkpoint': 'gone.pth'}))  # the module says so
 
 
 def test_mmengine_loads_a_name(released, offline):
