@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from mmitpn.weights import WEIGHTS, WeightsEntry, cache_folder, find_local_file, find_weights, resolve_weights
 from mmitpn.weights.download import HUGGING_FACE, read_record
@@ -68,7 +68,8 @@ def to_json(entry: WeightsEntry) -> dict[str, object]:
 
 def list_weights(entries: Sequence[WeightsEntry], console: Console) -> None:
     """Print the table of weights."""
-    table = Table('name', 'arch', 'params', 'pre-training', 'native size', 'top-1', 'file size', 'here')
+    name = Column('name', no_wrap=True, min_width=max(len(entry.name) for entry in entries))
+    table = Table(name, 'arch', 'params', 'pre-training', 'native size', 'top-1', 'file size', 'here')
     for entry in entries:
         path = _local(entry)
         here = path.is_file()
