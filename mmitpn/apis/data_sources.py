@@ -22,7 +22,9 @@ VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wm
 STREAMS = ('rtsp', 'rtmp', 'udp', 'tcp')
 TIMEOUT = 30  # seconds without an answer of a server
 ENOUGH = 0.9  # fraction of the frames that a video's header announces, below which it counts as cut off
-ALLOWED = 'an image or video file, a folder, a glob, a URL, a camera number, a PIL image, an RGB array, or a list of these'
+ALLOWED = (
+    'an image or video file, a folder, a glob, a URL, a camera number, a PIL image, an RGB array, or a list of these'
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ class DataSource:
         if several and not source:
             raise ValueError(f'the list of sources is empty; give {ALLOWED}')
         self._parts = [part for one in (source if several else [source]) for part in _expand(one)]
-        self.is_single = not several and len(self._parts) == 1 and not _is_video(self._parts[0]) and not _is_many(source)
+        self.is_single = (
+            not several and len(self._parts) == 1 and not _is_video(self._parts[0]) and not _is_many(source)
+        )
         if len(self._parts) == 1 and _is_video(self._parts[0]):
             _open_video(self._parts[0])[0].release()  # raises where it does not decode
 

@@ -109,7 +109,9 @@ def build_model(cfg: Config, weights: str) -> tuple[nn.Module, tuple[str, ...]]:
             class names is not that of the head.
     """
     if cfg.get('model') is None:
-        raise ValueError(f'the config {cfg.filename} has no model; give the config of a detector, segmentor, classifier')
+        raise ValueError(
+            f'the config {cfg.filename} has no model; give the config of a detector, segmentor, classifier'
+        )
     if classes_are_prompts(cfg.model):
         raise ValueError('the classes of this model are words of a prompt, which Predictor does not take')
     _remove_other_files(cfg.model)

@@ -244,11 +244,15 @@ def predict(args: argparse.Namespace, model: Predictor, data: Any, console: Cons
         What was found, and the names of what could not be read with the reason.
     """
     found, broken = Findings(), []
+    results = model.predict(
+        data,
+        score=args.score,
+        batch=args.batch,
+        tile=args.tile,
+        on_broken=lambda name, error: broken.append(str(error)),
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     drawings = DrawingWriter(args.out, save_streams=args.save_video)
-    results = model.predict(
-        data, score=args.score, batch=args.batch, tile=args.tile, on_broken=lambda name, error: broken.append(str(error))
-    )
     with ExitStack() as stack:
         stack.callback(drawings.close)
         coco = None

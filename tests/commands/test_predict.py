@@ -1,0 +1,113 @@
+"""The command ``mmitpn predict``, with the detector that comes with the package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from mmitpn.__main__ import main
+
+pytest.importorskip('mmdet')
+pytest.importorskip('supervision')
+
+
+def draw_circle(x: int) -> np.ndarray:
+    """RGB, 128 x 128, one circle."""
+    image = np.full((128, 128, 3), 90, np.uint8)
+    return cv2.circle(image, (x, 64), 30, (200, 40, 40), -1)
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory) -> Path:
+    """Two images of one name in two folders, and a video."""
+    folder = tmp_path_factory.mktemp('source')
+    for name, x in (('one', 40), ('two', 90)):
+        (folder / name).mkdir()
+        Image.fromarray(draw_circle(x)).save(folder / name / 'a.png')
+    video = cv2.VideoWriter(str(folder / 'clip.mp4'), cv2.VideoWriter_fourcc(*'mp4v'), 10, (128, 128))
+    for index in range(6):
+        video.write(draw_circle(40 + 8 * index)[..., ::-1])
+    video.release()
+    return folder
+
+
+def predict(*arguments: object) -> int:
+    return main(['predict', '--model', 'nano-shapes', '--device', 'cpu', *map(str, arguments)])
+
+
+def test_images_of_one_name_and_a_table(source, tmp_path, capsys):
+    (tmp_path / 'other.txt').write_text('kept')
+    assert predict(f'{source}/**/*.png', '--out', tmp_path, '--json', '--batch', 2, '--score', 0.5) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['a.png', 'a_2.png', 'other.txt', 'predictions.json']
+    for name, x in (('a.png', 40), ('a_2.png', 90)):
+        drawn = np.asarray(Image.open(tmp_path / name)).astype(int)
+        changed = np.abs(drawn - draw_circle(x)).sum(axis=2) > 30
+        columns = np.flatnonzero(changed[60:70].any(axis=0))  # the left and right edges of the box
+        assert columns.min() == pytest.approx(x - 31, abs=5)
+        assert columns.max() == pytest.approx(x + 31, abs=5)
+    coco = COCO(str(tmp_path / 'predictions.json'))
+    assert [Path(one['file_name']).parent.name for one in coco.imgs.values()] == ['one', 'two']
+    (circle,) = coco.getCatIds(catNms=['circle'])
+    for image, x in ((1, 40), (2, 90)):
+        (found,) = coco.loadAnns(coco.getAnnIds(imgIds=[image], catIds=[circle]))
+        np.testing.assert_allclose(found['bbox'], [x - 30, 34, 60, 60], atol=5)
+    printed = capsys.readouterr().out
+    assert '2 images' in printed
+    row = next(line for line in printed.splitlines() if 'circle' in line)
+    assert row.split()[3::2][:2] == ['2', '2']
+    assert f'2 drawings in {tmp_path}' in printed.replace('\n', ' ')
+
+
+def test_a_video_gives_a_video(source, tmp_path):
+    assert predict(source / 'clip.mp4', '--out', tmp_path, '--json') == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['clip.mp4', 'predictions.json']
+    video = cv2.VideoCapture(str(tmp_path / 'clip.mp4'))
+    assert (video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)) == (6, 10)
+    frame = video.read()[1][..., ::-1].astype(int)
+    assert (np.abs(frame - draw_circle(40)).sum(axis=2) > 60).mean() > 0.02  # a box and a label
+    content = json.loads((tmp_path / 'predictions.json').read_text())
+    assert [one['frame'] for one in content['images']] == list(range(6))
+
+
+def test_a_broken_image_is_named_in_the_exit_status(source, tmp_path, capsys):
+    folder = tmp_path / 'in'
+    folder.mkdir()
+    (folder / 'a.png').write_bytes((source / 'one/a.png').read_bytes())
+    (folder / 'b.png').write_bytes(b'broken')
+    assert predict(folder, '--out', tmp_path / 'out') == 1
+    assert 'b.png cannot be decoded as an image' in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / 'out').iterdir()] == ['a.png']
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'text'),
+    [
+        (['gone.jpg'], "no file or folder 'gone.jpg'"),
+        (['SOURCE', '--score', '7'], 'score is 7.0; give a number from 0 to 1'),
+        (['SOURCE', '--device', 'tpu'], "device 'tpu' cannot be used"),
+        (['SOURCE', '--weights', 'gone.pth'], 'gone.pth'),
+        (['SOURCE', '--weights', 'BACKBONE'], 'of the 246 weights of the model; of decoder'),
+        (['SOURCE', '--out', 'FILE'], 'is a file; give a folder'),
+    ],
+)
+def test_mistakes_are_one_line(arguments, text, source, tmp_path, capsys):
+    from mmitpn.utils import config_folder
+
+    (tmp_path / 'file').write_text('')
+    known = {
+        'SOURCE': source / 'one',
+        'BACKBONE': config_folder() / 'quickstart/fast-itpn-nano_shapes.pth',
+        'FILE': tmp_path / 'file',
+    }
+    given = [known.get(one, one) for one in arguments]
+    assert predict('--out', tmp_path / 'out', *given) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert text in error[-1]
+    assert error[-1].startswith('error: ')
+    assert not (tmp_path / 'out').exists()
