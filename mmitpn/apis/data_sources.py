@@ -1,4 +1,4 @@
-"""What predictions are made of: files, folders, globs, addresses, videos, cameras, arrays and lists of these, lazily."""
+"""Sources of predictions: files, folders, globs, addresses, videos, cameras, arrays and lists of these, read lazily."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def _expand_path(path: Path) -> list[Path]:
             raise ValueError(f'{path}: the ending {path.suffix!r} is none of {" ".join(known)}')
         return [path]
     if glob.has_magic(str(path)):
-        found = sorted(Path(one) for one in glob.glob(str(path), recursive=True))
+        found = sorted(Path(one) for one in glob.glob(str(path), recursive=True))  # noqa: PTH207 - of an absolute path too
         found = [one for one in found if one.suffix.lower() in known and one.is_file()]
         if not found:
             raise FileNotFoundError(f'the glob {str(path)!r} matches no image or video (seen from {Path.cwd()})')

@@ -169,8 +169,8 @@ def _load_all(model: nn.Module, content: Mapping[str, Any], weights: str) -> Non
         else 'they would be random: give a checkpoint of the whole model'
     )
     raise ValueError(
-        f'{weights} has {len(own) - len(missing)} of the {len(own)} weights of the model; of {parts} some are missing or'
-        f' of another shape{f": {examples}" if examples else ""}; {advice}'
+        f'{weights} has {len(own) - len(missing)} of the {len(own)} weights of the model; missing or of another shape'
+        f' are some of {parts}{f": {examples}" if examples else ""}; {advice}'
     )
 
 
@@ -191,8 +191,8 @@ def _class_names(cfg: Config, model: nn.Module, meta: Any, weights: str) -> tupl
         )
     if number is not None and len(names) < number:
         raise ValueError(
-            f'{source} names {len(names)} classes, but the head of the model has {number}: the checkpoint and the config'
-            ' do not belong together, or metainfo.classes of test_dataloader.dataset is incomplete'
+            f'{source} names {len(names)} classes, but the head of the model has {number}: the checkpoint and the'
+            ' config do not belong together, or metainfo.classes of test_dataloader.dataset is incomplete'
         )
     return tuple(names)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -76,8 +77,11 @@ class Result:
 
     @property
     def labels(self) -> np.ndarray:
-        """Class indices, int64 ``(N,)``: of the objects, of the segments, of the classes in a label map (largest area
-        first), or the five best ones of a classifier."""
+        """Class indices, int64 ``(N,)``.
+
+        Those of the objects or segments, of the classes in a label map (largest area first), or the five best ones of a
+        classifier.
+        """
         if 'boxes' in self.values:
             return self.values['labels']
         if 'panoptic' in self.values:
@@ -209,38 +213,34 @@ class Result:
         sv = import_supervision()
         from mmitpn.visualization.image_grid import class_color, text_color
 
-        height, width = self.image.shape[:2]
-        side = min(height, width)
-        text_scale, line = float(np.clip(side / 1000, 0.35, 2.0)), max(1, round(side / 320))
-        scene = np.ascontiguousarray(self.image[..., ::-1])  # supervision draws in BGR
-        if 'probabilities' in self.values:
-            step = max(1, round(40 * text_scale))
-            for row, (name, score) in enumerate(zip(self.names, self.scores, strict=True)):
-                text = f'{name} {score:.2f}'
-                x = round(len(text) * 9.5 * text_scale) + 8
-                scene = sv.draw_text(
-                    scene, text, sv.Point(x, step * (row + 0.7)), text_color=sv.Color.WHITE, text_scale=text_scale,
-                    text_padding=4, background_color=sv.Color.BLACK,
-                )  # fmt: skip
-            return np.ascontiguousarray(scene[..., ::-1])
-        found = self.to_supervision()
+        side = min(self.image.shape[:2])
+        scale, line = float(np.clip(side / 1000, 0.35, 2.0)), max(1, round(side / 320))
         colors = [class_color(index) for index in range(len(self.classes))]
         palette = sv.ColorPalette([sv.Color(*(round(255 * one) for one in color)) for color in colors])
         texts = sv.ColorPalette([getattr(sv.Color, text_color(color).upper()) for color in colors])
-        if found.mask is not None:
+        scene = np.ascontiguousarray(self.image[..., ::-1])  # supervision draws in BGR
+        names, position = self.names, sv.Position.CENTER
+        padding = max(2, round(7 * scale))
+        if {'boxes', 'probabilities'} & set(self.values):
+            names = [f'{name} {score:.2f}' for name, score in zip(self.names, self.scores, strict=True)]
+            position = sv.Position.TOP_LEFT
+        found = None if 'probabilities' in self.values else self.to_supervision()
+        if found is not None and found.mask is not None:
             scene = sv.MaskAnnotator(palette, opacity=0.45).annotate(scene, found)
             scene = sv.PolygonAnnotator(palette, thickness=max(1, line // 2)).annotate(scene, found)
-        labels, anchor = self.names, sv.Position.CENTER_OF_MASS
         if 'boxes' in self.values:
             scene = sv.BoxAnnotator(palette, thickness=line).annotate(scene, found)
-            labels = [f'{name} {score:.2f}' for name, score in zip(self.names, self.scores, strict=True)]
-            anchor = sv.Position.TOP_LEFT
-        scene = sv.LabelAnnotator(
-            palette, text_color=texts, text_scale=text_scale, text_thickness=max(1, round(1.6 * text_scale)),
-            text_padding=max(2, round(7 * text_scale)), text_position=anchor,
-            smart_position=True,
-        ).annotate(scene, found, labels=labels)  # fmt: skip
-        return np.ascontiguousarray(scene[..., ::-1])
+            anchors = found.xyxy
+        elif found is not None:
+            anchors = np.array([[*_innermost(mask)] * 2 for mask in found.mask])
+        else:  # the classes of a classifier, one below the other
+            anchors = np.array([[0, row * (round(24 * scale) + 2 * padding)] * 2 for row in range(1, len(names) + 1)])
+        labels = sv.LabelAnnotator(
+            palette, text_color=texts, text_scale=scale, text_thickness=max(1, round(1.6 * scale)),
+            text_padding=padding, text_position=position, smart_position=found is not None,
+        )  # fmt: skip
+        at = sv.Detections(anchors.reshape(-1, 4).astype(np.float32), class_id=self.labels)
+        return np.ascontiguousarray(labels.annotate(scene, at, labels=names)[..., ::-1])
 
     def save(self, path: str | Path) -> Path:
         """Draw the predictions and write them as an image file, whose folder is created.
@@ -320,7 +320,7 @@ def read_prediction(
 
 
 def _read_segments(ids: np.ndarray, classes: Sequence[str], things: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """mmdet's panoptic map as segment ids from 1, with a dict for each."""
+    """Mmdet's panoptic map as segment ids from 1, with a dict for each."""
     panoptic, segments = np.zeros(ids.shape, dtype=np.int32), []
     for one in np.unique(ids).tolist():
         label = one % INSTANCE_OFFSET
@@ -350,10 +350,15 @@ def _array(tensor: Any, dtype: Any) -> np.ndarray:
 
 def _box(mask: np.ndarray) -> list[float]:
     """The box x1, y1, x2, y2 around the pixels of a mask that has some."""
-    from mmitpn.utils import mask_to_box
-
     x, y, width, height = mask_to_box(mask)
     return [float(x), float(y), float(x + width), float(y + height)]
+
+
+def _innermost(mask: np.ndarray) -> tuple[int, int]:
+    """The pixel x, y of a mask that is farthest from its border."""
+    distance = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    y, x = np.unravel_index(distance.argmax(), mask.shape)
+    return int(x), int(y)
 
 
 def _encode(mask: np.ndarray) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from mmitpn.apis import Predictor, Result
+    from mmitpn.apis.data_sources import DataSource
 
 JSON_NAME = 'predictions.json'
 FALLBACK_FPS = 25.0  # of a camera or video that does not tell
@@ -174,7 +175,7 @@ class ClassCount:
     total: float = 0.0
 
 
-class Findings:
+class PredictionCounts:
     """Counts what was found, by class."""
 
     def __init__(self) -> None:
@@ -237,19 +238,19 @@ def show_progress(total: int | None, console: Console) -> Iterator[Any]:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def predict(args: argparse.Namespace, model: Predictor, data: Any, console: Console) -> tuple[Findings, list[str]]:
+def predict(args: argparse.Namespace, model: Predictor, data: DataSource, console: Console) -> list[str]:
     """Predict everything in a source and write the results; Ctrl-C ends a camera or a long video early.
 
     Returns:
-        What was found, and the names of what could not be read with the reason.
+        What could not be read, with the reason.
     """
-    found, broken = Findings(), []
+    found, broken = PredictionCounts(), []
     results = model.predict(
         data,
         score=args.score,
         batch=args.batch,
         tile=args.tile,
-        on_broken=lambda name, error: broken.append(str(error)),
+        on_broken=lambda _, error: broken.append(str(error)),
     )
     args.out.mkdir(parents=True, exist_ok=True)
     drawings = DrawingWriter(args.out, save_streams=args.save_video)
@@ -272,7 +273,7 @@ def predict(args: argparse.Namespace, model: Predictor, data: Any, console: Cons
     console.print(found.table())
     written = f'{drawings.count} drawing{"" if drawings.count == 1 else "s"} in {args.out}'
     console.print(written + (f', predictions in {args.out / JSON_NAME}' if args.json else ''), soft_wrap=True)
-    return found, broken
+    return broken
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -291,7 +292,7 @@ def main(argv: list[str] | None = None) -> int:
         import_supervision()
         data = DataSource(args.source)  # what is wrong with it is reported before the model is loaded
         model = Predictor(args.model, args.weights, device=args.device, dtype=args.dtype)
-        broken.extend(predict(args, model, data, Console())[1])
+        broken.extend(predict(args, model, data, Console()))
 
     from mmitpn.engine.cli import run_command
 

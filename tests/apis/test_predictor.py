@@ -278,7 +278,7 @@ def test_a_file_without_the_head_is_refused(small_model, tmp_path):
     state = {key: value for key, value in case.model.state_dict().items() if not key.startswith('bbox_head')}
     torch.save({'state_dict': state}, path)
     missing = len(case.model.state_dict()) - len(state)
-    text = rf'has {len(state)} of the {len(state) + missing} weights of the model; of bbox_head \({missing}\)'
+    text = rf'has {len(state)} of the {len(state) + missing} weights of the model; .* some of bbox_head \({missing}\)'
     with pytest.raises(ValueError, match=text):
         mmitpn.Predictor(case.config, path)
 
@@ -312,7 +312,7 @@ def test_a_missing_buffer_is_refused(tmp_path):
         predictor.predict(np.zeros((50, 60, 3), np.uint8), tile=32)
     del state['backbone.bn1.running_mean']
     torch.save({'state_dict': state}, tmp_path / 'some.pth')
-    with pytest.raises(ValueError, match=r'of backbone \(1\) some are missing'):
+    with pytest.raises(ValueError, match=r'missing or of another shape are some of backbone \(1\)'):
         mmitpn.Predictor(config, tmp_path / 'some.pth')
 
 
@@ -350,14 +350,13 @@ def test_an_authors_classifier(small_model, authors_weights, tmp_path):
     assert result.probabilities.sum() == pytest.approx(1, abs=1e-5)
     assert result.names[0] == predictor.names[result.probabilities.argmax()]
     torch.save({'model': authors_weights()}, tmp_path / 'backbone.pth')
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match='set final_norm=True on the backbone'):
         mmitpn.Predictor(case.config, tmp_path / 'backbone.pth')
-    assert '--allow-partial' not in str(caught.value)
 
 
 def test_mistakes_in_the_model(small_model, tmp_path):
     case = small_model('boxes')
-    with pytest.raises(FileNotFoundError, match="no config file 'gone.py'"):
+    with pytest.raises(FileNotFoundError, match=r"no config file 'gone\.py'"):
         mmitpn.Predictor('gone.py', case.weights)
     with pytest.raises(FileNotFoundError, match='dino-4scale_fast-itpn-b_8xb2-12e_coco'):
         mmitpn.Predictor('dino-4scale_fast-itpn-b_8xb2-12e_coc', case.weights)
