@@ -214,7 +214,11 @@ class Result:
         from mmitpn.visualization.image_grid import class_color, text_color
 
         side = min(self.image.shape[:2])
-        scale, line = float(np.clip(side / 1000, 0.35, 2.0)), max(1, round(side / 320))
+        line, scale = max(1, round(side / 320)), side / 1000
+        if len(self.values.get('boxes', ())):  # small labels for small objects
+            sizes = self.boxes[:, 2:] - self.boxes[:, :2]
+            scale = min(scale, float(np.median(np.sqrt(sizes.prod(axis=1)))) / 130)
+        scale = float(np.clip(scale, 0.35, 2.0))
         colors = [class_color(index) for index in range(len(self.classes))]
         palette = sv.ColorPalette([sv.Color(*(round(255 * one) for one in color)) for color in colors])
         texts = sv.ColorPalette([getattr(sv.Color, text_color(color).upper()) for color in colors])
