@@ -22,6 +22,8 @@ from mmitpn.engine.cli import load_config
 from mmitpn.engine.evaluation import load_complete_model, read_authors_file
 from mmitpn.engine.pretrained import use_checkpoint_grid
 from mmitpn.engine.runtime import setup_environment
+from mmitpn.weights import WEIGHTS, find_weights, resolve_weights
+from mmitpn.weights.zoo import nearest_names
 
 DERIVED = '.num_batches_tracked'  # a buffer that changes no prediction, and that old files lack
 HEADS = ('panoptic_fusion_head', 'roi_head.bbox_head', 'bbox_head', 'query_head', 'mask_head', 'decode_head', 'head')
@@ -52,7 +54,11 @@ def resolve_model(config: str | os.PathLike, weights: str | os.PathLike | None) 
         entry = _find_complete(name)
     if entry is not None:
         config, weights = entry.config, entry.name if weights is None else weights
-    cfg = load_config(config)
+    try:
+        cfg = load_config(config)
+    except FileNotFoundError as error:
+        near = [one for one in nearest_names(name) if WEIGHTS[one].config is not None]
+        raise FileNotFoundError(f'{error}; did you mean {near[0]!r}?' if near else str(error)) from None
     if weights is None:
         raise ValueError(
             f"the config {name} needs weights: give a checkpoint of the whole model with weights='FILE_OR_NAME'"
@@ -60,8 +66,6 @@ def resolve_model(config: str | os.PathLike, weights: str | os.PathLike | None) 
         )
     source = os.fspath(weights)
     if not Path(source).expanduser().exists():
-        from mmitpn.weights import resolve_weights
-
         source = os.fspath(resolve_weights(source))
         if '://' not in source and not Path(source).expanduser().exists():
             raise FileNotFoundError(
@@ -73,8 +77,6 @@ def resolve_model(config: str | os.PathLike, weights: str | os.PathLike | None) 
 
 def _find_complete(name: str) -> Any:
     """The entry of a complete model in ``mmitpn.weights``; None for any other name."""
-    from mmitpn.weights import find_weights
-
     try:
         entry = find_weights(name)
     except ValueError:
@@ -227,7 +229,8 @@ def find_outputs(model: nn.Module) -> tuple[str, ...]:
         )
     fusion = getattr(model, 'panoptic_fusion_head', None)
     if fusion is None:
-        return ('boxes', 'masks') if model.with_mask else ('boxes',)
+        in_box_head = hasattr(getattr(model, 'bbox_head', None), 'mask_head')  # as of RTMDet-Ins
+        return ('boxes', 'masks') if model.with_mask or in_box_head else ('boxes',)
     test_cfg = getattr(fusion, 'test_cfg', None) or {}
     switches = (('instance_on', False, ('boxes', 'masks')), ('panoptic_on', True, ('panoptic',)))
     switches += (('semantic_on', False, ('semantic',)),)

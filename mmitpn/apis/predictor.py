@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import cv2
@@ -100,7 +101,8 @@ class Predictor:
 
         Args:
             source: An image or video file, a folder (without its subfolders), a glob, a URL, a camera number, a PIL
-                image, an RGB array, or a list of these; see :class:`mmitpn.apis.data_sources.DataSource`.
+                image, an RGB array, or a list of these; or a :class:`mmitpn.apis.data_sources.DataSource`, which
+                describes them.
             score: Objects with a lower score are left out; 0 keeps all that the model gives.
             batch: Images that the model takes at once. Only those of equal size after resizing are put together, so
                 that no result depends on other images.
@@ -119,7 +121,7 @@ class Predictor:
             ValueError: If an argument is out of range, a single image or video cannot be decoded, or the model gives
                 what cannot be tiled.
         """
-        if isinstance(score, bool) or not isinstance(score, (int, float)) or not 0 <= score <= 1:
+        if isinstance(score, bool) or not isinstance(score, Real) or not 0 <= score <= 1:
             raise ValueError(f'score is {score!r}; give a number from 0 to 1')
         check_int('batch', batch)
         if tile is not None:

@@ -47,6 +47,8 @@ def predict_tiled(
         found = []
         for result, window in zip(results, windows, strict=True):
             one = result.to_supervision()
+            height, width = result.image.shape[:2]
+            one.xyxy = one.xyxy.clip(0, [width, height, width, height])  # some detectors predict beyond the image
             one.data = {'tile': np.tile(np.array(window, dtype=np.float32), (len(one), 1))}
             found.append(one)
         return found[0] if isinstance(tiles, np.ndarray) else found

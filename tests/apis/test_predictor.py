@@ -126,6 +126,34 @@ def test_the_score_leaves_objects_out(detector, images):
     assert nothing.summary == 'no objects'
 
 
+@pytest.mark.slow
+def test_lower_precision_is_close(small_model, images):
+    case = small_model('upernet')
+    exact, fast = (
+        next(mmitpn.Predictor(case.config, case.weights, device='cpu', dtype=dtype).predict(images[0]))
+        for dtype in ('float32', 'bfloat16')
+    )
+    assert (exact.semantic == fast.semantic).mean() > 0.9
+
+
+@pytest.mark.slow
+def test_a_detector_of_mmdet_with_masks_in_its_box_head(tmp_path):
+    """A config of mmdet by its name, with another backbone: RTMDet-Ins."""
+    from mmengine.registry import MODELS
+
+    from mmitpn.engine.cli import load_config
+
+    name = 'mmdet::rtmdet/rtmdet-ins_tiny_8xb32-300e_coco'
+    cfg = load_config(name)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, tmp_path / 'rtmdet.pth')
+    predictor = mmitpn.Predictor(name, tmp_path / 'rtmdet.pth', device='cpu')
+    assert predictor.outputs == ('boxes', 'masks')
+    assert predictor.names[:2] == ('person', 'bicycle')
+    result = next(predictor.predict(np.full((60, 90, 3), 100, np.uint8), score=0))
+    assert result.masks.shape == (len(result), 60, 90)
+
+
 def test_odd_images(detector):
     tiny, gray, rgba = detector.predict(
         [np.zeros((1, 1, 3), np.uint8), np.zeros((40, 30), np.uint8), np.zeros((40, 30, 4), np.uint8)], score=0
@@ -360,6 +388,8 @@ def test_mistakes_in_the_model(small_model, tmp_path):
         mmitpn.Predictor('gone.py', case.weights)
     with pytest.raises(FileNotFoundError, match='dino-4scale_fast-itpn-b_8xb2-12e_coco'):
         mmitpn.Predictor('dino-4scale_fast-itpn-b_8xb2-12e_coc', case.weights)
+    with pytest.raises(FileNotFoundError, match="did you mean 'nano-shapes'"):
+        mmitpn.Predictor('nano-shape')
     with pytest.raises(ValueError, match='needs weights: give a checkpoint of the whole model'):
         mmitpn.Predictor(case.config)
     with pytest.raises(FileNotFoundError, match=r'gone\.pth'):

@@ -12,6 +12,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from mmitpn.__main__ import main
+from mmitpn.apis import Result
+from mmitpn.apis.data_sources import VideoFacts
+from mmitpn.commands.predict import DrawingWriter
 
 pytest.importorskip('mmdet')
 pytest.importorskip('supervision')
@@ -83,6 +86,20 @@ def test_a_broken_image_is_named_in_the_exit_status(source, tmp_path, capsys):
     assert predict(folder, '--out', tmp_path / 'out') == 1
     assert 'b.png cannot be decoded as an image' in capsys.readouterr().err
     assert [path.name for path in (tmp_path / 'out').iterdir()] == ['a.png']
+
+
+@pytest.mark.parametrize('save_video', [False, True])
+def test_frames_of_a_camera(save_video, tmp_path):
+    """A camera does not end by itself: its frames are images, or a video if that is asked for."""
+    camera = VideoFacts(0, 64, 48, 0.0, None)
+    values = {'boxes': np.zeros((0, 4), np.float32), 'scores': np.zeros(0), 'labels': np.zeros(0, int)}
+    writer = DrawingWriter(tmp_path, save_streams=save_video)
+    for frame in range(3):
+        image = np.full((48, 64, 3), 80 * frame, np.uint8)
+        writer.write(Result(image, 'camera0', ('a',), values, frame=frame, video=camera))
+    writer.close()
+    images = ['camera0_000000.jpg', 'camera0_000001.jpg', 'camera0_000002.jpg']
+    assert sorted(path.name for path in tmp_path.iterdir()) == (['camera0.mp4'] if save_video else images)
 
 
 @pytest.mark.parametrize(
