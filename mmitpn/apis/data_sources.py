@@ -263,6 +263,8 @@ def _open_video(source: Path | str | int) -> tuple[cv2.VideoCapture, VideoFacts]
         video.release()
         if isinstance(source, int):
             raise ValueError(f'camera {source} cannot be opened; is it connected, and not used by another program?')
+        if isinstance(source, str):
+            raise ValueError(f'{source} cannot be opened as a video; check the address, the network and the codec')
         raise ValueError(f'{source} cannot be decoded as a video; it is damaged, cut off, or of an unknown codec')
     fps, frames = video.get(cv2.CAP_PROP_FPS), int(video.get(cv2.CAP_PROP_FRAME_COUNT))
     name = source if isinstance(source, int) else str(source)

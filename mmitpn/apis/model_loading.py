@@ -124,7 +124,10 @@ def build_model(cfg: Config, weights: str) -> tuple[nn.Module, tuple[str, ...]]:
         model = MODELS.build(cfg.model)
     authors = None if Path(weights).is_dir() else read_authors_file(weights)
     if authors is not None:
-        load_complete_model(model, authors, weights, advice='')
+        try:
+            load_complete_model(model, authors, weights, advice='')
+        except TypeError as error:  # a model without a backbone or neck of mmitpn
+            raise ValueError(f'{weights}: {error}; give a checkpoint of the whole model') from None
         meta = None
     else:
         content = read_checkpoint(weights, allow_objects=True)  # objects as inert stand-ins

@@ -228,12 +228,15 @@ class Result:
         if {'boxes', 'probabilities'} & set(self.values):
             names = [f'{name} {score:.2f}' for name, score in zip(self.names, self.scores, strict=True)]
             position = sv.Position.TOP_LEFT
+        order = (
+            np.argsort(self.scores, kind='stable') if 'boxes' in self.values else np.arange(len(self))
+        )  # best on top
         found = None if 'probabilities' in self.values else self.to_supervision()
         if found is not None and found.mask is not None:
             scene = sv.MaskAnnotator(palette, opacity=0.45).annotate(scene, found)
             scene = sv.PolygonAnnotator(palette, thickness=max(1, line // 2)).annotate(scene, found)
         if 'boxes' in self.values:
-            scene = sv.BoxAnnotator(palette, thickness=line).annotate(scene, found)
+            scene = sv.BoxAnnotator(palette, thickness=line).annotate(scene, found[order])
             anchors = found.xyxy
         elif found is not None:
             anchors = np.array([[*_innermost(mask)] * 2 for mask in found.mask])
@@ -243,8 +246,8 @@ class Result:
             palette, text_color=texts, text_scale=scale, text_thickness=max(1, round(1.6 * scale)),
             text_padding=padding, text_position=position, smart_position=found is not None,
         )  # fmt: skip
-        at = sv.Detections(anchors.reshape(-1, 4).astype(np.float32), class_id=self.labels)
-        return np.ascontiguousarray(labels.annotate(scene, at, labels=names)[..., ::-1])
+        at = sv.Detections(anchors.reshape(-1, 4).astype(np.float32)[order], class_id=self.labels[order])
+        return np.ascontiguousarray(labels.annotate(scene, at, labels=[names[one] for one in order])[..., ::-1])
 
     def save(self, path: str | Path) -> Path:
         """Draw the predictions and write them as an image file, whose folder is created.

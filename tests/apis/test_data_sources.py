@@ -123,6 +123,8 @@ def test_a_broken_video_among_others_is_an_item_with_its_error(folder, tmp_path)
         (True, TypeError, 'the source is True'),
         (-1, ValueError, 'cameras are numbered from 0'),
         ([], ValueError, 'the list of sources is empty'),
+        (99, ValueError, 'camera 99 cannot be opened'),
+        ('rtsp://127.0.0.1:9/live', ValueError, 'live cannot be opened as a video; check the address'),
     ],
 )
 def test_mistakes_are_reported_at_once(source, error, text):

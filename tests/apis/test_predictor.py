@@ -382,8 +382,13 @@ def test_an_authors_classifier(small_model, authors_weights, tmp_path):
         mmitpn.Predictor(case.config, tmp_path / 'backbone.pth')
 
 
-def test_mistakes_in_the_model(small_model, tmp_path):
+def test_mistakes_in_the_model(small_model, authors_weights, tmp_path):
     case = small_model('boxes')
+    torch.save({'model': authors_weights()}, tmp_path / 'authors.pth')
+    with pytest.raises(
+        ValueError, match=r'authors\.pth: RetinaNet is no FastITPN.*give a checkpoint of the whole model'
+    ):
+        mmitpn.Predictor('mmdet::retinanet/retinanet_r18_fpn_1x_coco', tmp_path / 'authors.pth')
     with pytest.raises(FileNotFoundError, match=r"no config file 'gone\.py'"):
         mmitpn.Predictor('gone.py', case.weights)
     with pytest.raises(FileNotFoundError, match='dino-4scale_fast-itpn-b_8xb2-12e_coco'):
