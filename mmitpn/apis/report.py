@@ -163,7 +163,7 @@ def write_report(
         raise ValueError(f'score_threshold is {score_threshold}; allowed: 0 to 1')
     history = _read_history(work_dir)
     facts = [
-        ('', 'training run' if metrics is None else 'test'),
+        ('kind', 'training run' if metrics is None else 'test'),
         ('written', f'{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}'),
         *([('time', _duration(seconds))] if seconds is not None else []),
         *([('checkpoint', checkpoint)] if checkpoint else []),

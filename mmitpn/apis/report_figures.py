@@ -132,10 +132,9 @@ def detection_sections(
         suffix = '' if len(kinds) == 1 else {'bbox': ' (boxes)', 'segm': ' (masks)'}[kind]
         sections += _coco_sections(evaluation, names, suffix)
     matrix, scores = _confusions(samples, coco, category_ids, names, score_threshold)
-    html = note(f'IoU above 0.5 and scores from {score_threshold:g}.')
-    sections.append(
-        Section('Confusion matrix', html + confusion_matrix(matrix, names, background=True, unit='objects'))
-    )
+    text = f'Scores from {score_threshold:g}; box and object match above an IoU of 0.5.'
+    html = confusion_matrix(matrix, names, background=True, unit='objects', remark=text)
+    sections.append(Section('Confusion matrix', html))
     by_image = defaultdict(list)
     segments = coco_results(samples, category_ids, masks=True) if 'segm' in kinds else [{}] * len(boxes)
     for box, segment in zip(boxes, segments, strict=True):
@@ -148,8 +147,8 @@ def detection_sections(
         category_names = dict(zip(category_ids, names, strict=True))
         return [annotate_objects(image, those, category_names, masks='segm' in kinds) for those in both]
 
-    measure = 'F1 of the matches in the confusion matrix'
-    sections.append(image_section(samples, scores, measure, draw, names))
+    text = 'F1 of the matches in the confusion matrix'
+    sections.append(image_section(samples, scores, ('F1', text), draw, names))
     return sections
 
 
@@ -300,7 +299,7 @@ def semantic_sections(samples: Sequence[Sample], classes: Sequence[str]) -> list
     return [
         Section('Classes', note(text) + table(headings, rows, bars=[means[0], *(iou[k] for k in order)])),
         Section('Confusion matrix', confusion_matrix(total, classes, background=False, unit='pixels')),
-        image_section(samples, scores, 'mean IoU of the classes in an image', _draw_maps(classes), classes),
+        image_section(samples, scores, ('mIoU', 'mean IoU of the classes in an image'), _draw_maps(classes), classes),
     ]
 
 
@@ -341,7 +340,7 @@ def panoptic_sections(samples: Sequence[Sample], classes: Sequence[str]) -> list
     text = 'PQ, SQ and RQ in percent, and segments. Best class first; a dash: no segment of the class.'
     return [
         Section('Classes', note(text) + table(headings, rows, bars=[means[0], *(quality[k][0] for k in order)])),
-        image_section(samples, scores, 'mean PQ of the classes in an image', _draw_maps(classes), classes),
+        image_section(samples, scores, ('PQ', 'mean PQ of the classes in an image'), _draw_maps(classes), classes),
     ]
 
 
@@ -390,7 +389,7 @@ def classification_sections(samples: Sequence[Sample], classes: Sequence[str]) -
         image_section(
             samples,
             scores,
-            'the score of the prediction, those of wrong ones last: ground truth, and what it was taken for',
+            ('score', 'the score of the prediction, wrong ones last'),
             draw,
             (),
         ),
@@ -421,7 +420,7 @@ def choose_images(scores: Sequence[tuple | None], number_of: int = IMAGES) -> di
 def image_section(
     samples: Sequence[Sample],
     scores: Sequence[tuple | None],
-    measure: str,
+    measure: tuple[str, str],
     draw: Callable[[Sample, np.ndarray], list[AnnotatedImage]],
     names: Sequence[str],
 ) -> Section:
@@ -430,12 +429,12 @@ def image_section(
     Args:
         samples: Of all images.
         scores: Of each, as :func:`choose_images` takes them; the first number is shown.
-        measure: What the scores are.
+        measure: What the scores are, as a name and in words.
         draw: Makes of a sample and its image what is drawn: ground truth and prediction, or one for both.
         names: Of the classes, for the legend.
     """
     html, gone = (
-        note(f'By {measure}. Ground truth on the left, prediction on the right.' if names else f'By {measure}.'),
+        note(f'By {measure[1]}. Ground truth on the left, prediction on the right.' if names else f'By {measure[1]}.'),
         [],
     )
     for group, indices in choose_images(scores).items():
@@ -448,7 +447,7 @@ def image_section(
                 continue
             both = draw(sample, read_rgb(sample.image))
             if len(both) == len(KINDS):
-                titles = (Path(sample.image).name[-36:], f'{KINDS[1]}, {number(scores[index][0])}')
+                titles = (Path(sample.image).name[-36:], f'{KINDS[1]}, {measure[0]} {number(scores[index][0])}')
                 both = [replace(one, title=title) for one, title in zip(both, titles, strict=True)]
             drawn += both
             seen |= {label for one in both for label in one.labels}

@@ -84,7 +84,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, bars: Seque
     )
 
 
-def confusion_matrix(matrix: np.ndarray, names: Sequence[str], *, background: bool, unit: str) -> str:
+def confusion_matrix(matrix: np.ndarray, names: Sequence[str], *, background: bool, unit: str, remark: str = '') -> str:
     """Format a confusion matrix, with the classes that are confused most if there are many.
 
     Args:
@@ -93,6 +93,7 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str], *, background: bo
         names: Of the classes, without the background.
         background: Whether the matrix has that row and column.
         unit: What is counted.
+        remark: How, for the note above.
     """
     number_of = len(names)
     inner = matrix[:number_of, :number_of]
@@ -128,7 +129,7 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str], *, background: bo
     pairs = pairs[np.argsort(-wrong[tuple(pairs.T)], kind='stable')][:ROWS]
     top = [(names[i], names[j], number(int(wrong[i, j])), f'{100 * wrong[i, j] / totals[i]:.1f} %') for i, j in pairs]
     confused = table(('ground truth', 'predicted as', unit, 'of the ground truth'), top) if top else ''
-    return note(text) + _scroll(grid) + (f'<h3>Most frequent confusions</h3>{confused}' if top else '')
+    return note(f'{text} {remark}') + _scroll(grid) + (f'<h3>Most frequent confusions</h3>{confused}' if top else '')
 
 
 def _short(count: int) -> str:
