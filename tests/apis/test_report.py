@@ -118,7 +118,7 @@ def report(folder: Path, samples: list[dict], *, evaluator: object = None, class
 
 
 def test_figures_of_a_detector_equal_those_of_coco_metric(scene: SimpleNamespace, tmp_path: Path) -> None:
-    """mmdet's own metric: of all classes and by size to three digits, and of each class."""
+    """CocoMetric of mmdet: of all classes and by size to three digits, and of each class."""
     metrics = pytest.importorskip('mmdet.evaluation')
     settings = {'type': 'mmdet.CocoMetric', 'ann_file': scene.ann_file, 'metric': ['bbox', 'segm']}
     metric = metrics.CocoMetric(scene.ann_file, metric=['bbox', 'segm'], classwise=True)
@@ -168,7 +168,7 @@ def test_confusion_matrix_by_hand(tmp_path: Path) -> None:
 
 
 def label_samples(root: Path, *, size: tuple[int, int] = (40, 60)) -> list[dict]:
-    """Six images whose upper half is class 0 and lower half 1; of the i-th the first i rows are predicted as class 1."""
+    """Six images, the upper half class 0, the lower 1; the first i rows of the i-th are predicted as class 1."""
     samples = []
     for number in range(6):
         path = root / f'{number}.png'
