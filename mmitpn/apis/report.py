@@ -205,7 +205,7 @@ def _metrics_html(metrics: Mapping[str, Any] | None, history: History | None) ->
 
 
 def _value(value: Any) -> str:
-    return number(float(value), 4) if isinstance(value, (int, float)) else str(value)
+    return number(float(value), 4 if abs(value) <= 1 else 2) if isinstance(value, (int, float)) else str(value)
 
 
 def _curves_html(history: History) -> str:

@@ -21,7 +21,17 @@ from mmitpn.visualization.image_grid import AnnotatedImage, draw_image_grid
 from mmitpn.visualization.predictions import KINDS, annotate_objects, paint_labels, read_rgb
 
 from .report_collector import Sample
-from .report_page import FIGURE_STYLE, Section, confusion_matrix, figure_jpeg, figure_svg, note, number, table
+from .report_page import (
+    FIGURE_STYLE,
+    Section,
+    class_table,
+    confusion_matrix,
+    figure_jpeg,
+    figure_svg,
+    note,
+    number,
+    table,
+)
 
 IMAGES = 4
 """Number of images in each of the groups best, middling and worst."""
@@ -155,20 +165,17 @@ def detection_sections(
 def _coco_sections(evaluation: COCOeval, names: Sequence[str], suffix: str) -> list[Section]:
     precision, recall = evaluation.eval['precision'], evaluation.eval['recall']
     counts = _count_objects(evaluation)
-    rows, bars = [], []
-    order = [_mean(precision[:, :, k, 0, 0]) for k in range(len(names))]
-    for k in sorted(range(len(names)), key=lambda k: (np.isnan(order[k]), -order[k])):
-        cells = [order[k], *(_mean(precision[t, :, k, 0, -1]) for t in (0, 5))]
+    values, rows = [_mean(precision[:, :, k, 0, 0]) for k in range(len(names))], []
+    for k, value in enumerate(values):
+        cells = [value, *(_mean(precision[t, :, k, 0, -1]) for t in (0, 5))]
         cells += [_mean(precision[:, :, k, area, -1]) for area in (1, 2, 3)]
-        rows.append((names[k], *map(number, [*cells, _mean(recall[:, k, 0, 0])]), number(int(counts[k].sum()))))
-        bars.append(order[k])
-    stats = evaluation.stats
-    every = [number(float(one)) for one in [*stats[:6], _mean(recall[:, :, 0, 0])]]
-    rows.insert(0, ('all classes', *every, number(int(counts.sum()))))
-    headings = ('class', 'AP', 'AP50', 'AP75', *(f'AP {size}' for size in SIZES), 'recall', 'objects')
+        rows.append((*map(number, [*cells, _mean(recall[:, k, 0, 0])]), number(int(counts[k].sum()))))
+    every = [*map(float, evaluation.stats[:6]), _mean(recall[:, :, 0, 0])]
+    all_classes = (*map(number, every), number(int(counts.sum())))
+    headings = ('AP', 'AP50', 'AP75', *(f'AP {size}' for size in SIZES), 'recall', 'objects')
     text = (
         f'AP and recall: IoU 0.50 to 0.95, {MAX_DETECTIONS[0]} detections per image; the other columns:'
-        f' {MAX_DETECTIONS[-1]}, as in CocoMetric. Best class first; a dash: no object of that kind.'
+        f' {MAX_DETECTIONS[-1]}, as in CocoMetric. A dash: no object of that kind.'
     )
     sizes = [
         (
@@ -183,7 +190,7 @@ def _coco_sections(evaluation: COCOeval, names: Sequence[str], suffix: str) -> l
     ]
     curve = 'No object of these classes.' if not counts.sum() else 'Mean of the classes; thin: each class at IoU 0.5.'
     return [
-        Section(f'Classes{suffix}', note(text) + table(headings, rows, bars=[float(stats[0]), *bars])),
+        Section(f'Classes{suffix}', note(text) + class_table(names, headings, all_classes, rows, values, every[0])),
         Section(
             f'Precision and recall{suffix}',
             note(curve)
@@ -290,14 +297,13 @@ def semantic_sections(samples: Sequence[Sample], classes: Sequence[str]) -> list
     with np.errstate(invalid='ignore'):
         accuracy = np.where(pixels > 0, np.diag(total) / pixels, np.nan)
     fractions = pixels / max(pixels.sum(), 1)
-    order = sorted(range(size), key=lambda k: (np.isnan(iou[k]), -iou[k]))
-    rows = [(classes[k], *(number(100 * one, 2) for one in (iou[k], accuracy[k], fractions[k]))) for k in order]
+    rows = [[number(100 * one[k], 2) for one in (iou, accuracy, fractions)] for k in range(size)]
     means = [float(np.nanmean(one)) if np.isfinite(one).any() else float('nan') for one in (iou, accuracy)]
-    rows.insert(0, ('all classes', *(number(100 * one, 2) for one in means), number(100.0, 2)))
-    text = 'In percent. Best class first; a dash: the class is not in these images.'
-    headings = ('class', 'IoU', 'accuracy', 'of the pixels')
+    every = [number(100 * one, 2) for one in (*means, 1.0)]
+    headings = ('IoU', 'accuracy', 'of the pixels')
+    html = note('In percent.') + class_table(classes, headings, every, rows, iou.tolist(), means[0])
     return [
-        Section('Classes', note(text) + table(headings, rows, bars=[means[0], *(iou[k] for k in order)])),
+        Section('Classes', html),
         Section('Confusion matrix', confusion_matrix(total, classes, background=False, unit='pixels')),
         image_section(samples, scores, ('mIoU', 'mean IoU of the classes in an image'), _draw_maps(classes), classes),
     ]
@@ -323,23 +329,18 @@ def panoptic_sections(samples: Sequence[Sample], classes: Sequence[str]) -> list
         scores.append((float(np.mean(qualities)),) if qualities else None)
     none = (float('nan'),) * 3
     quality = [total[k].quality or none for k in range(len(classes))]
-    order = sorted(range(len(classes)), key=lambda k: (np.isnan(quality[k][0]), -quality[k][0]))
     rows = [
-        (
-            classes[k],
-            *(number(100 * one, 2) for one in quality[k]),
-            *map(number, (total[k].tp, total[k].fp, total[k].fn)),
-        )
-        for k in order
+        [*(number(100 * one, 2) for one in quality[k]), *map(number, (total[k].tp, total[k].fp, total[k].fn))]
+        for k in range(len(classes))
     ]
-    known = np.array([one for one in quality if one is not none])
-    means = known.mean(axis=0) if len(known) else np.array(none)
+    known = [one for one in quality if one is not none]
+    means = np.mean(known, axis=0).tolist() if known else none
     sums = [number(sum(getattr(one, name) for one in total.values())) for name in ('tp', 'fp', 'fn')]
-    rows.insert(0, ('all classes', *(number(100 * one, 2) for one in means.tolist()), *sums))
-    headings = ('class', 'PQ', 'SQ', 'RQ', 'matched', 'not there', 'missed')
-    text = 'PQ, SQ and RQ in percent, and segments. Best class first; a dash: no segment of the class.'
+    every = [*(number(100 * one, 2) for one in means), *sums]
+    headings = ('PQ', 'SQ', 'RQ', 'matched', 'extra', 'missed')
+    html = class_table(classes, headings, every, rows, [one[0] for one in quality], means[0])
     return [
-        Section('Classes', note(text) + table(headings, rows, bars=[means[0], *(quality[k][0] for k in order)])),
+        Section('Classes', note('PQ, SQ and RQ in percent; numbers of segments.') + html),
         image_section(samples, scores, ('PQ', 'mean PQ of the classes in an image'), _draw_maps(classes), classes),
     ]
 
@@ -370,11 +371,12 @@ def classification_sections(samples: Sequence[Sample], classes: Sequence[str]) -
     right, gt, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
     with np.errstate(invalid='ignore'):
         recall, precision = (np.where(one > 0, right / one, np.nan) for one in (gt, predicted))
-    order = sorted(range(size), key=lambda k: (np.isnan(recall[k]), -recall[k]))
-    rows = [(classes[k], number(100 * recall[k], 2), number(100 * precision[k], 2), number(int(gt[k]))) for k in order]
+    rows = [[number(100 * recall[k], 2), number(100 * precision[k], 2), number(int(gt[k]))] for k in range(size)]
     accuracy = right.sum() / max(gt.sum(), 1)
-    rows.insert(0, ('all classes', number(100 * accuracy, 2), '', number(int(gt.sum()))))
-    text = 'In percent. Accuracy: of the images of the class; precision: of the predictions of it. Best class first.'
+    every = (number(100 * accuracy, 2), '', number(int(gt.sum())))
+    text = 'In percent. Accuracy: of the images of the class; precision: of the predictions of it.'
+    headings = ('accuracy', 'precision', 'images')
+    html = note(text) + class_table(classes, headings, every, rows, recall.tolist(), accuracy)
     scores = [(one.values['score'] * (1 if one.values['gt'] == one.values['pred'] else -1),) for one in samples]
 
     def draw(sample: Sample, image: np.ndarray) -> list[AnnotatedImage]:
@@ -382,9 +384,8 @@ def classification_sections(samples: Sequence[Sample], classes: Sequence[str]) -
         pred = '' if kept['gt'] == kept['pred'] else f', not {classes[kept["pred"]]}'
         return [AnnotatedImage(image, f'{classes[kept["gt"]]}{pred} {kept["score"]:.2f}')]
 
-    headings = ('class', 'accuracy', 'precision', 'images')
     return [
-        Section('Classes', note(text) + table(headings, rows, bars=[accuracy, *(recall[k] for k in order)])),
+        Section('Classes', html),
         Section('Confusion matrix', confusion_matrix(matrix, classes, background=False, unit='images')),
         image_section(
             samples,

@@ -20,7 +20,9 @@ from matplotlib.figure import Figure
 
 ROWS = 20
 """A table with more than twice as many rows shows this number of first and of last ones."""
-MATRIX_CLASSES = 25
+CONFUSIONS = 10
+"""Pairs of classes that are listed below a confusion matrix."""
+MATRIX_CLASSES = 20
 """A confusion matrix shows at most this number of classes."""
 # Class names are written as they are: a dollar sign starts no formula. Texts stay texts.
 FIGURE_STYLE = {'text.parse_math': False, 'svg.fonttype': 'none', 'savefig.facecolor': 'none', 'axes.facecolor': 'none'}
@@ -84,6 +86,31 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, bars: Seque
     )
 
 
+def class_table(
+    names: Sequence[str],
+    headings: Sequence[str],
+    every: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    values: Sequence[float],
+    mean: float,
+) -> str:
+    """Format a table of classes, best first, below a row of all; classes without a value are named in a note.
+
+    Args:
+        names: Of the classes.
+        headings: Of the columns after the name.
+        every: Their texts for all classes together.
+        rows: Their texts for each class.
+        values: The figure of the first column for each class, from 0 to 1, or NaN.
+        mean: The same for all classes.
+    """
+    order = sorted((k for k, value in enumerate(values) if not math.isnan(value)), key=lambda k: -values[k])
+    lines = [('all classes', *every), *((names[k], *rows[k]) for k in order)]
+    absent = [name for name, value in zip(names, values, strict=True) if math.isnan(value)]
+    remark = note(f'Not in these images ({len(absent)}): {", ".join(absent)}') if absent else ''
+    return table(('class', *headings), lines, bars=[mean, *(values[k] for k in order)]) + remark
+
+
 def confusion_matrix(matrix: np.ndarray, names: Sequence[str], *, background: bool, unit: str, remark: str = '') -> str:
     """Format a confusion matrix, with the classes that are confused most if there are many.
 
@@ -126,7 +153,7 @@ def confusion_matrix(matrix: np.ndarray, names: Sequence[str], *, background: bo
         f'<table class="matrix"><thead><tr><th>{corner}</th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
     )
     pairs = np.argwhere(wrong > 0)
-    pairs = pairs[np.argsort(-wrong[tuple(pairs.T)], kind='stable')][:ROWS]
+    pairs = pairs[np.argsort(-wrong[tuple(pairs.T)], kind='stable')][:CONFUSIONS]
     top = [(names[i], names[j], number(int(wrong[i, j])), f'{100 * wrong[i, j] / totals[i]:.1f} %') for i, j in pairs]
     confused = table(('ground truth', 'predicted as', unit, 'of the ground truth'), top) if top else ''
     return note(f'{text} {remark}') + _scroll(grid) + (f'<h3>Most frequent confusions</h3>{confused}' if top else '')
@@ -237,8 +264,8 @@ tbody th { max-width: 22rem; overflow: hidden; text-overflow: ellipsis; }
 .between { display: none; }
 .more:has(input:checked) + .between { display: table-row-group; }
 .more td { color: var(--accent); }
-.matrix th, .matrix td { border: 0; padding: .25rem .4rem; }
-.matrix td { min-width: 2.6rem; text-align: center; border: 1px solid var(--paper); background: var(--card); }
+.matrix th, .matrix td { border: 0; padding: .25rem .3rem; font-size: .85rem; }
+.matrix td { min-width: 2.1rem; text-align: center; border: 1px solid var(--paper); background: var(--card); }
 .matrix thead th { vertical-align: bottom; }
 .matrix thead span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 11rem; overflow: hidden; }
 .matrix td.right { background: color-mix(in srgb, var(--good) calc(var(--v) * .8), var(--card)); }
