@@ -51,8 +51,8 @@ def add_report_argument(parser: argparse.ArgumentParser) -> None:
 class ReportHook(Hook):
     """Writes ``report.html`` into the work dir when a training run ends, or by :meth:`write` after a test.
 
-    The samples of the evaluation are collected beside the config's metrics; after a training run the report is of its
-    last validation.
+    The samples of the evaluation are collected beside the config's metrics. Of a training run these are the samples of
+    the validation at its last iteration alone, so that the others take no longer; a run that stops early has none.
 
     Args:
         checkpoint: What is tested, for the page.
@@ -68,9 +68,10 @@ class ReportHook(Hook):
         self.collector: ReportCollector | None = None
         self._evaluator_cfg: Any = None
 
-    def before_train(self, runner: Runner) -> None:
-        """Collect the samples of each validation."""
-        self._collect(runner.val_loop, runner.cfg.get('val_evaluator'))
+    def before_val(self, runner: Runner) -> None:
+        """Collect the samples of the last validation."""
+        if runner.iter >= runner.max_iters:
+            self._collect(runner.val_loop, runner.cfg.get('val_evaluator'))
 
     def before_test(self, runner: Runner) -> None:
         """Collect the samples of the test."""
@@ -105,9 +106,7 @@ class ReportHook(Hook):
         return path
 
     def _collect(self, loop: Any, evaluator_cfg: Any) -> None:
-        evaluator = getattr(loop, 'evaluator', None)
-        if evaluator is None or self.collector is not None:
-            return
+        evaluator = loop.evaluator
         iou = _find_metric(evaluator_cfg, 'IoUMetric')
         self.collector = ReportCollector(
             keep_ground_truth=not _find_metric(evaluator_cfg, 'CocoMetric').get('ann_file'),

@@ -411,7 +411,7 @@ def choose_images(scores: Sequence[tuple | None], number_of: int = IMAGES) -> di
         'best', 'middling' and 'worst': indices, best first; worst first in the last group.
     """
     order = sorted((i for i, score in enumerate(scores) if score is not None), key=lambda i: scores[i], reverse=True)
-    number_of = min(number_of, -(-len(order) // 3))
+    number_of = min(number_of, max(1, len(order) // 3))
     best, rest = order[:number_of], order[number_of:]
     worst, rest = rest[::-1][:number_of], rest[: max(len(rest) - number_of, 0)]
     start = (len(rest) - min(number_of, len(rest))) // 2

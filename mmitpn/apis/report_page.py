@@ -24,8 +24,14 @@ CONFUSIONS = 10
 """Pairs of classes that are listed below a confusion matrix."""
 MATRIX_CLASSES = 20
 """A confusion matrix shows at most this number of classes."""
-# Class names are written as they are: a dollar sign starts no formula. Texts stay texts.
-FIGURE_STYLE = {'text.parse_math': False, 'svg.fonttype': 'none', 'savefig.facecolor': 'none', 'axes.facecolor': 'none'}
+# Class names are written as they are: a dollar sign starts no formula. Texts stay texts; equal plots have equal ids.
+FIGURE_STYLE = {
+    'text.parse_math': False,
+    'svg.fonttype': 'none',
+    'svg.hashsalt': 'mmitpn',
+    'savefig.facecolor': 'none',
+    'axes.facecolor': 'none',
+}
 # The colors of visualization/curves.py -> those of the page, which depend on the reader's light or dark mode.
 _COLORS = {
     '#000000': 'currentColor',

@@ -286,7 +286,7 @@ def test_small_maps_keep_the_labels() -> None:
 
 
 def test_report_of_a_training_run(tmp_path: Path, scene: SimpleNamespace) -> None:
-    """The hook collects the validation beside the config's metrics, and the curves are those of the log."""
+    """The hook collects the last validation beside the config's metrics, and the curves are those of the log."""
     log = tmp_path / '20260101_000000/vis_data/scalars.json'
     log.parent.mkdir(parents=True)
     lines = [{'loss': 3.0, 'step': 50, 'lr': 1e-4}, {'coco/bbox_mAP': 0.4, 'step': 50}]
@@ -296,11 +296,11 @@ def test_report_of_a_training_run(tmp_path: Path, scene: SimpleNamespace) -> Non
     evaluator.dataset_meta = {'classes': NAMES}
     cfg = Config({'val_evaluator': {'type': 'CocoMetric', 'ann_file': scene.ann_file}})
     loop = SimpleNamespace(evaluator=evaluator)
-    runner = SimpleNamespace(work_dir=str(tmp_path), cfg=cfg, val_loop=loop)
+    runner = SimpleNamespace(work_dir=str(tmp_path), cfg=cfg, val_loop=loop, max_iters=90)
     hook = ReportHook()
-    hook.before_train(runner)
-    hook.before_train(runner)
-    for _ in range(2):  # two validations
+    for runner.iter in (50, 90):
+        assert evaluator.metrics == []
+        hook.before_val(runner)
         evaluator.process(scene.samples)
         assert evaluator.evaluate(len(scene.samples)) == {}
     hook.after_train(runner)
