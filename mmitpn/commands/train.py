@@ -19,7 +19,7 @@ from mmitpn.engine.amp import apply_amp
 from mmitpn.engine.checkpointing import read_without_tensors
 from mmitpn.engine.cli import FirstStepHook, add_common_arguments, build_runner, read_config, run_command
 from mmitpn.engine.hooks import terminate_with_launcher
-from mmitpn.engine.pretrained import use_checkpoint_grid, use_pretrained, warn_if_random
+from mmitpn.engine.pretrained import download_init_cfg, use_checkpoint_grid, use_pretrained, warn_if_random
 from mmitpn.engine.resume import (
     check_training_state,
     enable_exact_resume,
@@ -28,6 +28,7 @@ from mmitpn.engine.resume import (
     read_checkpoint_seed,
     wants_exact_resume,
 )
+from mmitpn.weights import find_local_file
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,8 +42,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--pretrained',
-        metavar='FILE',
-        help='weights that backbone and neck start from: any released Fast-iTPN file, or URL',
+        metavar='NAME_OR_FILE',
+        help='weights that backbone and neck start from: a name (mmitpn weights list), any released Fast-iTPN file, or'
+        ' URL',
     )
     parser.add_argument(
         '--resume',
@@ -114,7 +116,9 @@ def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
         apply_resume(cfg, args.resume)
     elif cfg.get('resume'):
         apply_resume(cfg, cfg.resume if isinstance(cfg.resume, str) else cfg.get('load_from') or 'auto')
-    if cfg.get('load_from') and '://' not in str(cfg.load_from):
+    if not cfg.get('resume'):
+        download_init_cfg(cfg)
+    if cfg.get('load_from') and ('://' not in str(cfg.load_from) or find_local_file(cfg.load_from)):
         read_without_tensors(cfg.load_from)  # a file that is not a checkpoint is reported before the data are read
 
     from mmitpn.config_check import check_config

@@ -289,7 +289,6 @@ def test_mixed_precision_of_a_class(kind, monkeypatch):
 
     import mmitpn.engine
 
-    train = train
     cls = getattr(mmitpn.engine, kind, None) or getattr(mmengine.optim, kind)
     for device, expected in (('cpu', 'mmitpn.BFloat16OptimWrapper'), ('cuda', 'AmpOptimWrapper')):
         monkeypatch.setattr(amp, 'get_device', lambda device=device: device)
