@@ -224,11 +224,14 @@ def _sample_sections(
     """The sections that are computed from samples, by their task."""
     from . import report_figures as figures
 
-    samples = [one for one in samples if one.task != 'other']
-    tasks = {one.task for one in samples}
-    if len(tasks) != 1:
+    if not samples:
         return []
-    (task,) = tasks
+    settings = _find_metric(evaluator, 'CocoMetric')
+    (task, *others) = {one.task for one in samples}
+    no_boxes = task == 'detection' and not settings.get('ann_file') and not any('gt' in one.values for one in samples)
+    if others or task == 'other' or no_boxes:
+        text = 'None: the samples have no ground truth, or the predictions are of a kind that reports do not have.'
+        return [Section('Classes', note(text))]
     if task != 'detection':
         sections = {
             'semantic': figures.semantic_sections,
@@ -236,7 +239,6 @@ def _sample_sections(
             'classification': figures.classification_sections,
         }
         return sections[task](samples, classes)
-    settings = _find_metric(evaluator, 'CocoMetric')
     if settings.get('ann_file'):
         with get_local_path(settings['ann_file'], backend_args=settings.get('backend_args')) as local:
             coco = figures.load_coco(local)

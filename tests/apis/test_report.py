@@ -313,6 +313,7 @@ def test_report_of_a_training_run(tmp_path: Path, scene: SimpleNamespace) -> Non
 
 def test_without_log_and_samples_there_is_still_a_page(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path, cfg=Config({}), samples=[Sample('other')]))
+    assert 'the samples have no ground truth' in page.text
     assert 'No validation was logged' in page.text
     assert torch.__version__.startswith(page.row('Versions', 'torch')[0])
     with pytest.raises(ValueError, match='score_threshold is 2; allowed: 0 to 1'):
