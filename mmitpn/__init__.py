@@ -23,8 +23,8 @@ _PUBLIC = {
     'MaskDINOHead': 'mmitpn.models.heads',
     'MeanPoolClsHead': 'mmitpn.models.heads',
     'LayerDecayOptimWrapperConstructor': 'mmitpn.engine',
-    'Predictor': 'mmitpn.apis',
-    'Result': 'mmitpn.apis',
+    'Predictor': 'mmitpn.apis.predictor',
+    'Result': 'mmitpn.apis.results',
 }
 
 __all__ = [

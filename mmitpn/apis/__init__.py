@@ -1,6 +1,1 @@
-"""What users call: predictions for images and videos."""
-
-from .predictor import Predictor
-from .results import Result
-
-__all__ = ['Predictor', 'Result']
+"""What users call: predictions, data of their own, and the report of a run."""

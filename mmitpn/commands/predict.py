@@ -22,14 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pycocotools import mask as coco_mask
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from mmitpn.apis import Predictor, Result
     from mmitpn.apis.data_sources import DataSource
+    from mmitpn.apis.predictor import Predictor
+    from mmitpn.apis.results import Result
 
 JSON_NAME = 'predictions.json'
 FALLBACK_FPS = 25.0  # of a camera or video that does not tell
@@ -145,8 +147,11 @@ class CocoWriter:
         self._append(self._images, image, self._number['image'])
         for one in result.to_coco(image['id']):
             self._number['annotation'] += 1
-            box = one.get('bbox', [0, 0, 0, 0])
-            extra = {'id': self._number['annotation'], 'iscrowd': 0, 'area': box[2] * box[3]}
+            extra = {'id': self._number['annotation'], 'iscrowd': 0}
+            if 'segmentation' in one:
+                extra['area'] = int(coco_mask.area(one['segmentation']))
+            elif 'bbox' in one:
+                extra['area'] = one['bbox'][2] * one['bbox'][3]
             self._append(self._annotations, {**extra, **one}, self._number['annotation'])
 
     def _append(self, file: Any, value: dict[str, Any], number: int) -> None:

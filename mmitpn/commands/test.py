@@ -20,6 +20,7 @@ from mmengine.evaluator import DumpResults
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import load_state_dict
 
+from mmitpn.apis.report import ReportHook, add_report_argument
 from mmitpn.atomic import write_atomic
 from mmitpn.checkpoint.sharded import read_sharded
 from mmitpn.config_types import type_name
@@ -52,6 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--allow-partial', action='store_true', help='evaluate although the checkpoint lacks some of the weights'
     )
+    add_report_argument(parser)
     add_evaluation_arguments(parser)
     add_common_arguments(parser)
     args = parser.parse_args(argv)
@@ -173,6 +175,9 @@ def test(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
         load_complete_model(runner.model, authors, args.checkpoint, allow_partial=args.allow_partial)
     elif not args.allow_partial:
         runner.register_hook(WholeWeightsHook(), priority='LOWEST')
+    report_hook = ReportHook(checkpoint=args.checkpoint)
+    if args.report:
+        runner.register_hook(report_hook)
     with tempfile.TemporaryDirectory() as folder:
         if args.out is not None:
             dump = str(Path(folder, 'predictions.pkl')) if args.out.endswith('.json') else args.out
@@ -190,6 +195,8 @@ def test(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
         path = Path(cfg.work_dir, 'test_metrics.json')
         write_atomic(path, json.dumps(report, indent=2, default=float).encode())
         print_log(f'metrics: {path}', 'current')
+    if args.report:
+        report_hook.write(runner, metrics)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from mmitpn.apis.report import ReportHook, add_report_argument
 from mmitpn.config_types import is_type
 from mmitpn.engine.amp import apply_amp
 from mmitpn.engine.checkpointing import read_without_tensors
@@ -63,6 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--check-images', action='store_true', help='open every image of the COCO datasets before the training run'
     )
+    add_report_argument(parser)
     add_common_arguments(parser)
     return parser.parse_args(argv)
 
@@ -131,6 +133,8 @@ def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     runner, first_step = build_runner(cfg)
     log_changes(changes)  # into the log file of the run, which the runner opens
     steps.append(first_step)
+    if args.report:
+        runner.register_hook(ReportHook())
     runner.train()
 
 

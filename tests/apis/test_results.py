@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from mmitpn.apis import Result
+from mmitpn.apis.results import Result
 
 sv = pytest.importorskip('supervision')
 CLASSES = ('circle', 'square', 'sky')

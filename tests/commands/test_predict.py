@@ -12,9 +12,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from mmitpn.__main__ import main
-from mmitpn.apis import Result
 from mmitpn.apis.data_sources import VideoFacts
-from mmitpn.commands.predict import DrawingWriter
+from mmitpn.apis.results import Result
+from mmitpn.commands.predict import CocoWriter, DrawingWriter
 
 pytest.importorskip('mmdet')
 pytest.importorskip('supervision')
@@ -131,3 +131,23 @@ def test_mistakes_are_one_line(arguments, text, source, tmp_path, capsys):
     assert text in error[-1]
     assert error[-1].startswith('error: ')
     assert not (tmp_path / 'out').exists()
+
+
+def test_masks_in_the_json_file(tmp_path):
+    """Masks and their areas are read back by pycocotools; the file has no name until it is complete."""
+    mask = np.zeros((2, 20, 30), bool)
+    mask[0, 5:10, 5:15] = mask[1, 0:2, 0:2] = True
+    boxes = np.array([[5, 5, 15, 10], [0, 0, 2, 2]], np.float32)
+    values = {'boxes': boxes, 'scores': np.array([0.9, 0.8]), 'labels': np.array([1, 0]), 'masks': mask}
+    path = tmp_path / 'predictions.json'
+    writer = CocoWriter(path, ('a', 'b'))
+    for name in ('x.png', 'y.png'):
+        writer.write(Result(np.zeros((20, 30, 3), np.uint8), name, ('a', 'b'), values))
+    assert not path.exists()
+    writer.close()
+    coco = COCO(str(path))
+    assert [one['file_name'] for one in coco.imgs.values()] == ['x.png', 'y.png']
+    found = coco.loadAnns(coco.getAnnIds(imgIds=[2]))
+    assert [(one['category_id'], one['area']) for one in found] == [(2, 50), (1, 4)]
+    np.testing.assert_array_equal(coco.annToMask(found[0]).astype(bool), mask[0])
+    assert coco.loadRes(list(coco.anns.values())).getAnnIds() == [1, 2, 3, 4]
