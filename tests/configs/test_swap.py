@@ -100,7 +100,8 @@ def test_the_lines_in_the_readme(tmp_path):
     readme = (Path(__file__).parents[2] / 'README.md').read_text()
     section = readme.partition('## Swap a backbone')[2]
     swap, decay = re.findall(r'```python\n(.*?)```', section, re.DOTALL)[:2]
-    (tmp_path / 'swapped.py').write_text(swap + decay)
+    assert 'mmitpn://fast-itpn-b' in swap
+    (tmp_path / 'swapped.py').write_text((swap + decay).replace('mmitpn://', 'no_download/'))
     cfg = Config.fromfile(tmp_path / 'swapped.py')
     init_default_scope('mmdet')
     with torch.device('meta'):
