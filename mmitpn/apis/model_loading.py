@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from copy import deepcopy
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +122,8 @@ def build_model(cfg: Config, weights: str) -> tuple[nn.Module, tuple[str, ...]]:
     use_checkpoint_grid(cfg, weights)
     if cfg.get('data_preprocessor') is not None:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)  # as mmengine's runner does
-    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
+    # Some frameworks print about optional packages when they are imported, which is here.
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')), redirect_stdout(StringIO()):
         model = MODELS.build(cfg.model)
     authors = None if Path(weights).is_dir() else read_authors_file(weights)
     if authors is not None:

@@ -25,6 +25,8 @@ from mmitpn.models.cpu_inference import keep_freed_memory
 LOOPBACK = '127.0.0.1'
 # Ports that follow from a Slurm job's number: below those that systems assign by themselves (from 32768 on Linux).
 FIRST_PORT, PORTS = 12000, 20000
+# Warnings of the frameworks and of torch that a user of this project cannot act on.
+NOISE = ('faster_coco_eval is not installed', 'torch.meshgrid: in an upcoming release')
 STEPS = 16  # steps of one job that run at once and have ports of their own
 
 
@@ -34,8 +36,11 @@ def setup_environment() -> None:
     Training checkpoints become readable under torch's ``weights_only``, mmengine reads checkpoints by
     :func:`mmitpn.checkpoint.read_checkpoint` and writes them atomically, and ``mmdet::`` and ``mmseg::`` name configs
     on both stacks. Where there is no accelerator, freed memory is kept (:func:`keep_freed_memory`), and a warning names
-    a GPU whose driver is too old for torch. Calling it again changes nothing.
+    a GPU whose driver is too old for torch. Warnings of the frameworks that nobody can act on are left out. Calling it
+    again changes nothing.
     """
+    for text in NOISE:
+        warnings.filterwarnings('ignore', message=text)
     if get_device() == 'cpu':
         keep_freed_memory()
         reason = explain_unused_gpu()
