@@ -139,6 +139,7 @@ if __name__ == '__main__':
             # Networks that pre-training learns from; each is asked for by the teacher that needs it.
             'teachers': ['timm', 'transformers'],
         },
+        entry_points={'console_scripts': ['mmitpn = mmitpn.__main__:main']},
         cmdclass={'build_py': BuildPy, 'editable_wheel': EditableWheel, 'develop': Develop},
         classifiers=[
             'Development Status :: 3 - Alpha',

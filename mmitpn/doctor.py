@@ -1,7 +1,7 @@
 """What is installed, what is wrong with it, and the commands that fix it.
 
-    python -m mmitpn.doctor                                       the installation
-    python -m mmitpn.doctor --config CONFIG [--cfg-options ...]   and the data that a config names
+    mmitpn doctor                                       the installation
+    mmitpn doctor --config CONFIG [--cfg-options ...]   and the data that a config names
 
 Ends with status 1 if something that this project needs does not work, after checking everything, and 2 for a mistake
 on the command line. It runs where torch or a framework is broken: only the standard library is imported with it.
@@ -17,7 +17,6 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 from mmitpn import installation
@@ -222,7 +221,7 @@ def check_data(found: Diagnosis, config: str, options: Sequence[str]) -> None:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; a mistake is one line and status 2."""
     layout = {'usage': argparse.SUPPRESS, 'formatter_class': argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser(prog='python -m mmitpn.doctor', description=__doc__, **layout)
+    parser = argparse.ArgumentParser(prog='mmitpn doctor', description=__doc__, **layout)
     parser.add_argument('--config', metavar='CONFIG', help='also look for the data of this config, or of HOST::NAME')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override settings of CONFIG')
     args = parser.parse_args(argv)
@@ -230,8 +229,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f'--cfg-options {wrong[0]!r} must be KEY=VALUE')
     if args.cfg_options and not args.config:
         parser.error('--cfg-options belongs to --config CONFIG')
-    if args.config and '::' not in args.config and not Path(args.config).is_file():
-        parser.error(f'no config file {args.config!r}; give the path of one, or HOST::NAME')
     return args
 
 

@@ -265,7 +265,6 @@ def test_the_command_ends_with_the_problems(folder, without_checks, capsys):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--config', 'nowhere.py'], "no config file 'nowhere.py'"),
         (['--cfg-options', 'a=1'], 'belongs to --config'),
         (['--config', CONFIG, '--cfg-options', 'a'], 'KEY=VALUE'),
         (['--confi=x', '--nothing'], 'unrecognized arguments'),

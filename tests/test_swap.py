@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
+from mmitpn.commands import swap as swap_command
 from mmitpn.engine.config_utils import register_host_configs, resolve_config
 from mmitpn.models.backbones import ARCHS
 from mmitpn.swap import LAYER_DECAY, SwapError, plan_swap, write_config
 
-TOOL = Path(__file__).parents[1] / 'tools' / 'misc' / 'swap_backbone.py'
 DETECTORS = {
     'faster-rcnn': 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco',
     'retinanet': 'mmdet::retinanet/retinanet_r50_fpn_1x_coco',
@@ -30,15 +28,8 @@ SEGMENTORS = {
 WORK = [name for name in DETECTORS if not name.endswith('c4')]
 
 
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location('tool_swap_backbone', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def swap(config: str, out: Path, *arguments: str) -> int:
-    return tool().main([config, '--arch', 'nano', '-o', str(out), *arguments])
+    return swap_command.main([config, '--arch', 'nano', '-o', str(out), *arguments])
 
 
 @pytest.mark.slow

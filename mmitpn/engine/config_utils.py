@@ -13,13 +13,19 @@ from mmengine.config import Config, ConfigDict
 from mmengine.config.lazy import LazyObject
 from mmengine.config.utils import MODULE2PACKAGE
 
+from mmitpn.utils import config_folder
+
+OWN = 'mmitpn'
+SUFFIXES = ('.py', '.yml', '.yaml', '.json')
+
 
 def register_host_configs() -> None:
-    """Let ``_base_ = 'mmseg::...'`` work where mmseg comes from a distribution that is not called mmsegmentation.
+    """Let ``_base_ = 'mmseg::...'`` work on both stacks, and ``_base_ = 'mmitpn::...'``, which mmengine does not know.
 
     mmengine looks a prefix up as a distribution; where it finds none it takes the name of the module, which is right
     for every framework. So only the prefixes whose distribution is absent are mapped to their module.
     """
+    MODULE2PACKAGE.setdefault(OWN, OWN)
     for module, package in list(MODULE2PACKAGE.items()):
         if package == module or find_spec(module) is None:
             continue
@@ -33,11 +39,13 @@ def host_config_folder(host: str) -> Path:
     """The folder of an installed framework's configs.
 
     Args:
-        host: Name of its package: mmdet, mmseg, mmpretrain.
+        host: Name of its package: mmdet, mmseg, mmpretrain, mmitpn.
 
     Raises:
         ValueError: If the framework is not installed.
     """
+    if host == OWN:
+        return config_folder()
     spec = find_spec(host) if host.isidentifier() else None
     if spec is None or spec.origin is None:
         raise ValueError(f'the configs of {host!r} were asked for, which is not installed; install it, or give a path')
@@ -45,11 +53,13 @@ def host_config_folder(host: str) -> Path:
 
 
 def resolve_config(name: str | Path) -> Path:
-    """Find a config file by path or by framework and name.
+    """Find a config file by path or by name.
 
     Args:
-        name: A path, or ``HOST::NAME`` with an installed framework (mmdet, mmseg, mmpretrain) and the path of the file
-            below its ``configs`` folder, with or without ``.py``: ``mmdet::dino/dino-4scale_r50_8xb2-12e_coco``.
+        name: A path; ``HOST::NAME`` with an installed framework (mmdet, mmseg, mmpretrain, mmitpn) and the path of the
+            file below its ``configs`` folder, ``mmdet::dino/dino-4scale_r50_8xb2-12e_coco``; or a config of this
+            project by its file name, ``dino-4scale_fast-itpn-b_8xb2-12e_coco``, or its path below ``configs``. Names
+            are written with or without ``.py``.
 
     Returns:
         Path of the file.
@@ -60,18 +70,27 @@ def resolve_config(name: str | Path) -> Path:
     """
     host, separator, inner = str(name).partition('::')
     if not separator:
-        if not Path(name).is_file():
-            raise FileNotFoundError(
-                f'no config file {str(name)!r}; give the path of one, or HOST::NAME for one of an installed host'
-            )
-        return Path(name)
-    folder = host_config_folder(host)
-    path = folder / (inner if Path(inner).suffix in ('.py', '.yml', '.yaml', '.json') else f'{inner}.py')
-    if not path.is_file():
-        there = [found.relative_to(folder).as_posix() for found in folder.rglob('*.py')]
-        near = difflib.get_close_matches(path.relative_to(folder).as_posix(), there, n=3)
-        raise FileNotFoundError(f'{host} has no config {inner!r} in {folder}; near: {", ".join(near) or "none"}')
-    return path
+        if Path(name).is_file():
+            return Path(name)
+        return _find_below(config_folder(), str(name).removeprefix('configs/'), f'no config file {str(name)!r}')
+    return _find_below(host_config_folder(host), inner, f'{host} has no config {inner!r}')
+
+
+def _find_below(folder: Path, name: str, problem: str) -> Path:
+    """A config below a folder by its path, or by its file name where no other has the same."""
+    wanted = name if Path(name).suffix in SUFFIXES else f'{name}.py'
+    if (folder / wanted).is_file():
+        return folder / wanted
+    names = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob('*.py'))}
+    same = [path for path in names.values() if path.name == wanted and '_base_' not in path.parts]
+    if len(same) == 1:
+        return same[0]
+    stems = [path.name for path in names.values()]
+    near = difflib.get_close_matches(wanted, names, n=3) or difflib.get_close_matches(Path(wanted).name, stems, n=3)
+    raise FileNotFoundError(
+        f'{problem} (nor in {folder}, where these are near: {", ".join(near) or "none"}); give the path of a config,'
+        ' its name, or HOST::NAME for one of an installed framework'
+    )
 
 
 def keep_readable(cfg: Config) -> None:

@@ -16,6 +16,7 @@ from mmengine.config import DictAction as MMEngineAction
 from mmitpn.engine import cli, resolve_config, runtime, setup_distributed, setup_environment
 from mmitpn.engine.cli import DictAction, load_config, merge_options, parse_options
 from mmitpn.engine.runtime import find_interface, first_host, read_slurm, use_gloo_interface
+from mmitpn.utils import config_folder
 
 MMDET = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco'
 MMSEG = 'mmseg::upernet/upernet_r50_4xb4-80k_ade20k-512x512'
@@ -319,13 +320,36 @@ def test_a_host_config_is_found_by_name(name):
     assert Config.fromfile(resolve_config(name)).model.type in ('RetinaNet', 'EncoderDecoder')
 
 
-@pytest.mark.parametrize('base', [f'{MMDET}.py', f'{MMSEG}.py'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'dino-4scale_fast-itpn-b_8xb2-12e_coco',
+        'dino-4scale_fast-itpn-b_8xb2-12e_coco.py',
+        'dino/dino-4scale_fast-itpn-b_8xb2-12e_coco',
+        'configs/dino/dino-4scale_fast-itpn-b_8xb2-12e_coco.py',
+        'mmitpn::dino/dino-4scale_fast-itpn-b_8xb2-12e_coco.py',
+    ],
+)
+def test_a_config_of_ours_is_found_by_name_from_anywhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_config(name) == config_folder() / 'dino/dino-4scale_fast-itpn-b_8xb2-12e_coco.py'
+
+
+OWN = pytest.param(
+    'mmitpn::dino/dino-4scale_fast-itpn-t_8xb2-12e_coco.py',
+    marks=pytest.mark.skipif(
+        not (config_folder().parent / 'mmitpn/.mim').is_dir(), reason='mmitpn is not installed here, but imported'
+    ),
+)
+
+
+@pytest.mark.parametrize('base', [f'{MMDET}.py', f'{MMSEG}.py', OWN])
 def test_a_host_config_is_inherited_from(tmp_path, base):
     setup_environment()
     path = tmp_path / 'mine.py'
-    path.write_text(f"_base_ = '{base}'\nmodel = dict(backbone=dict(depth=18))\n")
+    path.write_text(f"_base_ = '{base}'\nmodel = dict(backbone=dict(frozen_stages=0))\n")
     cfg = Config.fromfile(path)
-    assert cfg.model.backbone.depth == 18
+    assert cfg.model.backbone.frozen_stages == 0
     assert 'type' in cfg.model
 
 
@@ -339,6 +363,7 @@ def test_a_path_stays_what_it_is(tmp_path):
     ('name', 'kind', 'says'),
     [
         ('nowhere.py', FileNotFoundError, 'no config file'),
+        ('dino-4scale_fast-itpn-x_8xb2-12e_coco', FileNotFoundError, 'these are near: dino/dino-4scale_fast-itpn-'),
         ('mmdet::retinanet/retinanet_r50_fpn_1x', FileNotFoundError, 'near: retinanet/retinanet_r50_fpn_1x_coco.py'),
         ('mmnothing::a/b.py', ValueError, 'not installed'),
     ],

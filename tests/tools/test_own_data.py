@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import logging
 import re
@@ -24,6 +23,7 @@ from mmengine.structures import InstanceData
 from PIL import Image
 from torch import Tensor, nn
 
+from mmitpn.commands import test as test_command
 from mmitpn.engine.evaluation import check_evaluation, read_classes
 
 pytest.importorskip('mmdet')
@@ -176,14 +176,11 @@ def tool(tmp_path, monkeypatch) -> Callable[..., int]:
     monkeypatch.setenv('LOCAL_RANK', '0')
     # mmengine's logger may still hold the captured output of an earlier test, which is closed by now.
     monkeypatch.setattr(logging, 'raiseExceptions', False)
-    spec = importlib.util.spec_from_file_location('tool_test', ROOT / 'tools/test.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
 
     def run(cfg: Config, *arguments: str) -> int:
         cfg.experiment_name = str(uuid4())  # mmengine keeps the scope and the loggers of a name
         cfg.dump('config.py')
-        return module.main(['config.py', *arguments, '--work-dir', 'work'])
+        return test_command.main(['config.py', *arguments, '--work-dir', 'work'])
 
     return run
 

@@ -18,6 +18,9 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from mmitpn import FastITPN, ITPNPyramid
+from mmitpn.commands import swap as swap_command
+from mmitpn.commands import test as test_command
+from mmitpn.commands import train
 from mmitpn.datasets import generate_shapes
 from mmitpn.engine import amp, enable_exact_resume, use_atomic_checkpoints
 from mmitpn.engine.config_utils import keep_readable
@@ -286,7 +289,6 @@ def test_mixed_precision_of_a_class(kind, monkeypatch):
 
     import mmitpn.engine
 
-    train = tool('train')
     cls = getattr(mmitpn.engine, kind, None) or getattr(mmengine.optim, kind)
     for device, expected in (('cpu', 'mmitpn.BFloat16OptimWrapper'), ('cuda', 'AmpOptimWrapper')):
         monkeypatch.setattr(amp, 'get_device', lambda device=device: device)
@@ -364,7 +366,7 @@ def test_a_dumped_config_builds_the_same_runner(folder, task, tmp_path):
 def test_a_training_run_and_its_evaluation(folder, task, tmp_path, monkeypatch):
     monkeypatch.setenv('LOCAL_RANK', '0')
     options = ['--amp', '--auto-scale-lr', '--pretrained', str(folder / 'weights.pth'), '--work-dir', str(tmp_path)]
-    assert tool('train').main([str(folder / f'{task}.py'), *options]) == 0
+    assert train.main([str(folder / f'{task}.py'), *options]) == 0
     dumped = Config.fromfile(tmp_path / f'{task}.py')
     assert dumped.auto_scale_lr.enable
     assert dumped.optim_wrapper.type.endswith('OptimWrapper')
@@ -373,7 +375,7 @@ def test_a_training_run_and_its_evaluation(folder, task, tmp_path, monkeypatch):
     scores = []
     for config in (folder / f'{task}.py', tmp_path / f'{task}.py'):
         out = tmp_path / f'test_{len(scores)}'
-        assert tool('test').main([str(config), str(checkpoint), '--work-dir', str(out)]) == 0
+        assert test_command.main([str(config), str(checkpoint), '--work-dir', str(out)]) == 0
         scores.append(json.loads((out / 'test_metrics.json').read_text())['metrics'][METRICS[task]])
     assert scores[0] == scores[1]
 
@@ -382,9 +384,8 @@ def test_a_training_run_and_its_evaluation(folder, task, tmp_path, monkeypatch):
 def test_a_swapped_config_is_readable(folder, config, tmp_path):
     """It inherits the original by an import; where that has no name in Python, it has all of the settings."""
     out = folder / 'swapped' / f'{Path(config).stem}.py'
-    swap = tool('misc/swap_backbone')
     arguments = [str(folder / config), '--arch', 'nano', '-o', str(out), '--weights', str(folder / 'weights.pth')]
-    assert swap.main([*arguments, '--no-trial']) == 0
+    assert swap_command.main([*arguments, '--no-trial']) == 0
     cfg = Config.fromfile(out)
     assert ('read_base' in out.read_text()) == (config == 'resnet.py')
     assert cfg.optim_wrapper.constructor == 'mmitpn.LayerDecayOptimWrapperConstructor'
@@ -404,7 +405,7 @@ def test_a_swapped_config_is_readable(folder, config, tmp_path):
 @pytest.mark.slow
 def test_a_swapped_config_runs(folder, capsys):
     out = folder / 'swapped' / 'tried.py'
-    assert tool('misc/swap_backbone').main([str(folder / 'resnet.py'), '--arch', 'nano', '-o', str(out)]) == 0
+    assert swap_command.main([str(folder / 'resnet.py'), '--arch', 'nano', '-o', str(out)]) == 0
     shown = capsys.readouterr().out
     assert 'ResNet 3 settings' in shown
     assert 'one training step' in shown
@@ -435,7 +436,7 @@ def test_the_shared_case(folder, tmp_path):
         shutil.copy(cases / name, tmp_path / name)
     cfg = Config.fromfile(tmp_path / 'lazy_det.py')
     use_pretrained(cfg, str(folder / 'weights.pth'))
-    tool('train').apply_amp(cfg)
+    train.apply_amp(cfg)
     enable_exact_resume(cfg)
     cfg.dump(tmp_path / 'dumped.py')
     assert structure(build(Config.fromfile(tmp_path / 'dumped.py'))) == structure(build(cfg))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from mmitpn.commands import quickstart
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'quickstart.py'
 SHORT = (
@@ -57,9 +58,6 @@ def test_a_missing_config_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    spec = importlib.util.spec_from_file_location('tool_quickstart', TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    assert tool.run_command(tool.quickstart, tool.parse_args(['--config', 'nowhere.py'])) == 2
+    assert quickstart.main(['--config', 'nowhere.py']) == 2
     assert 'nowhere.py' in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

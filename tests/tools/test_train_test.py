@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import json
 import logging
 import os
@@ -121,7 +121,6 @@ default_hooks = dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, inte
 log_processor = dict(by_epoch=False)
 visualizer = dict(type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
 """
-TEST_TOOL = Path(__file__).parents[2] / 'tools' / 'test.py'
 CLASSIFIER = """
 default_scope = 'mmpretrain'
 model = dict(
@@ -192,10 +191,7 @@ def evaluate(toy: Path, *options: object) -> str:
 
 
 def load_tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f'tool_{name}', ROOT / 'tools' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f'mmitpn.commands.{name}')
 
 
 @pytest.fixture
@@ -491,10 +487,7 @@ def classifier(tmp_path, authors_weights):
 
 
 def evaluate_classifier(folder: Path, *arguments: str) -> int:
-    spec = importlib.util.spec_from_file_location('tool_test', TEST_TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool.main([str(folder / 'config.py'), *arguments, '--work-dir', str(folder / 'work')])
+    return load_tool('test').main([str(folder / 'config.py'), *arguments, '--work-dir', str(folder / 'work')])
 
 
 def test_top_1_of_an_authors_file(classifier):

@@ -1,0 +1,134 @@
+"""Train a model from a config.
+
+CONFIG is a file, the name of one of ours (dino-4scale_fast-itpn-b_8xb2-12e_coco), or HOST::NAME for one of an installed
+framework (mmdet::dino/dino-4scale_r50_8xb2-12e_coco).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from mmitpn.config_types import is_type
+from mmitpn.engine.amp import apply_amp
+from mmitpn.engine.checkpointing import read_without_tensors
+from mmitpn.engine.cli import FirstStepHook, add_common_arguments, build_runner, read_config, run_command
+from mmitpn.engine.hooks import terminate_with_launcher
+from mmitpn.engine.pretrained import use_checkpoint_grid, use_pretrained, warn_if_random
+from mmitpn.engine.resume import (
+    check_training_state,
+    enable_exact_resume,
+    find_latest_checkpoint,
+    log_changes,
+    read_checkpoint_seed,
+    wants_exact_resume,
+)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', metavar='CONFIG', help='config file, its name, or HOST::NAME')
+    parser.add_argument(
+        '--amp', action='store_true', help='mixed precision: fp16 with loss scaling on GPUs, bf16 on CPUs'
+    )
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help="scale the learning rate by the config's auto_scale_lr"
+    )
+    parser.add_argument(
+        '--pretrained',
+        metavar='FILE',
+        help='weights that backbone and neck start from: any released Fast-iTPN file, or URL',
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='FILE',
+        help="resume a training run from its checkpoint: without FILE (or with 'auto') from the newest in the work dir,"
+        ' if there is one',
+    )
+    parser.add_argument(
+        '--exact-resume',
+        action=argparse.BooleanOptionalAction,
+        help='change sampler, dataset, loop and hooks of the config so that a run can be killed at any moment, and'
+        ' resumed with the result of an uninterrupted one; the changes are logged'
+        ' (default: exact_resume of the config, or yes)',
+    )
+    parser.add_argument(
+        '--check-images', action='store_true', help='open every image of the COCO datasets before the training run'
+    )
+    add_common_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def apply_auto_scale_lr(cfg: Config) -> None:
+    """Switch the scaling of the learning rate on in a config."""
+    setting = cfg.get('auto_scale_lr')
+    if not setting or 'base_batch_size' not in setting:
+        raise ValueError(
+            f'--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config, which has {setting};'
+            ' add the batch size that its learning rate is for'
+        )
+    setting.enable = True
+
+
+def apply_resume(cfg: Config, resume: str) -> None:
+    """Set the checkpoint to resume from; with 'auto' and none there, the training run starts as the config says."""
+    if resume == 'auto':
+        found = find_latest_checkpoint(cfg.work_dir)
+        if found is None:
+            print_log(
+                f'--resume: no checkpoint in {cfg.work_dir}, so the training run starts from the beginning', 'current'
+            )
+            cfg.resume = False
+            return
+        resume = str(found)
+    elif '://' not in resume and not Path(resume).exists():
+        raise FileNotFoundError(
+            f"--resume: no file {resume!r}; give a checkpoint, or 'auto' for the newest in {cfg.work_dir}"
+        )
+    if '://' not in resume:
+        check_training_state(resume, sharded_run=is_type(cfg.get('strategy') or {}, 'FSDPStrategy'))
+    cfg.resume, cfg.load_from = True, resume
+    seed = read_checkpoint_seed(resume)
+    if seed is not None:
+        cfg.randomness = {**(cfg.get('randomness') or {}), 'seed': seed}
+
+
+def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
+    terminate_with_launcher(args.launcher)
+    cfg = read_config(args)
+    if args.amp:
+        apply_amp(cfg)
+    if args.auto_scale_lr:
+        apply_auto_scale_lr(cfg)
+    if args.pretrained is not None:
+        use_pretrained(cfg, args.pretrained)
+    if args.resume is not None:
+        apply_resume(cfg, args.resume)
+    elif cfg.get('resume'):
+        apply_resume(cfg, cfg.resume if isinstance(cfg.resume, str) else cfg.get('load_from') or 'auto')
+    if cfg.get('load_from') and '://' not in str(cfg.load_from):
+        read_without_tensors(cfg.load_from)  # a file that is not a checkpoint is reported before the data are read
+
+    from mmitpn.config_check import check_config
+
+    images = {'sample_images': None, 'open_images': True} if args.check_images else {}
+    for summary in check_config(cfg, **images):
+        for text in summary.warnings:
+            print_log(f'{summary.path}: {text}', 'current', logging.WARNING)
+    warn_if_random(cfg)
+    use_checkpoint_grid(cfg, cfg.get('load_from'))
+    changes = enable_exact_resume(cfg) if wants_exact_resume(cfg, args.exact_resume) else []
+    runner, first_step = build_runner(cfg)
+    log_changes(changes)  # into the log file of the run, which the runner opens
+    steps.append(first_step)
+    runner.train()
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_command(train, parse_args(argv))
