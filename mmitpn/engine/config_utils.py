@@ -42,7 +42,7 @@ _mmengine_get_cfg_path = Config._get_cfg_path
 
 
 def _get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
-    """mmengine's path and scope of a ``_base_``, which a config (``filename``) names, and ours for ``mmitpn::``."""
+    """Path and scope of a ``_base_`` of a config (``filename``): as mmengine finds it, or ours for ``mmitpn::``."""
     if cfg_path.startswith(f'{OWN}::'):
         return str(resolve_config(cfg_path)), None
     return _mmengine_get_cfg_path(cfg_path, filename)

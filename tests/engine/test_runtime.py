@@ -353,10 +353,10 @@ def test_a_config_that_inherits_from_ours_is_built(tmp_path):
     pytest.importorskip('mmdet')
     setup_environment()
     path = tmp_path / 'mine.py'
-    path.write_text(f"_base_ = '{OWN}'\nmodel = dict(num_queries=7)\n")
+    path.write_text(f"_base_ = '{OWN}'\nmodel = dict(num_queries=70)\n")
     cfg = Config.fromfile(path)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        assert MODELS.build(cfg.model).num_queries == 7
+        assert MODELS.build(cfg.model).num_queries == 70
         assert HOOKS.build(cfg.default_hooks.visualization)
 
 
