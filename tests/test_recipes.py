@@ -283,7 +283,10 @@ EFFECTS: dict[str, Callable[[SimpleNamespace], bool]] = {
     '$DET --queries': lambda done: done.runner.model.num_queries == 300,
     '$INST --queries': lambda done: done.runner.model.panoptic_head.num_queries == 100,
     'CHECKPOINT --cfg-options val_': lambda done: max(done.runner.test_dataloader.dataset[0]['inputs'].shape) == 640,
-    '2.scale=': lambda done: done.runner.train_dataloader.dataset[0]['inputs'].shape[-2:] == (640, 640),
+    '2.scale=': lambda done: (
+        tuple(done.runner.model.data_preprocessor.size) == (640, 640)
+        and 320 <= max(done.runner.train_dataloader.dataset[0]['inputs'].shape) <= 640  # resized to 320 to 1280, cropped
+    ),
     'img_size=640': lambda done: done.runner.model.backbone.grid == (40, 40),
     '--log': check_loggers,
     '--ema': lambda done: 'ema_state_dict' in torch.load(done.work_dir / 'epoch_1.pth', weights_only=False),

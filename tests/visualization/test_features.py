@@ -161,7 +161,7 @@ def test_tool_takes_a_file_without_a_pyramid(tool: ModuleType, finetuned: dict, 
     ('arguments', 'words'),
     [
         (['nowhere.jpg'], 'no image nowhere.jpg'),
-        (['IMAGE', '--weights', 'nowhere.pth'], 'give --weights FILE, any released file'),
+        (['IMAGE', '--weights', 'nowhere.pth'], 'give --weights FILE_OR_NAME, any released file'),
         (['IMAGE', '--weights', 'IMAGE'], 'IMAGE'),
     ],
 )

@@ -1,9 +1,9 @@
 r"""Draw what the network sees: principal components of the backbone's maps and of the pyramid's levels as colors.
 
-    python tools/analysis/visualize_features.py IMAGE [IMAGE ...] --weights FILE --out features.png
+    python tools/analysis/visualize_features.py IMAGE [IMAGE ...] --weights FILE_OR_NAME --out features.png
 
-FILE is any released Fast-iTPN or iTPN file, or a checkpoint of a detector or segmentor that was trained with them;
-without --weights it is the quick start's nano network, which was trained on generated shapes. For each map the first
+The weights are any released Fast-iTPN or iTPN file, its name (fast-itpn-b; mmitpn weights list), or a checkpoint of a
+detector or segmentor that was trained with them; without --weights it is the quick start's nano network, which was trained on generated shapes. For each map the first
 three principal components are red, green and blue: positions of the same color have similar features, in all images of
 one call. Above a map stand its size and how much of its variance the three colors show. The last row and column stand
 out where 16 does not divide the side of the image: these positions are partly padding.
@@ -33,7 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('image', nargs='+', type=Path, metavar='IMAGE', help='image files of any size')
     source = parser.add_mutually_exclusive_group()
-    source.add_argument('--weights', metavar='FILE', help="default: the quick start's fast-itpn-nano_shapes.pth")
+    source.add_argument('--weights', metavar='FILE_OR_NAME', help="default: the quick start's fast-itpn-nano_shapes.pth")
     source.add_argument('--random', choices=list(ARCHS), metavar='ARCH', help=f'random weights of {", ".join(ARCHS)}')
     parser.add_argument(
         '--size',
@@ -72,7 +72,7 @@ def build(args: argparse.Namespace) -> tuple[FastITPN | ITPN, ITPNPyramid | None
         info = identify(read_checkpoint(weights, mmap=True))
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f'{error}; give --weights FILE, any released file of Fast-iTPN or iTPN, or --random ARCH'
+            f'{error}; give --weights FILE_OR_NAME, any released file of Fast-iTPN or iTPN, or --random ARCH'
         ) from error
     family = ITPN if info.family == ITPN.family else FastITPN
     backbone = family.from_pretrained(weights)
