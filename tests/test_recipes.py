@@ -285,7 +285,7 @@ EFFECTS: dict[str, Callable[[SimpleNamespace], bool]] = {
     'CHECKPOINT --cfg-options val_': lambda done: max(done.runner.test_dataloader.dataset[0]['inputs'].shape) == 640,
     '2.scale=': lambda done: (
         tuple(done.runner.model.data_preprocessor.size) == (640, 640)
-        and 320 <= max(done.runner.train_dataloader.dataset[0]['inputs'].shape) <= 640  # resized to 320 to 1280, cropped
+        and 320 <= max(done.runner.train_dataloader.dataset[0]['inputs'].shape) <= 640
     ),
     'img_size=640': lambda done: done.runner.model.backbone.grid == (40, 40),
     '--log': check_loggers,

@@ -1,0 +1,1 @@
+"""What users call: predictions, data of their own, and the report of a run."""
