@@ -3,11 +3,11 @@ r"""Draw what the network sees: principal components of the backbone's maps and 
     python tools/analysis/visualize_features.py IMAGE [IMAGE ...] --weights FILE_OR_NAME --out features.png
 
 The weights are any released Fast-iTPN or iTPN file, its name (fast-itpn-b; mmitpn weights list), or a checkpoint of a
-detector or segmentor that was trained with them. Without --weights they are the nano network's of the quick start, which
-was trained on generated shapes. For each map the first three principal components are red, green and blue: positions of
-the same color have similar features, in all images of one call. Above a map stand its size and how much of its variance
-the three colors show. The last row and column stand out where 16 does not divide the side of the image: these positions
-are partly padding.
+detector or segmentor that was trained with them. Without --weights they are those of the quick start's nano network,
+which was trained on generated shapes. For each map the first three principal components are red, green and blue:
+positions of the same color have similar features, in all images of one call. Above a map stand its size and how much of
+its variance the three colors show. The last row and column stand out where 16 does not divide the side of the image:
+these positions are partly padding.
 """
 
 from __future__ import annotations
