@@ -28,7 +28,7 @@ from mmitpn.commands import test as testing
 from mmitpn.commands import train as training
 from mmitpn.datasets import generate_shapes
 from mmitpn.engine import setup_environment
-from mmitpn.engine.cli import load_config, merge_options
+from mmitpn.engine.cli import load_config, merge_options, parse_options
 from mmitpn.engine.config_utils import resolve_config
 
 ROOT = Path(__file__).parents[1]
@@ -97,6 +97,14 @@ def test_options_are_settings_of_the_config(command: str) -> None:
             old, new = (node[int(parent)] if isinstance(node, list) else node.get(parent, {}) for node in (old, new))
         assert new[name] == value != old.get(name, ''), key
         assert name in old or name in NEW, f'{key} is not in {args.config}'
+
+
+def test_lists_on_the_command_line() -> None:
+    (shown,) = re.findall(r'`"(\[\{.*?\}\])"`', PAGE)
+    cfg = deepcopy(read(NAMES['DET']))
+    merge_options(cfg, parse_options([f'custom_hooks={shown}', 'param_scheduler.0.end=24']))
+    assert [dict(one) for one in cfg.custom_hooks] == [{'type': 'EMAHook', 'momentum': 0.001}]
+    assert cfg.param_scheduler[0].end == 24
 
 
 def test_config_blocks_are_settings_of_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,7 +371,7 @@ def test_configs_run(index: int, run: Callable[..., SimpleNamespace], small: Sim
     done = run(command, only_build='640' in text, **options)
     assert '640' in text or [line for line in done.lines if 'coco/bbox_mAP' in line]
     effects = [
-        (lambda: done.runner.model.num_queries == 300 and hook(done, EMAHook)),
+        (lambda: done.runner.model.num_queries == 300 and done.cfg.default_hooks.logger.interval == 10),
         (lambda: type(done.runner.model.neck).__name__ == 'FPN'),
         (lambda: max(done.runner.val_dataloader.dataset[0]['inputs'].shape) == 640),
         (lambda: done.runner.model.backbone.patch_embed.proj.weight.shape[1] == 6),
