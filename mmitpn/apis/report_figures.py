@@ -443,10 +443,12 @@ def image_section(
         seen: set[int] = set()
         for index in indices:
             sample = samples[index]
-            if sample.image is None or not Path(sample.image).is_file():
+            try:
+                image = read_rgb(sample.image or '')
+            except OSError:  # missing, or of a format that a loader of its own reads, such as .npy
                 gone.append(sample.image or 'an image without a path')
                 continue
-            both = draw(sample, read_rgb(sample.image))
+            both = draw(sample, image)
             if len(both) == len(KINDS):
                 titles = (Path(sample.image).name[-36:], f'{KINDS[1]}, {measure[0]} {number(scores[index][0])}')
                 both = [replace(one, title=title) for one, title in zip(both, titles, strict=True)]
@@ -458,7 +460,7 @@ def image_section(
                 figure = draw_image_grid(drawn, columns=min(4, max(len(drawn), 2)), tile=280, legend=legend)
                 html += f'<h3>{group.capitalize()}</h3>' + figure_jpeg(figure, f'{group} images')
     if gone:
-        html += note(f'Not drawn, since the files are not there: {", ".join(gone)}')
+        html += note(f'Not drawn, since the files are not there or no images: {", ".join(gone)}')
     elif not any(score is not None for score in scores):
         html += note('No image has an object or a prediction.')
     return Section('Images', html)

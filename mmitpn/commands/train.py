@@ -28,6 +28,7 @@ from mmitpn.engine.resume import (
     read_checkpoint_seed,
     wants_exact_resume,
 )
+from mmitpn.engine.train_options import add_train_options, apply_train_options
 from mmitpn.weights import find_local_file
 
 
@@ -64,6 +65,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--check-images', action='store_true', help='open every image of the COCO datasets before the training run'
     )
+    add_train_options(parser)
     add_report_argument(parser)
     add_common_arguments(parser)
     return parser.parse_args(argv)
@@ -112,6 +114,7 @@ def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
         apply_auto_scale_lr(cfg)
     if args.pretrained is not None:
         use_pretrained(cfg, args.pretrained)
+    apply_train_options(cfg, args)
     if args.resume is not None:
         apply_resume(cfg, args.resume)
     elif cfg.get('resume'):

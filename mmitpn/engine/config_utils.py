@@ -23,9 +23,12 @@ def register_host_configs() -> None:
     """Let ``_base_ = 'mmseg::...'`` work on both stacks, and ``_base_ = 'mmitpn::...'``, which mmengine does not know.
 
     mmengine looks a prefix up as a distribution; where it finds none it takes the name of the module, which is right
-    for every framework. So only the prefixes whose distribution is absent are mapped to their module.
+    for every framework. So only the prefixes whose distribution is absent are mapped to their module. Our own configs
+    are found by :func:`resolve_config`, in a checkout too, and without mmengine's ``_scope_='mmitpn'``: in that scope
+    the classes of mmdet and mmseg that they name would not be found.
     """
-    MODULE2PACKAGE.setdefault(OWN, OWN)
+    if Config._get_cfg_path is not _get_cfg_path:
+        Config._get_cfg_path = staticmethod(_get_cfg_path)
     for module, package in list(MODULE2PACKAGE.items()):
         if package == module or find_spec(module) is None:
             continue
@@ -33,6 +36,16 @@ def register_host_configs() -> None:
             distribution(package)
         except PackageNotFoundError:
             MODULE2PACKAGE[module] = module
+
+
+_mmengine_get_cfg_path = Config._get_cfg_path
+
+
+def _get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
+    """Path and scope of a ``_base_`` of a config (``filename``): as mmengine finds it, or ours for ``mmitpn::``."""
+    if cfg_path.startswith(f'{OWN}::'):
+        return str(resolve_config(cfg_path)), None
+    return _mmengine_get_cfg_path(cfg_path, filename)
 
 
 def host_config_folder(host: str) -> Path:

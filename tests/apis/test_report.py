@@ -265,7 +265,7 @@ def test_many_classes_are_folded(tmp_path: Path) -> None:
     assert 'show the 111 rows between' in page.text
     assert len(page.tables['Confusion matrix']) == 21
     assert page.tables['Most frequent confusions'][1][:3] == ['class 7', 'class 9', '2']
-    assert 'the files are not there: gone.png' in page.text
+    assert 'the files are not there or no images: gone.png' in page.text
 
 
 def test_choice_of_images() -> None:

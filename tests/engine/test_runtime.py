@@ -12,6 +12,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.config import DictAction as MMEngineAction
+from mmengine.registry import MODELS, DefaultScope
 
 from mmitpn.engine import cli, resolve_config, runtime, setup_distributed, setup_environment
 from mmitpn.engine.cli import DictAction, load_config, merge_options, parse_options
@@ -335,12 +336,7 @@ def test_a_config_of_ours_is_found_by_name_from_anywhere(name, tmp_path, monkeyp
     assert resolve_config(name) == config_folder() / 'dino/dino-4scale_fast-itpn-b_8xb2-12e_coco.py'
 
 
-OWN = pytest.param(
-    'mmitpn::dino/dino-4scale_fast-itpn-t_8xb2-12e_coco.py',
-    marks=pytest.mark.skipif(
-        not (config_folder().parent / 'mmitpn/.mim').is_dir(), reason='mmitpn is not installed here, but imported'
-    ),
-)
+OWN = 'mmitpn::quickstart/dino_fast-itpn-nano_shapes.py'
 
 
 @pytest.mark.parametrize('base', [f'{MMDET}.py', f'{MMSEG}.py', OWN])
@@ -351,6 +347,16 @@ def test_a_host_config_is_inherited_from(tmp_path, base):
     cfg = Config.fromfile(path)
     assert cfg.model.backbone.frozen_stages == 0
     assert 'type' in cfg.model
+
+
+def test_a_config_that_inherits_from_ours_is_built(tmp_path):
+    pytest.importorskip('mmdet')
+    setup_environment()
+    path = tmp_path / 'mine.py'
+    path.write_text(f"_base_ = '{OWN}'\nmodel = dict(num_queries=70)\n")
+    cfg = Config.fromfile(path)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        assert MODELS.build(cfg.model).num_queries == 70
 
 
 def test_a_path_stays_what_it_is(tmp_path):
