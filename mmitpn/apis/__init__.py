@@ -1,0 +1,1 @@
+"""What most users call: prediction, training on their own data."""
