@@ -3,6 +3,7 @@
 #   train CONFIG [GPUS] [options of tools/train.py]              GPUS processes, one by default
 #   test CONFIG CHECKPOINT [GPUS] [options of tools/test.py]
 #   quickstart [options of tools/quickstart.py]
+#   predict, weights, data, swap [options of mmitpn COMMAND]
 #   doctor [options of python -m mmitpn.doctor]
 #   any other command: bash, python tools/...
 # Several machines: NNODES, NODE_RANK, MASTER_ADDR and PORT as for tools/dist_train.sh; GPUS is required.
@@ -33,10 +34,11 @@ case "$command" in
     exec "$python" "$root/tools/$command.py" "${files[@]}" "$@"
     ;;
   quickstart) exec "$python" "$root/tools/quickstart.py" "$@" ;;
+  predict|weights|data|swap) exec "$python" -m mmitpn "$command" "$@" ;;
   doctor) exec "$python" -m mmitpn.doctor "$@" ;;
-  help|-h|--help) sed -n '3,8s/^# \{0,3\}//p' "${BASH_SOURCE[0]}" ;;
+  help|-h|--help) sed -n '3,9s/^# \{0,3\}//p' "${BASH_SOURCE[0]}" ;;
   *)
-    type -P "$command" >/dev/null || usage "no command '$command'; allowed: train, test, quickstart, doctor, help, or any program"
+    type -P "$command" >/dev/null || usage "no command '$command'; allowed: train, test, quickstart, predict, weights, data, swap, doctor, help, or any program"
     exec "$command" "$@"
     ;;
 esac

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from mmitpn import installation
-from mmitpn.installation import HOSTS, LIBRARIES, ROOT, installed, one_line, try_import, version_tuple
+from mmitpn.installation import HOSTS, LIBRARIES, installed, one_line, try_import, version_tuple
 
 PARTS = ('models', 'datasets', 'evaluation', 'engine', 'visualization')  # of mmdet, mmseg and mmpretrain
 OTHER_OPENCV = ('opencv-python', 'opencv-contrib-python', 'opencv-contrib-python-headless')  # have the same files
@@ -209,9 +209,8 @@ def check_data(found: Diagnosis, config: str, options: Sequence[str]) -> None:
     from mmitpn.engine.config_utils import register_host_configs
 
     register_host_configs()
-    words = [*(sys.executable, str(ROOT / 'tools/data/check_coco.py'), config), *(['--cfg-options'] if options else [])]
-    settings = {'check_again': shlex.join([*words, *options]), 'make_shapes': ROOT / 'tools/data/make_shapes.py'}
-    rows, problems = report_data(load_config(config, parse_options(options)), config, **settings)
+    words = [sys.executable, '-m', 'mmitpn', 'data', 'check', config, *(['--cfg-options'] if options else []), *options]
+    rows, problems = report_data(load_config(config, parse_options(options)), config, check_again=shlex.join(words))
     for row in rows:
         found.row(*row)
     for problem in problems:

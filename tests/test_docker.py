@@ -125,6 +125,7 @@ def test_the_ignore_file_leaves_out_data_and_results():
         (['test', 'a.py', 'b.pth', '--show-dir', 'c'], f'{ROOT}/tools/test.py a.py b.pth --show-dir c'),
         (['quickstart', '--task', 'seg'], f'{ROOT}/tools/quickstart.py --task seg'),
         (['doctor', '--config', 'a.py'], '-m mmitpn.doctor --config a.py'),
+        (['predict', 'a.jpg', '--model', 'b'], '-m mmitpn predict a.jpg --model b'),
         (['python', 'tools/x.py'], 'tools/x.py'),
     ],
 )

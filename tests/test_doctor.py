@@ -210,7 +210,7 @@ def test_missing_generated_images(folder):
     assert [version for _, version, _ in found.rows] == ['missing'] * 4
     (problem,) = found.problems
     assert 'data/shapes/coco/val2017' in problem.message
-    assert problem.fix.endswith('tools/data/make_shapes.py --out data/shapes')
+    assert problem.fix.endswith('-m mmitpn data shapes --out data/shapes')
 
 
 def test_missing_data_and_a_missing_part(folder):
@@ -252,7 +252,7 @@ def test_what_does_not_fit(folder):
     generate_shapes(folder / 'data/shapes', num_train=2, num_val=2)
     (problem,) = look('model.bbox_head.num_classes=7').problems
     assert 'num_classes' in problem.message
-    assert problem.fix.endswith(f'check_coco.py {CONFIG} --cfg-options model.bbox_head.num_classes=7')
+    assert problem.fix.endswith(f'-m mmitpn data check {CONFIG} --cfg-options model.bbox_head.num_classes=7')
 
 
 def test_the_command_ends_with_the_problems(folder, without_checks, capsys):

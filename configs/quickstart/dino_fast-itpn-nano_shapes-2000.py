@@ -1,8 +1,9 @@
 # How nano-shapes, the complete detector that comes with the package, was made: the quick start's with five times the
 # images and three times the iterations.
 #   mmitpn data shapes --out data/shapes-2000 --num-train 2000 --num-val 20 --seed 2000
-#   mmitpn train dino_fast-itpn-nano_shapes-2000
-#   python tools/misc/publish_model.py work_dirs/dino_fast-itpn-nano_shapes-2000/iter_2800.pth nano-shapes.pth --dtype fp16
+#   mmitpn train dino_fast-itpn-nano_shapes-2000 --cfg-options randomness.seed=347452792
+#   python tools/misc/publish_model.py work_dirs/dino_fast-itpn-nano_shapes-2000/iter_2800.pth nano-shapes.pth \
+#     --dtype fp16
 _base_ = './dino_fast-itpn-nano_shapes.py'
 
 max_iters, warmup, flat_until = 2800, 27, 840

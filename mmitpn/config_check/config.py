@@ -192,7 +192,7 @@ def _check_evaluated_images(evaluator: Mapping[str, Any], where: str, summaries:
 
 
 def report_data(
-    cfg: Mapping[str, Any], name: str, *, check_again: str, make_shapes: Path
+    cfg: Mapping[str, Any], name: str, *, check_again: str
 ) -> tuple[list[tuple[str, str, str]], list[tuple[str, str]]]:
     """Look for the data of a config, then run the checks that the tools run before a training run.
 
@@ -200,7 +200,6 @@ def report_data(
         cfg: The config.
         name: Its name, for messages.
         check_again: The command that shows what does not fit in detail.
-        make_shapes: The tool that generates the images of the quick start.
 
     Returns:
         A row for each path (which data, content, path), and the problems: message and the command that fixes it.
@@ -215,7 +214,7 @@ def report_data(
         note = f'{one.root} is not checked' if one.path is None else str(one.path)
         rows.append((f'{one.splits[0]} data', one.content, note))
         if one.is_missing:
-            missing.setdefault(one.fix(make_shapes), []).append(one)
+            missing.setdefault(one.fix(), []).append(one)
     problems = []
     for fix, absent in missing.items():
         splits = ', '.join(split for split in SPLITS if any(split in one.splits for one in absent))

@@ -302,16 +302,12 @@ class DataPath:
         names = [name for _, _, names in os.walk(self.path, followlinks=True) for name in names]
         return f'found, {sum(name.lower().endswith(IMAGES) for name in names)} images'
 
-    def fix(self, make_shapes: Path) -> str:
-        """The command that puts data where the config looks for them.
-
-        Args:
-            make_shapes: The tool that generates the images of the quick start.
-        """
+    def fix(self) -> str:
+        """The command that puts data where the config looks for them."""
         path = self.path
         if 'shapes' in path.parts and path.parts[:1] == ('data',):
             folder = Path(*path.parts[: path.parts.index('shapes') + 1])
-            return shlex.join([sys.executable, str(make_shapes), '--out', str(folder)])
+            return shlex.join([sys.executable, '-m', 'mmitpn', 'data', 'shapes', '--out', str(folder)])
         # The highest folder that is missing, but not above data_root: the dataset is linked, or a part of it.
         while path.parent != path and not path.parent.exists() and path != Path(self.root or path):
             path = path.parent
