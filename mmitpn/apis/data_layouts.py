@@ -114,7 +114,7 @@ def read_own_data(
     if task not in (None, *TASKS):
         raise ValueError(f'task is {task!r}; allowed: {", ".join(TASKS)}')
     root = root.resolve()
-    found = [name for name, (_, find, _) in LAYOUTS.items() if find(root)]
+    found = {name: files for name, (_, find, _) in LAYOUTS.items() if (files := find(root))}
     wanted = [name for name in found if task is None or LAYOUTS[name][0] == task]
     if not found:
         raise ValueError(
@@ -122,14 +122,14 @@ def read_own_data(
             'each of them'
         )
     if not wanted:
-        raise ValueError(_other_task(root, found[0], task or ''))
+        raise ValueError(_other_task(root, next(iter(found)), task or ''))
     if len(wanted) > 1:
         raise ValueError(
             f'{root} has several layouts: {", ".join(wanted)}; keep the files of one of them in the folder, so that it '
             'is clear which annotations count'
         )
     kind, _, read = LAYOUTS[wanted[0]]
-    data = read(root, classes, progress)
+    data = read(root, found[wanted[0]], classes, progress)
     fields = {
         name: getattr(data, name) for name in ('palette', 'reduce_zero_label', 'new_labels') if kind == 'semantic'
     }
@@ -154,8 +154,8 @@ def _other_task(root: Path, layout: str, task: str) -> str:
             'detection or instance segmentation config (dino, mask_dino ...-instance, mask_rcnn), or label maps'
         )
     return (
-        f'{root} has label maps for semantic segmentation, but the config is for detection or instance segmentation: use '
-        'a semantic config (upernet, mask_dino ...-ade20k), or annotate objects'
+        f'{root} has label maps for semantic segmentation, but the config is for detection or instance segmentation: '
+        'use a semantic config (upernet, mask_dino ...-ade20k), or annotate objects'
     )
 
 

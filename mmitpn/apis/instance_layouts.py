@@ -126,9 +126,7 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         (width, height), orientation = stored_size(path)
     except OSError as error:
-        raise ValueError(
-            f'{path} is no image that can be read; replace it, or remove it and its annotations'
-        ) from error
+        raise ValueError(f'{path} cannot be read as an image; replace it, or remove it with its labels') from error
     return (height, width) if orientation >= 5 else (width, height)
 
 
@@ -155,7 +153,9 @@ def find_coco(root: Path) -> dict[Path, dict[str, Any]]:
     return found
 
 
-def read_coco(root: Path, classes: Sequence[str] | None, progress: Progress) -> InstanceData:
+def read_coco(
+    root: Path, files: dict[Path, dict[str, Any]], classes: Sequence[str] | None, progress: Progress
+) -> InstanceData:
     """Read COCO's layout, under any file names; Roboflow's and CVAT's too.
 
     A file is used as it is, unless its images are not sorted by name, its categories not by id, those of two files
@@ -163,6 +163,7 @@ def read_coco(root: Path, classes: Sequence[str] | None, progress: Progress) -> 
 
     Args:
         root: The folder.
+        files: What :func:`find_coco` found in it.
         classes: The classes in the order wanted; None takes them by category id.
         progress: Wraps what is gone through.
 
@@ -171,15 +172,14 @@ def read_coco(root: Path, classes: Sequence[str] | None, progress: Progress) -> 
         FileNotFoundError: If no folder has the images.
     """
     del progress
-    files = find_coco(root)
     by_split: dict[str, list[Path]] = {}
     for path in files:
         by_split.setdefault(split_of(path.stem) or split_of(path.parent.name) or '', []).append(path)
     notes = []
     if list(by_split) == ['']:
         by_split = {'train': by_split['']}
-    for path in by_split.pop('', []):
-        notes.append(f'{path} is passed over: its name says neither train, val nor test')
+    unnamed = by_split.pop('', [])
+    notes += [f'{path} is passed over: its name says neither train, val nor test' for path in unnamed]
     chosen = {split: _choose(split, paths) for split, paths in by_split.items()}
     contents = {split: files[path] for split, path in chosen.items()}
     group = _group_category(list(contents.values()))
@@ -284,7 +284,7 @@ def find_yolo(root: Path) -> dict[str, list[tuple[Path, Path]]]:
     """The folders of images and labels of YOLO's layout by split, with or without a ``data.yaml``."""
     config = find_data_yaml(root)
     if config is not None:
-        return _folders_of_yaml(root, *config)
+        return _folders_of_yaml(*config)
     found = {}
     for split, folder in split_folders(root / 'images').items():
         if has_files(root / 'labels' / folder.name, '*.txt'):
@@ -310,7 +310,7 @@ def find_data_yaml(root: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def _folders_of_yaml(root: Path, path: Path, content: dict[str, Any]) -> dict[str, list[tuple[Path, Path]]]:
+def _folders_of_yaml(path: Path, content: dict[str, Any]) -> dict[str, list[tuple[Path, Path]]]:
     """The folders that a ``data.yaml`` names, as Ultralytics (``path:``) and Roboflow (``../train/images``) write."""
     found = {}
     for key in ('train', 'val', 'valid', 'test'):
@@ -350,11 +350,17 @@ def _labels_of(images: Path) -> Path:
     return Path(*parts[:last], 'labels', *parts[last + 1 :])
 
 
-def read_yolo(root: Path, classes: Sequence[str] | None, progress: Progress) -> InstanceData:
+def read_yolo(
+    root: Path,
+    found: dict[str, list[tuple[Path, Path]]],
+    classes: Sequence[str] | None,
+    progress: Progress,
+) -> InstanceData:
     """Read YOLO's layout: boxes, polygons, or both. An image without a label file has no object.
 
     Args:
         root: The folder.
+        found: What :func:`find_yolo` found in it.
         classes: The classes by index; None takes those of ``data.yaml``, or of ``classes.txt``.
         progress: Wraps what is gone through.
 
@@ -367,7 +373,7 @@ def read_yolo(root: Path, classes: Sequence[str] | None, progress: Progress) -> 
     names = tuple(classes or _yolo_names(root, config))
     keypoints = int(np.prod((config[1].get('kpt_shape') or [0]) if config else [0]))
     splits = {}
-    for split, folders in find_yolo(root).items():
+    for split, folders in found.items():
         pairs = [
             (path, labels / f'{path.stem}.txt')
             for images, labels in folders
@@ -383,10 +389,10 @@ def read_yolo(root: Path, classes: Sequence[str] | None, progress: Progress) -> 
             lines = [line for line in map(str.split, lines) if line]
             lines = [line[:5] if keypoints and len(line) == 5 + keypoints else line for line in lines]
             try:
-                found = yolo_annotations_to_detections([' '.join(line) for line in lines], size, with_masks=False)
+                read = yolo_annotations_to_detections([' '.join(line) for line in lines], size, with_masks=False)
             except ValueError as error:
                 raise ValueError(f'{file} is no label file of YOLO: {error}') from error
-            labels = [] if found.class_id is None else found.class_id.tolist()
+            labels = [] if read.class_id is None else read.class_id.tolist()
             wrong = sorted({label for label in labels if not 0 <= label < len(names)})
             if wrong:
                 raise ValueError(
@@ -394,7 +400,7 @@ def read_yolo(root: Path, classes: Sequence[str] | None, progress: Progress) -> 
                     f'{len(names) - 1} ({format_list(names)}); correct the file or the names'
                 )
             polygons = [_yolo_polygon(line, size) if len(line) > 6 else None for line in lines]
-            entries.append((path, size, list(zip(labels, found.xyxy.tolist(), polygons, strict=True))))
+            entries.append((path, size, list(zip(labels, read.xyxy.tolist(), polygons, strict=True))))
         splits[split] = entries
     return _to_coco(root, names, splits)
 
@@ -441,13 +447,16 @@ def find_voc(root: Path) -> dict[str, tuple[Path, Path]]:
     return found
 
 
-def read_voc(root: Path, classes: Sequence[str] | None, progress: Progress) -> InstanceData:
+def read_voc(
+    root: Path, found: dict[str, tuple[Path, Path]], classes: Sequence[str] | None, progress: Progress
+) -> InstanceData:
     """Read Pascal VOC's layout: boxes, and polygons where an object has one. Classes are sorted by name.
 
     Pixels are counted from 1 there: ``xmin`` 1 is the left edge of the image, ``xmax`` its width the right one.
 
     Args:
         root: The folder.
+        found: What :func:`find_voc` found in it.
         classes: The classes in the order wanted; None sorts them by name.
         progress: Wraps what is gone through.
 
@@ -455,22 +464,20 @@ def read_voc(root: Path, classes: Sequence[str] | None, progress: Progress) -> I
         ValueError: If a file is broken or has no image, or there is no object at all.
     """
     read = {}
-    for split, (images, annotations) in find_voc(root).items():
+    for split, (images, folder) in found.items():
         pairs = [
-            (path, annotations / f'{path.stem}.xml')
-            for path in sorted(images.iterdir())
-            if path.suffix.lower() in IMAGES
+            (path, folder / f'{path.stem}.xml') for path in sorted(images.iterdir()) if path.suffix.lower() in IMAGES
         ]
         if not pairs:
-            raise ValueError(f'{images} holds no image, but {annotations} holds annotations; put the images there')
-        _refuse_without_image(annotations, '.xml', {file for _, file in pairs}, images)
+            raise ValueError(f'{images} holds no image, but {folder} holds annotations; put the images there')
+        _refuse_without_image(folder, '.xml', {file for _, file in pairs}, images)
         read[split] = [_read_xml(path, file) for path, file in progress(pairs, f'reading {split or "annotations"}')]
-    found = sorted({name for entries in read.values() for *_, objects in entries for name, *_ in objects})
-    if not found:
+    by_name = sorted({name for entries in read.values() for *_, objects in entries for name, *_ in objects})
+    if not by_name:
         _no_classes(root, 'objects in the XML files')
     if classes is not None:
-        check_same_names(classes, found, str(root))
-    names = tuple(classes or found)
+        check_same_names(classes, by_name, str(root))
+    names = tuple(classes or by_name)
     labeled = {
         split: [
             (path, size, [(names.index(name), *rest) for name, *rest in objects]) for path, size, objects in entries
@@ -571,8 +578,8 @@ def _refuse_without_image(folder: Path, suffix: str, known: set[Path], images: P
     lost = [path.name for path in files if path not in known and path.name != 'classes.txt']
     if lost:
         raise ValueError(
-            f'{len(lost)} files of {folder} have no image in {images}: {format_list(lost, limit=4)}; add the images, or '
-            'remove the files'
+            f'{len(lost)} files of {folder} have no image in {images}: {format_list(lost, limit=4)}; add the images, '
+            'or remove the files'
         )
 
 

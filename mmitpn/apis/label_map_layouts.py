@@ -1,4 +1,4 @@
-"""Images with label maps for semantic segmentation: folders of images and masks, ADE20K's, Roboflow's, CVAT's and VOC's."""
+"""Images with label maps: folders of images and masks, and the layouts of ADE20K, Roboflow, CVAT and Pascal VOC."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mmitpn.config_check.dataset_entries import IMAGES
 from mmitpn.config_check.messages import format_list
 from mmitpn.config_check.semantic import is_gray, plan_fix
 
@@ -122,8 +121,8 @@ def find_label_maps(root: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def _has_maps(folder: Path) -> bool:
-    """Whether a folder holds files that can be label maps."""
-    return any(has_files(folder, f'*{suffix}') for suffix in MAP_SUFFIXES)
+    """Whether a folder holds files that can be label maps; those of COCO's panoptic format are none."""
+    return 'panoptic' not in folder.name and any(has_files(folder, f'*{suffix}') for suffix in MAP_SUFFIXES)
 
 
 def _pair_files(split: str, images: Path, maps: Path) -> LabelMapSplit:
@@ -138,8 +137,8 @@ def _pair_files(split: str, images: Path, maps: Path) -> LabelMapSplit:
     image_suffixes = Counter(path.suffix for path in files)
     if len(image_suffixes) > 1:
         raise ValueError(
-            f'{images} holds images of several endings ({format_list(dict(image_suffixes))}), but mmseg reads one; convert '
-            'them to one format'
+            f'{images} holds images of several endings ({format_list(dict(image_suffixes))}), but mmseg reads one; '
+            'convert them to one format'
         )
     suffixes = [f'{end}{suffix}' for suffix in MAP_SUFFIXES for end in ('', '_mask', '_label', '_labelIds')]
     suffix = max(suffixes, key=lambda one: sum(f'{path.stem}{one}' in map_files for path in files))
@@ -152,8 +151,8 @@ def _pair_files(split: str, images: Path, maps: Path) -> LabelMapSplit:
     left = sorted(map_files - {f'{path.stem}{suffix}' for path in files})
     if left:
         raise ValueError(
-            f'{len(left)} label maps in {maps} have no image in {images}: {format_list(left, limit=4)}; add the images, '
-            'or remove the maps'
+            f'{len(left)} label maps in {maps} have no image in {images}: {format_list(left, limit=4)}; add the '
+            'images, or remove the maps'
         )
     names = tuple(sorted(path.stem for path in files))
     return LabelMapSplit(images, maps, names, files[0].suffix, suffix, is_folder=images != maps)
@@ -162,11 +161,14 @@ def _pair_files(split: str, images: Path, maps: Path) -> LabelMapSplit:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_label_maps(root: Path, classes: Sequence[str] | None, progress: Progress) -> LabelMapData:
+def read_label_maps(
+    root: Path, found: dict[str, tuple[Path, Path]], classes: Sequence[str] | None, progress: Progress
+) -> LabelMapData:
     """Read images with label maps, and which labels the maps hold.
 
     Args:
         root: The folder.
+        found: What :func:`find_label_maps` found in it.
         classes: Names by label; None takes those of ``classes.txt``, ``labelmap.txt`` or ``_classes.csv``.
         progress: Wraps what is gone through.
 
@@ -174,7 +176,7 @@ def read_label_maps(root: Path, classes: Sequence[str] | None, progress: Progres
         ValueError: If an image has no map or a map no image, or the labels and classes do not fit.
     """
     root = root.resolve()
-    splits = {split: _pair_files(split, *pair) for split, pair in find_label_maps(root).items()}
+    splits = {split: _pair_files(split, *pair) for split, pair in found.items()}
     if list(splits) == ['']:
         splits = _divide(root, splits[''])
     for split, one in splits.items():
