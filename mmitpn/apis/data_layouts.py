@@ -68,15 +68,22 @@ class OwnData:
 
     def table(self) -> str:
         """What was found, as a table: images, objects, masks and classes of each split."""
+
+        def below(path: Path) -> str:
+            return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+
         rows = []
         for name in sorted(self.splits, key=('train', 'val', 'test').index):
             split = self.splits[name]
             if isinstance(split, InstanceSplit):
                 counts = [split.num_objects, split.num_masks, split.num_images - split.num_images_with_objects]
-                rows.append([name, split.num_images, *counts, split.ann_file or 'to be written'])
+                rows.append([name, split.num_images, *counts, below(split.ann_file) if split.ann_file else 'converted'])
             else:
-                rows.append([name, split.num_images, split.images, split.maps])
-        columns = {'instances': ['objects', 'masks', 'images without', 'annotations'], 'semantic': ['in', 'maps']}
+                rows.append([name, split.num_images, below(split.images), below(split.maps)])
+        columns = {
+            'instances': ['objects', 'masks', 'empty images', 'annotations'],
+            'semantic': ['image folder', 'label maps'],
+        }
         return format_table(['split', 'images', *columns[self.task]], rows)
 
     def describe(self) -> str:

@@ -27,7 +27,7 @@ STEPS_ON_THE_WAY = (
     *('train_pipeline', 'test_pipeline', 'val_pipeline', 'augmentations', 'short_sides', 'meta_keys', 'load_pipeline'),
     *('channels', 'head_channels', 'width', 'pretrained', 'norm_cfg', 'image_size', 'crop_size', 'no_decay'),
     *('max_iters', 'max_epochs', 'warmup', 'flat_until', 'warmup_lr', 'cosine_lr', 'step_lr', 'num_things_classes'),
-    'num_stuff_classes',
+    *('num_stuff_classes', 'dataset_train', 'dataset_aug', 'interval', 'dynamic_intervals'),
 )
 OF_THE_RUN = ('work_dir', 'launcher', 'resume')  # what the next run decides
 
@@ -319,8 +319,8 @@ def _set_class_weights(head: Mapping[str, Any], where: str, before: int, number:
             rest = list(weights[before:])
             if len(set(weights[:before])) != 1 or len(rest) > 1:
                 raise ValueError(
-                    f'{name}.class_weight weighs each of {before} classes, but the data have {number} others; remove it,'
-                    f' as by --cfg-options {name}.class_weight=None'
+                    f'{name}.class_weight weighs each of {before} classes, but the data have {number} others; remove '
+                    f'it, as by --cfg-options {name}.class_weight=None'
                 )
             one['class_weight'] = [weights[0]] * number + rest
 

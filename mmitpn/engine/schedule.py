@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from mmitpn.config_types import is_type
 from mmitpn.utils import check_int
 
 WARMUPS = ('LinearLR', 'ConstantLR', 'LinearParamScheduler', 'ConstantParamScheduler')
-SHORTEST_PART = 10  # a warmup takes at most this part of the run, and the log gets at least that many lines
+SHORTEST_PART = 10  # a warmup takes at most a tenth of the run, and the log gets at least that many lines
+SHORTEST_WARMUP = 2  # of one iteration, mmengine would keep its first learning rate for good
 MOMENTS = ('begin', 'end', 'T_max', 'step_size', 'milestones', 'total_iters')  # settings of schedulers
 NAME_BATCH = re.compile(r'(?:^|[_-])(\d+)xb?(\d+)(?=[_-]|$)')  # 8xb2 of a config's name, of older ones 8x2
 
@@ -111,22 +113,27 @@ def set_length(cfg: Config, images: int, epochs: int | None = None) -> list[str]
         raise ValueError(
             f'train_cfg has neither max_epochs nor max_iters (it is {dict(loop)}), so its length is unknown; set one'
         )
-    lines = []
+    before = _settings(cfg)
+    warmups = _find_warmups(cfg)
     new = old
     if epochs is not None:
         check_int('--epochs', epochs)
         new = epochs if by_epoch else epochs * per_epoch
         loop['max_epochs' if by_epoch else 'max_iters'] = new
-        changed = _scale(cfg, new / old, by_epoch=by_epoch) if new != old else []
-        lines.append(f'length: {old} -> {new} {unit}' + (f'; with it {", ".join(changed)}' if changed else ''))
+        if new != old:
+            _scale(cfg, new / old, by_epoch=by_epoch)
     total = new * per_epoch if by_epoch else new
+    for warmup, followers in warmups:
+        _fit_warmup(warmup, followers, total)
+    _bound_intervals(cfg, total, per_epoch, by_epoch=by_epoch, length=new)
     length = (
         f'{new} epochs of {per_epoch} iterations' if by_epoch else f'{new} iterations, {new / per_epoch:.4g} epochs'
     )
-    lines.append(f'run: {length} of {images} images; --epochs N sets another length')
-    lines += _bound_warmup(cfg, total)
-    lines += _bound_intervals(cfg, total, per_epoch, by_epoch=by_epoch, length=new)
-    return lines
+    after = _settings(cfg)
+    return [
+        f'run: {length} of {images} images; --epochs N sets another length',
+        *(f'{key}: {before.get(key)} -> {value}' for key, value in after.items() if before.get(key) != value),
+    ]
 
 
 def schedulers_of(cfg: Config) -> list[Any]:
@@ -135,76 +142,81 @@ def schedulers_of(cfg: Config) -> list[Any]:
     return [found] if isinstance(found, Mapping) else list(found)
 
 
-def _scale(cfg: Config, factor: float, *, by_epoch: bool) -> list[str]:
-    """Multiply what a config counts in epochs, or in iterations; returns what was changed."""
-    changed = []
+def _settings(cfg: Config) -> dict[str, Any]:
+    """The settings of a schedule by name, to compare them."""
+    hooks = cfg.get('default_hooks') or {}
+    parts = {f'param_scheduler[{index}]': one for index, one in enumerate(schedulers_of(cfg))}
+    parts |= {'train_cfg': cfg.train_cfg, 'logger': hooks.get('logger'), 'checkpoint': hooks.get('checkpoint')}
+    parts |= {f'custom_hooks[{index}]': one for index, one in enumerate(cfg.get('custom_hooks') or [])}
+    named = {name: part for name, part in parts.items() if isinstance(part, Mapping)}
+    return {f'{name}.{key}': deepcopy(value) for name, part in named.items() for key, value in part.items()}
 
-    def multiply(holder: Any, key: str, where: str, least: int = 0) -> None:
+
+def _scale(cfg: Config, factor: float, *, by_epoch: bool) -> None:
+    """Multiply what a config counts in epochs, or in iterations."""
+
+    def multiply(holder: Any, key: str, least: int = 0) -> None:
         value = holder.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float, list, tuple)):
-            return
-        several = isinstance(value, (list, tuple))
-        scaled = [max(round(one * factor), least) for one in (value if several else [value])]
-        if several:
-            scaled = sorted(set(scaled))  # milestones of a short run can fall together
-        holder[key] = scaled if several else scaled[0]
-        if holder[key] != value:
-            changed.append(f'{where}.{key} {value} -> {holder[key]}')
+        if isinstance(value, (list, tuple)):  # rounded down: a milestone at the end would never come
+            holder[key] = sorted({max(int(one * factor), 1) for one in value})
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            holder[key] = max(round(value * factor), least)
 
-    for index, scheduler in enumerate(schedulers_of(cfg)):
+    for scheduler in schedulers_of(cfg):
         if scheduler.get('by_epoch', True) == by_epoch:
             for key in MOMENTS:
-                least = int(key in ('end', 'T_max', 'step_size', 'milestones', 'total_iters'))
-                multiply(scheduler, key, f'param_scheduler[{index}]', least)
-    multiply(cfg.train_cfg, 'val_interval', 'train_cfg', 1)
-    multiply(cfg.train_cfg, 'val_begin', 'train_cfg', 1)
+                multiply(scheduler, key, 0 if key == 'begin' else 1)
+    for key in ('val_interval', 'val_begin'):
+        multiply(cfg.train_cfg, key, 1)
     if cfg.train_cfg.get('dynamic_intervals'):
-        cfg.train_cfg['dynamic_intervals'] = [
-            (max(round(begin * factor), 1), interval) for begin, interval in cfg.train_cfg['dynamic_intervals']
-        ]
-        changed.append('train_cfg.dynamic_intervals')
+        intervals = cfg.train_cfg['dynamic_intervals']
+        cfg.train_cfg['dynamic_intervals'] = [(max(round(begin * factor), 1), each) for begin, each in intervals]
     saving = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     if saving.get('by_epoch', True) == by_epoch:
-        multiply(saving, 'interval', 'default_hooks.checkpoint', 1)
-    for index, hook in enumerate(cfg.get('custom_hooks') or []):
-        if isinstance(hook, Mapping) and by_epoch:
-            for key in ('switch_epoch', 'num_last_epochs'):
-                multiply(hook, key, f'custom_hooks[{index}]', 1)
-    return changed
+        multiply(saving, 'interval', 1)
+    for hook in cfg.get('custom_hooks') or []:
+        for key in ('switch_epoch', 'num_last_epochs') if isinstance(hook, Mapping) and by_epoch else ():
+            multiply(hook, key, 1)
 
 
-def _bound_warmup(cfg: Config, total: int) -> list[str]:
-    """Shorten a warmup in iterations to a tenth of the run; what begins at its end begins earlier."""
-    limit = max(total // SHORTEST_PART, 1)
+def _find_warmups(cfg: Config) -> list[tuple[Any, list[Any]]]:
+    """The warmups of a config, each with the schedulers that begin at its end."""
     schedulers = schedulers_of(cfg)
-    lines = []
-    for scheduler in schedulers:
-        end = scheduler.get('end')
-        warmup = is_type(scheduler, *WARMUPS) and not scheduler.get('begin') and not scheduler.get('by_epoch', True)
-        if not warmup or not isinstance(end, int) or end <= limit:
-            continue
-        scheduler['end'] = limit
-        for other in schedulers:
-            if other.get('begin') == end and not other.get('by_epoch', True):
-                other['begin'] = limit
-                if other.get('T_max') == other.get('end', 0) - end:
-                    other['T_max'] = max(other['end'] - limit, 1)
-        lines.append(f'warmup: {end} -> {limit} iterations, a tenth of the run')
-    return lines
+    warmups = [one for one in schedulers if is_type(one, *WARMUPS) and not one.get('begin') and one.get('end')]
+    return [
+        (warmup, [one for one in schedulers if one.get('begin') == warmup['end'] and _unit(one) == _unit(warmup)])
+        for warmup in warmups
+    ]
 
 
-def _bound_intervals(cfg: Config, total: int, per_epoch: int, *, by_epoch: bool, length: int) -> list[str]:
+def _unit(scheduler: Mapping[str, Any]) -> bool:
+    """Whether a scheduler counts epochs."""
+    return scheduler.get('by_epoch', True)
+
+
+def _fit_warmup(warmup: Any, followers: list[Any], total: int) -> None:
+    """Shorten a warmup in iterations to a tenth of the run; what begins at its end still does."""
+    if not _unit(warmup):
+        warmup['end'] = min(warmup['end'], total // SHORTEST_PART)
+    if not warmup.get('convert_to_iter_based'):
+        warmup['end'] = max(warmup['end'], SHORTEST_WARMUP)
+    for one in followers:
+        one['begin'] = warmup['end']
+        if one.get('end') is not None:
+            one['end'] = max(one['end'], one['begin'] + 1)
+            if one.get('T_max') is not None:
+                one['T_max'] = one['end'] - one['begin']
+
+
+def _bound_intervals(cfg: Config, total: int, per_epoch: int, *, by_epoch: bool, length: int) -> None:
     """Let a short run validate and save at least once, and log a few times."""
-    lines = []
     hooks = cfg.get('default_hooks') or {}
     logger, saving = hooks.get('logger') or {}, hooks.get('checkpoint') or {}
-    limit = max(min(per_epoch, total // SHORTEST_PART), 1)
-    bounds = [(cfg.train_cfg, 'val_interval', length, 'train_cfg'), (logger, 'interval', limit, 'logger')]
+    bounds = [(cfg.train_cfg, 'val_interval', length)]
+    bounds.append((logger, 'interval', max(min(per_epoch, total // SHORTEST_PART), 1)))
     if saving.get('by_epoch', True) == by_epoch:
-        bounds.append((saving, 'interval', length, 'checkpoint'))
-    for holder, key, most, where in bounds:
+        bounds.append((saving, 'interval', length))
+    for holder, key, most in bounds:
         value = holder.get(key)
         if isinstance(value, int) and value > most:
             holder[key] = most
-            lines.append(f'{where}.{key}: {value} -> {most}, for a run of {total} iterations')
-    return lines
