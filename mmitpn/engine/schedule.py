@@ -107,7 +107,6 @@ def set_length(cfg: Config, images: int, epochs: int | None = None) -> list[str]
     loop = cfg.train_cfg
     per_epoch = max(math.ceil(math.ceil(images / count_processes(cfg)) / cfg.train_dataloader.get('batch_size', 1)), 1)
     by_epoch = loop.get('max_iters') is None
-    unit = 'epochs' if by_epoch else 'iterations'
     old = loop.get('max_epochs') if by_epoch else loop.get('max_iters')
     if not old:
         raise ValueError(
