@@ -342,6 +342,8 @@ assert load_pretrained(FastITPN('nano'), file).loaded
 image = torch.rand(1, 3, 130, 97)
 assert all(map(torch.equal, network(image), other.eval()(image)))
 assert [tuple(level.shape) for level in pyramid(network(image))][0] == (1, 128, 33, 25)
+tracker = FastITPN.from_pretrained(file, in_channels=6)
+assert [tuple(x.shape) for x in tracker.forward_tokens([image.repeat(1, 2, 1, 1)] * 2)] == [(1, 192, 9, 7)] * 2
 assert next(ITPN('base', img_size=32).parameters()).requires_grad
 try:
     FastITPN('nano', init_cfg=dict(type='Constant', val=0.0)).init_weights()

@@ -24,6 +24,7 @@ from mmitpn.tables import format_table
 COUNTED = ('matched', 'resized', 'ignored', 'missing', 'unexpected')
 _PART_ORDER = ('stem', 'stages', 'main', 'pyramid')
 _GAMMAS = ('.gamma', '.gamma_1', '.gamma_2')
+_FIRST_LAYER = 'patch_embed.proj.weight'
 _DEFAULT_WINDOW = 14  # tokens along the side of the images that the networks were pre-trained on
 
 
@@ -41,7 +42,7 @@ class PartReport:
 
     Attributes:
         matched: Loaded as they are.
-        resized: Loaded after resizing (learned positions).
+        resized: Loaded after resizing (learned positions) or adapting (the first layer, to other input channels).
         ignored: In the file (named as there where nothing was converted), left out by rule.
         missing: In the module, without a value in the file: still at their initial values.
         unexpected: In the file, without a counterpart in the module.
@@ -185,6 +186,8 @@ def backbone_settings(info: FileInfo) -> str:
     fast = info.family == FAST
     settings = [f"type='mmitpn.{'FastITPN' if fast else 'ITPN'}'"]
     settings += [info.arch.setting] if info.arch else []
+    if info.in_channels not in (0, 3):
+        settings.append(f'in_channels={info.in_channels}')
     if info.layer_scale is not None and info.layer_scale != fast:
         settings.append(f'layer_scale_init_value={0.1 if info.layer_scale else None}')
     if info.relative_position:
@@ -291,7 +294,7 @@ def explain_position_embedding(own: Mapping[str, Tensor], given: Mapping[str, Te
 
 
 def describe_fits(fits: Mapping[str, Any]) -> list[str]:
-    """Notes on learned positions of another grid, by the results of :func:`mmitpn.checkpoint.loader.fit_shape`."""
+    """Notes on weights of another shape, by the results of :func:`mmitpn.checkpoint.loader.fit_shape`."""
     notes = []
     fit = fits.get('pos_embed')
     if fit is not None:
@@ -301,6 +304,9 @@ def describe_fits(fits: Mapping[str, Any]) -> list[str]:
             if fit.adopted
             else f'pos_embed was resized from {there} to {here} tokens'
         )
+    fit = fits.get(_FIRST_LAYER)
+    if fit is not None:
+        notes.append(f'{_FIRST_LAYER} was adapted from {fit.source} to {fit.target} input channels by {fit.setting}')
     windows = [fit.source for name, fit in fits.items() if fit.adopted and name != 'pos_embed']
     if windows:
         notes.append(f"relative positions of {len(windows)} weights take the file's window, {windows[0]}")

@@ -132,6 +132,7 @@ class FileInfo:
         relative_position: How the main stage stores relative positions, see :class:`mmitpn.ITPN`.
         relative_window: Side in tokens of the grid they are for; 0 without them.
         positions: Tokens of the position embedding; 0 without one.
+        in_channels: Channels of the images; 0 without a first layer.
         dtype: The floating-point type of most weights.
     """
 
@@ -148,6 +149,7 @@ class FileInfo:
     relative_position: str | None = None
     relative_window: int = 0
     positions: int = 0
+    in_channels: int = 0
     dtype: str = ''
 
     @property
@@ -212,6 +214,7 @@ def identify(checkpoint: Mapping[str, Any], *, prefix: str | None = None) -> Fil
         relative_position=relative_position,
         relative_window=relative_window,
         positions=_count_positions(body),
+        in_channels=_count_in_channels(body),
         dtype=_infer_dtype(state),
     )
 
@@ -386,6 +389,11 @@ def infer_relative_position(body: Mapping[str, Tensor]) -> tuple[str | None, int
 def _count_positions(body: Mapping[str, Tensor]) -> int:
     embedding = next((body[name] for name in ('pos_embed', 'absolute_pos_embed') if name in body), None)
     return embedding.shape[1] if embedding is not None and embedding.ndim == 3 else 0
+
+
+def _count_in_channels(body: Mapping[str, Tensor]) -> int:
+    weight = body.get('patch_embed.proj.weight')
+    return weight.shape[1] if weight is not None and weight.ndim == 4 else 0
 
 
 def _indices(body: Iterable[str], stage: str) -> set[int]:

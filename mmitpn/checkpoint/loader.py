@@ -159,18 +159,20 @@ class Match:
     Attributes:
         state: The weights of the file that the module takes.
         fits: Those of another shape, by name: how the module takes them, see :func:`fit_shape`.
+        refused: Those of another shape, by name: why the module does not take them, with the setting to change.
         missing: Names in the module without a value in the file, or with one of another shape.
         unexpected: Names in the file that the module does not take.
     """
 
     state: dict[str, Tensor] = field(default_factory=dict)
     fits: dict[str, Any] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
 
     @property
     def resized(self) -> list[str]:
-        """Names of the weights that the module resizes."""
+        """Names of the weights that the module resizes or adapts."""
         return [name for name, fit in self.fits.items() if not fit.adopted]
 
     @property
@@ -195,10 +197,12 @@ def match_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], module
             match.missing.append(name)
         elif candidate.shape == value.shape:
             match.state[name] = candidate
-        elif module is not None and (fit := fit_shape(module, name, candidate.shape)) is not None:
+        elif module is not None and (fit := fit_shape(module, name, candidate.shape)) is not None and not fit.error:
             match.state[name], match.fits[name] = candidate, fit
         else:
             match.missing.append(name)
+            if module is not None and fit is not None:
+                match.refused[name] = fit.error
     match.unexpected = [name for name in given if name not in match.state]
     return match
 
@@ -206,8 +210,8 @@ def match_weights(own: Mapping[str, Tensor], given: Mapping[str, Tensor], module
 def fit_shape(module: nn.Module, name: str, shape: torch.Size) -> Any:
     """How a module takes a weight of another shape: the only question that is asked to a module about shapes.
 
-    The submodule that owns the weight answers by its ``fit_positions`` and adapts the weight itself when the state dict
-    is loaded.
+    The submodule that owns the weight answers by its ``fit_weight`` and adapts the weight itself when the state dict is
+    loaded.
 
     Args:
         module: The module.
@@ -215,12 +219,13 @@ def fit_shape(module: nn.Module, name: str, shape: torch.Size) -> Any:
         shape: Shape of the weight in the file.
 
     Returns:
-        An object with ``adopted`` (the module takes the file's grid; else the weight is resized), ``source`` and
-        ``target`` (sides of the two grids in tokens); None if the module does not take the weight.
+        An object with ``adopted`` (the module takes the file's shape; else the weight is adapted), ``source`` and
+        ``target`` (sides of the two grids in tokens, or input channels), ``setting`` (what decides it) and ``error``
+        (why the module does not take the weight, if so); None if it is no weight that a module adapts.
     """
     path, _, leaf = name.rpartition('.')
-    fit_positions = getattr(module.get_submodule(path), 'fit_positions', None)
-    return None if fit_positions is None else fit_positions(leaf, shape)
+    fit_weight = getattr(module.get_submodule(path), 'fit_weight', None)
+    return None if fit_weight is None else fit_weight(leaf, shape)
 
 
 # --- matching a file: each step returns what goes into one module, and its findings ---------------------------------
@@ -282,10 +287,12 @@ def _match_backbone(targets: _Targets, info: FileInfo, converted: ConvertedState
     fresh = _separate_fresh(parts.get('main', PartReport()), info)
     parts.update(fresh.parts)
     missing, unexpected = (names_in(parts, kind, _BACKBONE_PARTS) for kind in ('missing', 'unexpected'))
+    missing, unexpected = ([name for name in names if name not in match.refused] for names in (missing, unexpected))
 
     notes = ["the file's last norm is left out: this backbone has none (final_norm=False)"] if final_norm else []
     notes += [*describe_fits(match.fits), *fresh.notes, *(converted.notes if match.state else [])]
     errors = [
+        *(f'{name}: {reason}' for name, reason in match.refused.items()),
         explain_position_embedding(own, given) if 'pos_embed' in match.missing else '',
         explain_backbone(info, own, missing, unexpected),
     ]
@@ -470,8 +477,8 @@ class PretrainedModule(QuietInit):
     ) -> Self:
         """Build a module of the sizes of a checkpoint, and load it.
 
-        Settings that can be inferred from the file (arch, layer scale, relative positions; channels, kind, depth and
-        hidden channels of a pyramid; the grid of positions) need not be given.
+        Settings that can be inferred from the file (arch, input channels, layer scale, relative positions; channels,
+        kind, depth and hidden channels of a pyramid; the grid of positions) need not be given.
 
         Args:
             checkpoint: Path or address of a file of any known layout, or the contents of such a file.

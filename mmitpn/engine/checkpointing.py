@@ -316,8 +316,8 @@ def compare_weights(
     Args:
         model: The model, with or without a wrapper.
         checkpoint: Content of the file: a dict with ``state_dict``, or the state dict itself.
-        resizable: Accept position embeddings of another grid, which their module resizes when they are loaded. The
-            state of an optimizer is not resized.
+        resizable: Accept position embeddings of another grid, and a first layer for other input channels, which their
+            module adapts when they are loaded. The state of an optimizer is not adapted.
 
     Returns:
         The parameters that are missing or have another shape, and the number of parameters of the model.
@@ -332,8 +332,8 @@ def compare_weights(
     mismatches = []
     for name, parameter in parameters.items():
         found, own = stored.get(name), tuple(parameter.shape)
-        fits = resizable and found is not None and fit_shape(inner, name, torch.Size(found)) is not None
-        if found != own and not fits:
+        fit = fit_shape(inner, name, torch.Size(found)) if resizable and found not in (None, own) else None
+        if found != own and (fit is None or fit.error):
             mismatches.append(ShapeMismatch(name, found, own))
     return mismatches, len(parameters)
 

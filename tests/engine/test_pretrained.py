@@ -18,6 +18,7 @@ from mmitpn.engine import pretrained, setup_environment
 from mmitpn.engine.checkpointing import WholeWeightsHook
 from mmitpn.engine.pretrained import use_checkpoint_grid, use_pretrained, warn_if_random
 from mmitpn.models.backbones import ITPN, FastITPN
+from mmitpn.models.layers import resample_abs_pos_embed
 
 SIZES = {'depths': (1, 1, 1), 'embed_dim': 64, 'num_heads': 1}
 
@@ -283,7 +284,7 @@ def test_an_explicit_size_is_evaluated_with_resized_positions(tmp_path):
     checkpoint = torch.load(file)
     WholeWeightsHook().after_load_checkpoint(type('Runner', (), {'model': model})(), checkpoint)
     model.load_state_dict(checkpoint['state_dict'])
-    assert torch.equal(model.backbone.pos_embed, model.backbone.resize_positions('pos_embed', trained.pos_embed, 16))
+    assert torch.equal(model.backbone.pos_embed, resample_abs_pos_embed(trained.pos_embed, (16, 16), (32, 32)))
     del checkpoint['state_dict']['backbone.pos_embed']
     with pytest.raises(ValueError, match=r'1 of \d+ parameters \(backbone.pos_embed is not in the file'):
         WholeWeightsHook().after_load_checkpoint(type('Runner', (), {'model': model})(), checkpoint)

@@ -21,20 +21,21 @@ from mmitpn.registry import MODELS
 from ..cpu_inference import chunk_on_cpu
 from ..layers import (
     ConvPatchMerging,
-    LearnedPositions,
     PatchEmbed,
     PointwiseBlock,
-    PositionFit,
+    StateDictAdapter,
     SwiGLU,
     TransformerBlock,
+    WeightFit,
     check_weight_init,
     initialize_weights,
     layer_norm,
+    maybe_checkpoint,
     nhwc_to_nchw,
     resample_abs_pos_embed,
     run_blocks,
 )
-from ..token_reduction import TokenReduction, WindowedAttention
+from ..token_reduction import TokenReduction, WindowedAttention, check_blocks
 
 STRIDES = (4, 8, 16)
 DEFAULT_IMG_SIZE = 224  # where neither a setting nor a file says another
@@ -105,25 +106,33 @@ def resolve_arch(arch: str | Mapping) -> Arch:
 # --- images in, maps out ---------------------------------------------------------------------------------------------
 
 
-def check_images(x: Tensor) -> None:
+def check_images(x: Tensor, channels: int = 3) -> None:
     """Raise unless ``x`` is a batch of floating-point images. Values are not read, so a device is not waited for.
 
     Args:
-        x: What was given to the backbone; ``(B, 3, H, W)`` is allowed, H and W at least 1.
+        x: What was given to the backbone; ``(B, channels, H, W)`` is allowed, H and W at least 1.
+        channels: Channels of an image.
 
     Raises:
         TypeError: If it is not a floating-point tensor.
         ValueError: If its shape is another.
     """
     if not isinstance(x, Tensor):
-        raise TypeError(f'the backbone was given a {type(x).__name__}; it takes a float tensor (B, 3, H, W)')
+        raise TypeError(f'the backbone was given a {type(x).__name__}; it takes a float tensor (B, {channels}, H, W)')
     if not x.is_floating_point():
         raise TypeError(
             f'the backbone was given {x.dtype} values; it takes normalized floats: let the data preprocessor'
             ' (mean, std) run first, or call .float()'
         )
-    if x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape:
-        raise ValueError(f'the backbone was given the shape {tuple(x.shape)}; it takes (B, 3, H, W), nothing empty')
+    if x.ndim == 4 and x.shape[1] != channels:
+        raise ValueError(
+            f'the backbone was given the shape {tuple(x.shape)}; it takes (B, {channels}, H, W): for images of'
+            f' {x.shape[1]} channels build it with in_channels={x.shape[1]}'
+        )
+    if x.ndim != 4 or 0 in x.shape:
+        raise ValueError(
+            f'the backbone was given the shape {tuple(x.shape)}; it takes (B, {channels}, H, W), nothing empty'
+        )
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
@@ -144,7 +153,7 @@ def crop_to_image(x: Tensor, height: int, width: int, stride: int) -> Tensor:
 # --- the networks -----------------------------------------------------------------------------------------------------
 
 
-class BaseITPN(LearnedPositions, PretrainedModule):
+class BaseITPN(StateDictAdapter, PretrainedModule):
     """Base of the backbones: two stages of pointwise blocks and a main stage at stride 16.
 
     A subclass builds ``patch_embed``, ``stage1``, ``merge1``, ``stage2``, ``merge2``, ``blocks`` and ``norm`` after
@@ -154,7 +163,9 @@ class BaseITPN(LearnedPositions, PretrainedModule):
     Args:
         sizes: The architecture.
         img_size: See :class:`mmitpn.FastITPN`, as the others.
+        in_channels: Channels of the images.
         out_indices: Maps to return.
+        out_blocks: Blocks of the main stage whose outputs are returned too.
         drop_path_rate: Stochastic depth of the last block.
         with_cp: Recompute every block in the backward pass.
         frozen_stages: What is not trained.
@@ -162,6 +173,8 @@ class BaseITPN(LearnedPositions, PretrainedModule):
         init_cfg: See :class:`PretrainedModule`.
 
     Attributes:
+        strides: Of every map that is returned.
+        out_channels: Channels of every map that is returned.
         drop_path_rates: Of every block, in the order they run.
         grid: Height and width in tokens that ``pos_embed`` is learned for.
         file_relative: Kind and window of the relative positions in the file of ``init_cfg``; None and 0 without them.
@@ -174,7 +187,9 @@ class BaseITPN(LearnedPositions, PretrainedModule):
         sizes: Arch,
         *,
         img_size: int | None,
+        in_channels: int,
         out_indices: Sequence[int],
+        out_blocks: Sequence[int],
         drop_path_rate: float,
         with_cp: bool,
         frozen_stages: int,
@@ -182,13 +197,17 @@ class BaseITPN(LearnedPositions, PretrainedModule):
         init_cfg: Mapping | None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
+        out_blocks = check_blocks(out_blocks, sizes.depths[2], 'out_blocks')
         if img_size is not None and (not isinstance(img_size, int) or img_size < 16 or img_size % 16):
             raise ValueError(
                 f'img_size is {img_size!r}; give the side of the square image in pixels, a multiple of 16, or None for'
                 ' that of the pre-training file'
             )
-        if not out_indices or any(index not in (0, 1, 2) for index in out_indices):
-            raise ValueError(f'out_indices are {tuple(out_indices)}; allowed: some of 0, 1, 2 (strides 4, 8, 16)')
+        if (not out_indices and not out_blocks) or any(index not in (0, 1, 2) for index in out_indices):
+            raise ValueError(
+                f'out_indices are {tuple(out_indices)}; allowed: some of 0, 1, 2 (strides 4, 8, 16), or none of them'
+                ' where out_blocks are returned'
+            )
         if list(out_indices) != sorted(set(out_indices)):
             raise ValueError(f'out_indices are {tuple(out_indices)}; give them ascending and each once')
         if not 0 <= drop_path_rate < 1:
@@ -198,9 +217,14 @@ class BaseITPN(LearnedPositions, PretrainedModule):
 
         self.arch = asdict(sizes)
         self.depths = sizes.depths
-        self.strides = tuple(STRIDES[i] for i in out_indices)
-        self.out_channels = tuple(sizes.channels[i] for i in out_indices)
+        stages = (*out_indices, *(2 for _ in out_blocks))
+        self.strides = tuple(STRIDES[stage] for stage in stages)
+        self.out_channels = tuple(sizes.channels[stage] for stage in stages)
+        self.in_channels = in_channels
         self.out_indices = tuple(out_indices)
+        self.out_blocks = out_blocks
+        self.last_stage = max(stages)
+        self.last_block = sizes.depths[2] - 1 if 2 in out_indices else max(out_blocks, default=-1)
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
         self.weight_init = check_weight_init(weight_init)
@@ -219,28 +243,30 @@ class BaseITPN(LearnedPositions, PretrainedModule):
         """Compute the maps.
 
         Args:
-            x: Normalized images ``(B, 3, H, W)``, floating point, of any size from 1x1. Their values are not looked at:
-                on a GPU that would wait for the device at every call. A NaN goes through to the loss, where
+            x: Normalized images ``(B, in_channels, H, W)``, floating point, of any size from 1x1. Their values are not
+                looked at: on a GPU that would wait for the device at every call. A NaN goes through to the loss, where
                 :class:`mmitpn.engine.StopOnInvalidLossHook` stops the training run before it reaches the weights.
 
         Returns:
-            For each of ``out_indices`` a map ``(B, C_i, ceil(H / s_i), ceil(W / s_i))`` with stride s_i = 4, 8, 16.
+            For each of ``out_indices`` a map ``(B, C_i, ceil(H / s_i), ceil(W / s_i))`` with stride s_i = 4, 8, 16,
+            then for each of ``out_blocks`` one with stride 16.
 
         Raises:
             TypeError: If ``x`` is not a floating-point tensor.
             ValueError: If ``x`` has another shape.
         """
-        check_images(x)
+        check_images(x, self.in_channels)
         self._remind_of_init_cfg()
         height, width = map(int, x.shape[-2:])  # numbers also where a tracer gives tensors
         x = self.patch_embed(pad_to_multiple(x, STRIDES[-1]))
         maps = self.forward_stages(x)
-        return tuple(crop_to_image(maps[i], height, width, STRIDES[i]) for i in self.out_indices)
+        maps = [maps[i] for i in self.out_indices] + maps[len(maps) - len(self.out_blocks) :]
+        return tuple(crop_to_image(x, height, width, self.strides[i]) for i, x in enumerate(maps))
 
     def forward_stages(
         self, x: Tensor, pos_embed: Tensor | None = None, *, mask_tokens: Callable[[Tensor], Tensor] | None = None
     ) -> list[Tensor]:
-        """The stages' maps of embedded patches, channels last, up to the last of ``out_indices``.
+        """The stages' maps of embedded patches, channels last, up to the last that is returned; then ``out_blocks``'.
 
         Args:
             x: What ``patch_embed`` gives, ``(B, H / 4, W / 4, C / 4)``, with sides that 4 divides.
@@ -249,22 +275,43 @@ class BaseITPN(LearnedPositions, PretrainedModule):
             mask_tokens: Changes the main stage's tokens before the position embedding: pre-training masks some there.
         """
         maps = [run_blocks(self.stage1, x, recompute=self.with_cp)]  # B, H / 4, W / 4, C / 4
-        if self.out_indices[-1] >= 1:
+        if self.last_stage >= 1:
             maps.append(run_blocks(self.stage2, self.merge1(maps[0]), recompute=self.with_cp))  # B, H / 8, W / 8, C / 2
-        if self.out_indices[-1] >= 2:
+        if self.last_stage >= 2:
             x = self.merge2(maps[1])  # B, H / 16, W / 16, C
             if mask_tokens is not None:
                 x = mask_tokens(x)
-            if pos_embed is None:
-                grid = x.shape[1:3]
-                pos_embed = resample_abs_pos_embed(self.pos_embed, self.grid, grid).view(1, *grid, -1)
-            x = x + pos_embed.to(x.dtype)
-            maps.append(self.norm(self.forward_blocks(x)))
+            maps += self.forward_main(self.add_positions(x, pos_embed))
         return maps
 
-    def forward_blocks(self, x: Tensor) -> Tensor:
-        """The blocks of the main stage, ``(B, H / 16, W / 16, C)`` to the same shape."""
-        return run_blocks(self.blocks, x, recompute=self.with_cp)
+    def add_positions(self, x: Tensor, pos_embed: Tensor | None = None) -> Tensor:
+        """Tokens ``(B, H / 16, W / 16, C)`` with a position embedding; None: the learned one, resized to their grid."""
+        if pos_embed is None:
+            grid = x.shape[1:3]
+            pos_embed = resample_abs_pos_embed(self.pos_embed, self.grid, grid).view(1, *grid, -1)
+        return x + pos_embed.to(x.dtype)
+
+    def forward_main(self, x: Tensor) -> list[Tensor]:
+        """The main stage on tokens with positions: the normed output, if it is returned, then ``out_blocks``'."""
+        outs = self.forward_blocks(x, self.out_blocks)
+        return [self.norm(outs[-1]), *outs[:-1]] if 2 in self.out_indices else outs[:-1]
+
+    def forward_blocks(self, x: Tensor, out_blocks: Sequence[int] = ()) -> list[Tensor]:
+        """The blocks of the main stage up to ``last_block``.
+
+        Args:
+            x: Their input, ``(B, H / 16, W / 16, C)``.
+            out_blocks: Blocks whose output is wanted, ascending.
+
+        Returns:
+            The outputs of ``out_blocks``, then that of the last block that is run, each of the shape of ``x``.
+        """
+        outs = []
+        for i, block in zip(range(self.last_block + 1), self.blocks, strict=False):
+            x = maybe_checkpoint(block, x, recompute=self.with_cp)
+            if i in out_blocks:
+                outs.append(x)
+        return [*outs, x]
 
     # --- training --------------------------------------------------------------------------------------------------
 
@@ -274,7 +321,7 @@ class BaseITPN(LearnedPositions, PretrainedModule):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def freeze(self) -> None:
-        """Freeze what ``frozen_stages`` says, and the stages after the last of ``out_indices``, which are not run."""
+        """Freeze what ``frozen_stages`` says, and what comes after the last map that is returned, which is not run."""
         parts: list[nn.Module | nn.Parameter] = []
         if self.frozen_stages >= 0:
             parts += [self.patch_embed, self.pos_embed]
@@ -282,11 +329,13 @@ class BaseITPN(LearnedPositions, PretrainedModule):
             parts += [self.stage1, self.merge1]
         if self.frozen_stages >= 2:
             parts += [self.stage2, self.merge2]
-        if self.frozen_stages >= 3 or self.out_indices[-1] < 2:
+        if self.frozen_stages >= 3 or self.last_stage < 2:
             parts += [self.blocks, self.norm, self.pos_embed]
-        if self.out_indices[-1] < 2:
+        if 2 not in self.out_indices:
+            parts += [*self.blocks[self.last_block + 1 :], self.norm]
+        if self.last_stage < 2:
             parts.append(self.merge2)
-        if self.out_indices[-1] < 1:
+        if self.last_stage < 1:
             parts += [self.merge1, self.stage2]
         for part in parts:
             part.requires_grad_(False)
@@ -330,29 +379,30 @@ class BaseITPN(LearnedPositions, PretrainedModule):
             raise ValueError(f'{param_name!r} is not a parameter of this backbone (prefix {prefix!r})')
         return starts[part] + (0 if part.startswith('merge') else int(rest[0])), num_layers
 
-    # --- what a file of weights decides: sizes and positions, see LearnedPositions -----------------------------------
+    # --- what a file of weights decides: sizes and positions, see StateDictAdapter -----------------------------------
 
-    def fit_positions(self, name: str, shape: Sequence[int]) -> PositionFit | None:
-        """See :class:`LearnedPositions`: the position embedding of any square grid is taken."""
+    def fit_weight(self, name: str, shape: Sequence[int]) -> WeightFit | None:
+        """See :class:`StateDictAdapter`: the position embedding of any square grid is taken."""
         if name != 'pos_embed' or len(shape) != 3 or shape[::2] != self.pos_embed.shape[::2]:
             return None
         side = isqrt(shape[1])
         if not side or side * side != shape[1]:
             return None
-        return PositionFit(self.img_size is None, side, self.grid[0], f'img_size={side * STRIDES[-1]}')
+        return WeightFit(side, self.grid[0], f'img_size={side * STRIDES[-1]}', adopted=self.img_size is None)
 
-    def adopt_grid(self, side: int) -> None:
-        """See :class:`LearnedPositions`."""
-        self.grid = (side, side)
-
-    def resize_positions(self, name: str, value: Tensor, side: int) -> Tensor:
-        """See :class:`LearnedPositions`: ``(1, side * side, C)`` to ``(1, N, C)`` of this module."""
+    def adopt_weight(self, name: str, fit: WeightFit) -> None:
+        """See :class:`StateDictAdapter`."""
         del name
-        return resample_abs_pos_embed(value, (side, side), self.grid)
+        self.grid = (fit.source, fit.source)
+
+    def adapt_weight(self, name: str, value: Tensor, fit: WeightFit) -> Tensor:
+        """See :class:`StateDictAdapter`: ``(1, source * source, C)`` to ``(1, N, C)`` of this module."""
+        del name
+        return resample_abs_pos_embed(value, (fit.source, fit.source), self.grid)
 
     @classmethod
     def _settings_of(cls, info: FileInfo, given: Mapping[str, Any]) -> dict[str, Any]:
-        """See :class:`PretrainedModule`: architecture and layer scale of a file.
+        """See :class:`PretrainedModule`: architecture, layer scale and, unless given, input channels of a file.
 
         Raises:
             ValueError: If the file is of the other family, has no backbone, or one of another size than ``given``.
@@ -370,7 +420,11 @@ class BaseITPN(LearnedPositions, PretrainedModule):
                     f'it holds {info.arch}, but arch={given["arch"]!r} asks for {"/".join(map(str, wanted.depths))}'
                     f' blocks, {wanted.embed_dim} channels: leave arch out, or give a file of that size'
                 )
-        return {'arch': info.arch.name or sizes, 'layer_scale_init_value': 0.1 if info.layer_scale else None}
+        return {
+            'arch': info.arch.name or sizes,
+            'layer_scale_init_value': 0.1 if info.layer_scale else None,
+            'in_channels': info.in_channels or 3,
+        }
 
 
 MLP_RATIO = 3  # hidden channels of every feed-forward network, in units of its channels
@@ -393,8 +447,17 @@ class FastITPN(BaseITPN):
             network; 224 without a file. A number: the embedding of a file of another size is resized once, when it is
             loaded, as in the authors' fine-tuning. Images of any other size are welcome either way: the embedding is
             resized for them in every forward pass.
+        in_channels: Channels of the images: 3 for RGB, 6 for RGB beside depth, thermal or event images.
+        in_channels_init: How the first layer's weights of a file for another number S of channels are adapted when they
+            are loaded, in any way of loading. ``'repeat'``: repeated in turn and scaled by S / in_channels, so that the
+            output keeps its magnitude; ``'repeat_unscaled'``: repeated in turn as they are; ``'copy'``: the first S
+            channels as they are and the others zero, so that the output is at first that of the RGB network; None: such
+            a file is an error. A file for more channels is an error, unless it is for RGB.
         out_indices: Which of the maps at strides 4, 8, 16 to return, ascending. Stages after the last one are not run
-            and not trained.
+            and not trained. It may be empty if there are ``out_blocks``.
+        out_blocks: Blocks of the main stage whose outputs are returned too, after the maps of ``out_indices``: indices
+            from 0, or from -1 backwards, ascending. They are not normed, and tokens that migration dropped are back in
+            them. Without 2 in ``out_indices``, blocks after the last one are not run and not trained.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 over all blocks.
         layer_scale_init_value: Initial layer scale of the main stage; None leaves the parameters out.
         with_cp: Recompute every block in the backward pass instead of keeping its activations.
@@ -423,7 +486,10 @@ class FastITPN(BaseITPN):
         arch: str | Mapping = 'base',
         *,
         img_size: int | None = None,
+        in_channels: int = 3,
+        in_channels_init: str | None = 'repeat',
         out_indices: Sequence[int] = (0, 1, 2),
+        out_blocks: Sequence[int] = (),
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float | None = 0.1,
         with_cp: bool = False,
@@ -438,7 +504,9 @@ class FastITPN(BaseITPN):
         super().__init__(
             sizes,
             img_size=img_size,
+            in_channels=in_channels,
             out_indices=out_indices,
+            out_blocks=out_blocks,
             drop_path_rate=drop_path_rate,
             with_cp=with_cp,
             frozen_stages=frozen_stages,
@@ -456,7 +524,7 @@ class FastITPN(BaseITPN):
             attention, mlp = WindowedAttention(main, sizes.num_heads), SwiGLU(main, MLP_RATIO * main)
             return TransformerBlock(main, attention, mlp, layer_scale=layer_scale_init_value, drop_path=next(rates))
 
-        self.patch_embed = PatchEmbed(3, fine, stride=STRIDES[0])
+        self.patch_embed = PatchEmbed(in_channels, fine, stride=STRIDES[0], in_channels_init=in_channels_init)
         self.stage1 = stage(fine, sizes.depths[0])
         self.merge1 = ConvPatchMerging(fine)
         self.stage2 = stage(middle, sizes.depths[1])
@@ -492,8 +560,90 @@ class FastITPN(BaseITPN):
             block.attn.set_gathering_offset(gathering.num_tokens if learned else 0)
         self.freeze()
 
-    def forward_blocks(self, x: Tensor) -> Tensor:
+    def forward_blocks(self, x: Tensor, out_blocks: Sequence[int] = ()) -> list[Tensor]:
         """See :class:`BaseITPN`; with token migration and gathering, on fewer tokens and in windows."""
         if self.token_reduction is None:
-            return super().forward_blocks(x)
-        return self.token_reduction(self.blocks, x, recompute=self.with_cp)
+            return super().forward_blocks(x, out_blocks)
+        return self.token_reduction(
+            self.blocks, x, last_block=self.last_block, out_blocks=out_blocks, recompute=self.with_cp
+        )
+
+    # --- several images at once, as trackers do ----------------------------------------------------------------------
+
+    def forward_tokens(self, images: Sequence[Tensor]) -> list[Tensor] | list[tuple[Tensor, ...]]:
+        """Compute several images with one joint main stage: the tokens of each attend to those of all.
+
+        A tracker gives its template and its search region. Each image goes through stem and stages by itself, with the
+        position embedding of its own grid; then the tokens of all are concatenated in the order given. One image alone
+        gives what :meth:`forward` gives. Under FSDP register this method by
+        ``torch.distributed.fsdp.register_fsdp_forward_method``.
+
+        Args:
+            images: Normalized images ``(B, in_channels, H_i, W_i)``, each of any size, all of the same B.
+
+        Returns:
+            For each image, in the same order, the map at stride 16 ``(B, C, ceil(H_i / 16), ceil(W_i / 16))``; with
+            ``out_blocks`` a tuple of it (if 2 is in ``out_indices``) and the map of each of those blocks.
+
+        Raises:
+            TypeError: If ``images`` is no list, or an image no floating-point tensor.
+            ValueError: If there is no image, one has another shape, the main stage is not run because of
+                ``out_indices``, or it has token migration or gathering, which work on the grid of one image.
+        """
+        self._check_joint(images, 'images')
+        return self.forward_joint([self.embed_tokens(image) for image in images])
+
+    def embed_tokens(self, image: Tensor, pos_embed: Tensor | None = None) -> Tensor:
+        """The first half of :meth:`forward_tokens`: stem, stages and position embedding of one image.
+
+        Args:
+            image: ``(B, in_channels, H, W)``.
+            pos_embed: Position embedding in place of the learned one, ``(B or 1, ceil(H / 16), ceil(W / 16), C)``.
+
+        Returns:
+            Tokens of the main stage, ``(B, ceil(H / 16), ceil(W / 16), C)``.
+        """
+        check_images(image, self.in_channels)
+        self._remind_of_init_cfg()
+        x = run_blocks(self.stage1, self.patch_embed(pad_to_multiple(image, STRIDES[-1])), recompute=self.with_cp)
+        x = run_blocks(self.stage2, self.merge1(x), recompute=self.with_cp)
+        return self.add_positions(self.merge2(x), pos_embed)
+
+    def forward_joint(self, tokens: Sequence[Tensor]) -> list[Tensor] | list[tuple[Tensor, ...]]:
+        """The second half of :meth:`forward_tokens`: one main stage over several grids of tokens.
+
+        Args:
+            tokens: Of each image ``(B, h_i, w_i, C)``, see :meth:`embed_tokens`, with whatever a tracker adds to them;
+                K further tokens, such as a class token or those of a text, are a grid ``(B, 1, K, C)``.
+
+        Returns:
+            For each grid the map ``(B, C, h_i, w_i)``; with ``out_blocks`` a tuple, see :meth:`forward_tokens`.
+        """
+        self._check_joint(tokens, 'tokens')
+        batches = [len(x) for x in tokens]
+        if len(set(batches)) > 1:
+            raise ValueError(f'the batch sizes are {batches}; give the same number of samples of every image')
+        grids = [tuple(map(int, x.shape[1:3])) for x in tokens]
+        x = torch.cat([x.flatten(1, 2) for x in tokens], 1)  # B, N, C
+        counts = [height * width for height, width in grids]
+        parts = [out.split(counts, 1) for out in self.forward_main(x)]
+        maps = [
+            tuple(nhwc_to_nchw(part[i].contiguous().unflatten(1, grid)) for part in parts)
+            for i, grid in enumerate(grids)
+        ]
+        return maps if self.out_blocks else [one for (one,) in maps]
+
+    def _check_joint(self, given: Sequence[Tensor], what: str) -> None:
+        if not isinstance(given, list | tuple):
+            raise TypeError(f'{what} is a {type(given).__name__}; give a list, such as [template, search]')
+        if not given:
+            raise ValueError(f'{what} is an empty list; give at least one, such as [template, search]')
+        if self.last_stage < 2:
+            raise ValueError(
+                f'the main stage is not run: out_indices are {self.out_indices}; add 2 to them, or set out_blocks'
+            )
+        if self.token_reduction is not None:
+            raise ValueError(
+                'token migration and gathering work on the grid of one image, and here are several: switch them off by'
+                ' set_token_reduction()'
+            )

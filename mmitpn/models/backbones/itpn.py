@@ -51,7 +51,11 @@ class ITPN(BaseITPN):
             network; 224 without a file. A number: the embedding of a file of another size is resized once, when it is
             loaded, as in the authors' fine-tuning. Images of any other size are welcome either way: the embedding is
             resized for them in every forward pass.
+        in_channels: Channels of the images.
+        in_channels_init: How the first layer's weights of a file for another number of channels are adapted, see
+            :class:`mmitpn.FastITPN`.
         out_indices: Which of the maps at strides 4, 8, 16 to return, ascending.
+        out_blocks: Blocks of the main stage whose outputs are returned too, see :class:`mmitpn.FastITPN`.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0 over all blocks.
         relative_position: None, ``'table'`` or ``'decomposed'``, see the table and :class:`RelativeAttention`.
         relative_window: Side in tokens of the grid that relative positions are learned for. None: that of ``img_size``;
@@ -74,7 +78,10 @@ class ITPN(BaseITPN):
         arch: str | Mapping = 'base',
         *,
         img_size: int | None = None,
+        in_channels: int = 3,
+        in_channels_init: str | None = 'repeat',
         out_indices: Sequence[int] = (0, 1, 2),
+        out_blocks: Sequence[int] = (),
         drop_path_rate: float = 0.0,
         relative_position: str | None = None,
         relative_window: int | None = None,
@@ -93,7 +100,9 @@ class ITPN(BaseITPN):
         super().__init__(
             sizes,
             img_size=img_size,
+            in_channels=in_channels,
             out_indices=out_indices,
+            out_blocks=out_blocks,
             drop_path_rate=drop_path_rate,
             with_cp=with_cp,
             frozen_stages=frozen_stages,
@@ -124,7 +133,9 @@ class ITPN(BaseITPN):
             mlp = Mlp(main, MAIN_RATIO * main, sub_norm=False)
             return TransformerBlock(main, attention, mlp, drop_path=next(rates), **shared)
 
-        self.patch_embed = PatchEmbed(3, fine, stride=STRIDES[0], norm_layer=norm_layer)
+        self.patch_embed = PatchEmbed(
+            in_channels, fine, stride=STRIDES[0], in_channels_init=in_channels_init, norm_layer=norm_layer
+        )
         self.stage1 = stage(fine, sizes.depths[0])
         self.merge1 = PatchMerging(fine, norm_layer=norm_layer)
         self.stage2 = stage(middle, sizes.depths[1])

@@ -15,6 +15,7 @@ from .blocks import (
     run_blocks,
 )
 from .patch import (
+    IN_CHANNELS_INITS,
     ConvPatchMerging,
     PatchEmbed,
     PatchMerging,
@@ -23,29 +24,29 @@ from .patch import (
     nhwc_to_nchw,
 )
 from .pos_embed import (
-    LearnedPositions,
-    PositionFit,
     resample_abs_pos_embed,
     resample_rel_pos,
     resample_rel_pos_table,
 )
+from .state_dict_adapter import StateDictAdapter, WeightFit
 
 __all__ = [
+    'IN_CHANNELS_INITS',
     'RELATIVE_POSITIONS',
     'WEIGHT_INITS',
     'Attention',
     'ConvPatchMerging',
-    'LearnedPositions',
     'Mlp',
     'NormLayer',
     'PatchEmbed',
     'PatchMerging',
     'PatchSplit',
     'PointwiseBlock',
-    'PositionFit',
     'RelativeAttention',
+    'StateDictAdapter',
     'SwiGLU',
     'TransformerBlock',
+    'WeightFit',
     'check_weight_init',
     'initialize_weights',
     'layer_norm',

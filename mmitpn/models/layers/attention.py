@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import maybe_checkpoint
-from .pos_embed import LearnedPositions, PositionFit, resample_rel_pos, resample_rel_pos_table
+from .pos_embed import resample_rel_pos, resample_rel_pos_table
+from .state_dict_adapter import StateDictAdapter, WeightFit
 
 RELATIVE_POSITIONS = ('table', 'decomposed')
 _TABLE, _VERTICAL, _HORIZONTAL = 'relative_position_bias_table', 'rel_pos_h', 'rel_pos_w'
@@ -63,7 +64,7 @@ class Attention(nn.Module):
             nn.init.xavier_normal_(value, gain=gain)
 
 
-class RelativeAttention(LearnedPositions):
+class RelativeAttention(StateDictAdapter):
     """Self-attention with biases on all three projections and, if asked, relative positions: iTPN's main stage.
 
     A bias for every pair of positions is as large as the scores themselves. It is computed for as many rows of queries
@@ -174,26 +175,27 @@ class RelativeAttention(LearnedPositions):
             nn.init.trunc_normal_(self.rel_pos_h, std=0.02)
             nn.init.trunc_normal_(self.rel_pos_w, std=0.02)
 
-    # --- positions of a file, see LearnedPositions -----------------------------------------------------------------
+    # --- positions of a file, see StateDictAdapter -----------------------------------------------------------------
 
-    def fit_positions(self, name: str, shape: Sequence[int]) -> PositionFit | None:
-        """See :class:`LearnedPositions`."""
+    def fit_weight(self, name: str, shape: Sequence[int]) -> WeightFit | None:
+        """See :class:`StateDictAdapter`."""
         if name not in (_TABLE, _VERTICAL, _HORIZONTAL) or len(shape) != 2 or shape[1] != getattr(self, name).shape[1]:
             return None
         side = isqrt(shape[0]) if name == _TABLE else shape[0]  # 2 * window - 1
         if side % 2 == 0 or (name == _TABLE and side * side != shape[0]):
             return None
         window = (side + 1) // 2
-        return PositionFit(self.follow_file, window, self.window, f'relative_window={window}')
+        return WeightFit(window, self.window, f'relative_window={window}', adopted=self.follow_file)
 
-    def adopt_grid(self, side: int) -> None:
-        """See :class:`LearnedPositions`."""
-        self.window = side
+    def adopt_weight(self, name: str, fit: WeightFit) -> None:
+        """See :class:`StateDictAdapter`."""
+        del name
+        self.window = fit.source
 
-    def resize_positions(self, name: str, value: Tensor, side: int) -> Tensor:
-        """See :class:`LearnedPositions`."""
+    def adapt_weight(self, name: str, value: Tensor, fit: WeightFit) -> Tensor:
+        """See :class:`StateDictAdapter`."""
         if name == _TABLE:
-            return resample_rel_pos_table(value, (side, side), (self.window, self.window))
+            return resample_rel_pos_table(value, (fit.source, fit.source), (self.window, self.window))
         return resample_rel_pos(value, self.window)
 
 

@@ -5,11 +5,16 @@ Inside the networks a map is channels-last, ``(B, H, W, C)``, so that LayerNorm 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmitpn.utils import check_int
+
 from .blocks import NormLayer, layer_norm
+from .state_dict_adapter import StateDictAdapter, WeightFit
 
 # --- memory order ---------------------------------------------------------------------------------------------------
 
@@ -27,6 +32,82 @@ def nchw_to_nhwc(x: Tensor) -> Tensor:
 # --- changes of resolution -----------------------------------------------------------------------------------------
 
 
+# How the weights of a first layer are made for another number of input channels.
+IN_CHANNELS_INITS = ('repeat', 'repeat_unscaled', 'copy')
+_RGB = 3
+
+
+class PatchConv(StateDictAdapter, nn.Conv2d):
+    """The convolution of a patch embedding, which takes weights for another number of input channels.
+
+    A file for fewer channels is adapted, and one for RGB also to one or two channels. Any other file is an error: what
+    its further channels are is not known.
+
+    Args:
+        in_channels: Channels of the image.
+        out_channels: Channels of the tokens.
+        stride: Kernel size and stride, in pixels.
+        in_channels_init: One of ``IN_CHANNELS_INITS``, see :func:`adapt_in_channels`; None adapts nothing.
+
+    Raises:
+        ValueError: If ``in_channels`` or ``in_channels_init`` is not allowed.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int, in_channels_init: str | None) -> None:
+        check_int('in_channels', in_channels)
+        if in_channels_init not in (None, *IN_CHANNELS_INITS):
+            allowed = ', '.join(map(repr, IN_CHANNELS_INITS))
+            raise ValueError(f'in_channels_init is {in_channels_init!r}; allowed: {allowed}, None')
+        super().__init__(in_channels, out_channels, kernel_size=stride, stride=stride)
+        self.in_channels_init = in_channels_init
+
+    def fit_weight(self, name: str, shape: Sequence[int]) -> WeightFit | None:
+        """See :class:`StateDictAdapter`."""
+        own = self.weight.shape
+        if name != 'weight' or len(shape) != 4 or shape[0] != own[0] or shape[2:] != own[2:]:
+            return None
+        there, here, how = shape[1], self.in_channels, self.in_channels_init
+        adaptable = there < here or there == _RGB
+        error = ''
+        if how is None or not adaptable:
+            names = ', '.join(map(repr, IN_CHANNELS_INITS))
+            advice = f', or in_channels_init to one of {names} to adapt its first layer,' if adaptable else ''
+            error = (
+                f'the checkpoint is for {there} input channels, the module for {here}: set in_channels={there}{advice}'
+                ' on the backbone'
+            )
+        return WeightFit(there, here, f'in_channels_init={how!r}', error=error)
+
+    def adapt_weight(self, name: str, value: Tensor, fit: WeightFit) -> Tensor:
+        """See :class:`StateDictAdapter`."""
+        del name, fit
+        return adapt_in_channels(value, self.in_channels, self.in_channels_init)
+
+
+def adapt_in_channels(weight: Tensor, in_channels: int, how: str) -> Tensor:
+    """Weights of a convolution for another number of input channels.
+
+    Args:
+        weight: ``(C, S, h, w)``, for S channels.
+        in_channels: Channels wanted, N.
+        how: ``'repeat'``: repeated over the channels in turn and scaled by S / N, so that the output keeps its
+            magnitude, as in timm; for one channel they are summed, so that a gray image gives what it gives as RGB.
+            ``'repeat_unscaled'``: repeated in turn as they are. ``'copy'``: the first S channels as they are, the
+            others zero, so that the output is at first that of the first S channels alone.
+
+    Returns:
+        ``(C, N, h, w)``, at least fp32.
+    """
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    channels = weight.shape[1]
+    if how == 'repeat' and in_channels == 1:
+        return weight.sum(1, keepdim=True)
+    if how == 'copy':
+        return F.pad(weight[:, :in_channels], (0, 0, 0, 0, 0, max(in_channels - channels, 0)))
+    repeated = weight[:, torch.arange(in_channels, device=weight.device) % channels]
+    return repeated * (channels / in_channels) if how == 'repeat' else repeated
+
+
 class PatchEmbed(nn.Module):
     """One convolution with kernel = stride.
 
@@ -34,14 +115,21 @@ class PatchEmbed(nn.Module):
         in_channels: Channels of the image.
         out_channels: Channels of the tokens.
         stride: Pixels a token covers in each direction.
+        in_channels_init: How weights for another number of channels are taken, see :class:`PatchConv`.
         norm_layer: Makes a LayerNorm that follows: iTPN has it, Fast-iTPN has not.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, stride: int = 4, norm_layer: NormLayer = nn.Identity
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 4,
+        in_channels_init: str | None = 'repeat',
+        norm_layer: NormLayer = nn.Identity,
     ) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(in_channels, out_channels, kernel_size=stride, stride=stride)
+        self.proj = PatchConv(in_channels, out_channels, stride=stride, in_channels_init=in_channels_init)
         self.norm = norm_layer(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Methods of others register themselves (:func:`register_reducer`, :func:`register
 import warnings
 from typing import Any
 
-from .gathering import GatheringAttention, ProportionalAttention, TokenGathering, WindowedAttention
+from .gathering import GatheringAttention, ProportionalAttention, TokenGathering, WindowedAttention, check_blocks
 from .migration import (
     REDUCERS,
     SCORES,
@@ -34,6 +34,7 @@ __all__ = [
     'WindowedAttention',
     'WindowedTokens',
     'best_match',
+    'check_blocks',
     'gather_tokens',
     'register_reducer',
     'register_score',

@@ -28,7 +28,7 @@ class TokenGathering:
         depth: Blocks of the main stage.
         window_size: Largest side of a window, in tokens of 16 pixels.
         num_tokens: Gathering tokens per window, at most ``window_size ** 2``; 0: windows do not see each other.
-        global_blocks: Blocks of the main stage that keep global attention.
+        global_blocks: Blocks of the main stage that keep global attention, from 0, or from -1 backwards.
         learned: Add an offset, 0 at first, to the gathering tokens' keys and values, for every windowed block: the
             backbone's ``blocks.N.attn.gathering_offset``.
 
@@ -65,13 +65,23 @@ class TokenGathering:
 
 
 def check_blocks(value: Sequence[int], depth: int, name: str) -> tuple[int, ...]:
-    """Return blocks of the main stage, ascending, or raise ValueError."""
-    blocks = tuple(value)
-    if any(not is_int(block) or not 0 <= block < depth for block in blocks):
-        raise ValueError(f'{name} is {blocks}; allowed: blocks of the main stage, 0 to {depth - 1}')
-    if list(blocks) != sorted(set(blocks)):
-        raise ValueError(f'{name} is {blocks}; give the blocks ascending and each once')
-    return blocks
+    """Return blocks of the main stage, counted from 0, or raise; -1 is the last one.
+
+    Raises:
+        TypeError: If ``value`` is no sequence.
+        ValueError: If there is no such block, or they are not ascending.
+    """
+    if not isinstance(value, Sequence):
+        raise TypeError(f'{name} is {value!r}; give a tuple of blocks of the main stage, such as (1, 3)')
+    if any(not is_int(block) or not -depth <= block < depth for block in value):
+        raise ValueError(
+            f'{name} is {tuple(value)}; allowed: blocks of the main stage, 0 to {depth - 1}, or from the last one'
+            f' backwards -1 to -{depth}'
+        )
+    blocks = [block % depth for block in value]
+    if blocks != sorted(set(blocks)):
+        raise ValueError(f'{name} is {tuple(value)}; give the blocks ascending and each once')
+    return tuple(blocks)
 
 
 class WindowedAttention(Attention):

@@ -26,6 +26,7 @@ class TokenReduction(nn.Module):
 
     def __init__(self, depth: int, *, migration: Mapping | None, gathering: Mapping | None) -> None:
         super().__init__()
+        self.depth = depth
         self.gathering = None if gathering is None else TokenGathering(depth, **_options(gathering))
         self.migration: BaseTokenReducer | None = None
         if migration is not None:
@@ -37,22 +38,27 @@ class TokenReduction(nn.Module):
         # Called before every block with its index, its tokens and how they attend; for visualization.
         self.observer: Callable[[int, WindowedTokens, ProportionalAttention | GatheringAttention], None] | None = None
 
-    def forward(self, blocks: Sequence[nn.Module], x: Tensor, *, recompute: bool) -> Tensor:
+    def forward(
+        self, blocks: Sequence[nn.Module], x: Tensor, *, last_block: int, out_blocks: Sequence[int], recompute: bool
+    ) -> list[Tensor]:
         """Run the blocks. Dropped tokens are back for the last of them, or after its attention.
 
         Args:
             blocks: The main stage: blocks whose attention is :class:`WindowedAttention`.
             x: Its input with the position embedding, ``(B, H, W, C)``.
+            last_block: Index of the last block that is run.
+            out_blocks: Blocks whose output is wanted, ascending. Dropped tokens are put back in it, as they are then.
             recompute: Compute every block again in the backward pass.
 
         Returns:
-            ``(B, H, W, C)``, all tokens where they were.
+            The outputs of ``out_blocks``, then that of ``last_block``: ``(B, H, W, C)``, all tokens where they were.
         """
         height, width = map(int, x.shape[1:3])  # numbers also where a tracer gives tensors
         grid = WindowPartition(height, width) if self.gathering is None else self.gathering.windows(height, width)
         tokens = WindowedTokens.of(x, grid)
         attends: dict[bool, Any] = {}  # windowed or not -> how the present tokens attend
-        for i, block in enumerate(blocks):
+        outs = []
+        for i, block in zip(range(last_block + 1), blocks, strict=False):
             if tokens.unmerge and i == self.migration.restore_at:
                 tokens = tokens.restore_all()
                 attends.clear()
@@ -66,12 +72,16 @@ class TokenReduction(nn.Module):
             attend = attends[windowed]
             if self.observer is not None:
                 self.observer(i, tokens, attend)
-            if tokens.unmerge and i == len(blocks) - 1:
+            if tokens.unmerge and i == self.depth - 1:
                 # After the last attention every token is on its own, beginning with this block's second half.
                 tokens = tokens.update(maybe_checkpoint(block.forward_attn, tokens.x, attend, recompute=recompute))
-                return maybe_checkpoint(block.forward_mlp, tokens.restore(), recompute=recompute)
-            tokens = tokens.update(maybe_checkpoint(block, tokens.x, attend, recompute=recompute))
-        return tokens.restore()
+                out = maybe_checkpoint(block.forward_mlp, tokens.restore(), recompute=recompute)
+            else:
+                tokens = tokens.update(maybe_checkpoint(block, tokens.x, attend, recompute=recompute))
+                out = tokens.restore() if i in out_blocks or i == last_block else None
+            if i in out_blocks:
+                outs.append(out)
+        return [*outs, out]
 
     def _reduce(self, tokens: WindowedTokens, block: nn.Module, attends: dict[bool, Any]) -> WindowedTokens:
         """Fewer tokens; a function of its own, so that all of them can be freed."""

@@ -36,6 +36,11 @@ def test_all_blocks_global_is_global_also_where_windows_are_padded(network):
     assert_close(run(model, (200, 333)), run(network(), (200, 333)), rtol=1e-4, atol=1e-5)
 
 
+def test_blocks_are_counted_from_the_last_one_too(network):
+    model = network(token_gathering={**WINDOWS, 'global_blocks': (0, -1)})
+    assert model.token_reduction.gathering.global_blocks == (0, 3)
+
+
 def test_content_crosses_windows_by_gathering_tokens_only(network):
     def moved(**gathering) -> float:
         model = network(token_gathering={'window_size': 4, **gathering}).eval()
