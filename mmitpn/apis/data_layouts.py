@@ -213,14 +213,17 @@ def split_off_validation(data: OwnData, *, fraction: float | None = None, seed: 
     if train.num_images < 2:
         raise ValueError(f'{data.root} has {train.num_images} image and no validation set; give at least two images')
     number = min(max(round(train.num_images * part), 1), train.num_images - 1)
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(train.num_images).tolist()
-    parts = {'train': train.select(order[number:]), 'val': train.select(order[:number])}
-    for name, split in parts.items():
-        if isinstance(split, InstanceSplit) and not split.num_objects:
-            raise ValueError(
-                f'no validation set in {data.root}, and of the {split.num_images} images drawn for {name} with seed '
-                f'{seed} none has an object; give another --split-seed or --val-fraction'
-            )
+    rng = np.random.Generator(np.random.PCG64(seed))
+    for _ in range(100):  # drawn again while one part has no object
+        order = rng.permutation(train.num_images).tolist()
+        parts = {'train': train.select(order[number:]), 'val': train.select(order[:number])}
+        if all(isinstance(split, LabelMapSplit) or split.num_objects for split in parts.values()):
+            break
+    else:
+        raise ValueError(
+            f'{data.root} has no validation set, and too few images with objects to hold some out; annotate more, or '
+            'give another --val-fraction'
+        )
     note = f'no validation set: {number} of {train.num_images} training images are held out, drawn with seed {seed}'
     return replace(data, splits={**data.splits, **parts}, notes=(*data.notes, note))
 

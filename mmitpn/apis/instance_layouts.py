@@ -174,7 +174,8 @@ def read_coco(
     del progress
     by_split: dict[str, list[Path]] = {}
     for path in files:
-        by_split.setdefault(split_of(path.stem) or split_of(path.parent.name) or '', []).append(path)
+        folder = '' if path.parent == root else path.parent.name
+        by_split.setdefault(split_of(path.stem) or split_of(folder) or '', []).append(path)
     notes = []
     if list(by_split) == ['']:
         by_split = {'train': by_split['']}

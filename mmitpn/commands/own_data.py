@@ -107,5 +107,7 @@ def evaluate(runner: Runner, resolved: Config) -> None:
 
 
 def show_progress(items: Sequence[Any], text: str) -> Iterable[Any]:
-    """Go through items with a bar, the rate and the remaining time, in the first process."""
-    return track(items, description=text, console=Console(stderr=True), transient=True, disable=not is_main_process())
+    """Go through items with a bar and the remaining time, in the first process."""
+    console = Console(stderr=True)
+    hidden = not is_main_process() or not console.is_terminal
+    return track(items, description=text, console=console, transient=True, disable=hidden)

@@ -19,7 +19,7 @@ WARMUPS = ('LinearLR', 'ConstantLR', 'LinearParamScheduler', 'ConstantParamSched
 SHORTEST_PART = 10  # a warmup takes at most a tenth of the run, and the log gets at least that many lines
 SHORTEST_WARMUP = 2  # of one iteration, mmengine would keep its first learning rate for good
 MOMENTS = ('begin', 'end', 'T_max', 'step_size', 'milestones', 'total_iters')  # settings of schedulers
-NAME_BATCH = re.compile(r'(?:^|[_-])(\d+)xb?(\d+)(?=[_-]|$)')  # 8xb2 of a config's name, of older ones 8x2
+NAME_BATCH = re.compile(r'(?:^|[_-])(\d+)xb(\d+)(?=[_-]|$)')  # 8xb2 of a config's name
 
 
 def count_processes(cfg: Config) -> int:
