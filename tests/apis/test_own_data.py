@@ -20,6 +20,7 @@ from mmitpn.engine.config_utils import register_host_configs
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
+DetLocalVisualizer = pytest.importorskip('mmdet.visualization').DetLocalVisualizer
 register_host_configs()
 
 HEADS = {
@@ -221,7 +222,12 @@ def run(folder: Path, work_dir: Path, *options: str) -> list[dict[str, float]]:
     arguments = ['dino_fast-itpn-nano_shapes', '--data', str(folder), '--work-dir', str(work_dir), '--batch', '2']
     settings = ['randomness.seed=3', 'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
     settings += ['default_hooks.logger.interval=1', 'train_cfg.max_iters=4', 'train_cfg.val_interval=4']
-    assert train_command.main([*arguments, *options, '--cfg-options', *settings]) == 0
+    return train([*arguments, *options, '--cfg-options', *settings], work_dir)
+
+
+def train(arguments: list[str], work_dir: Path) -> list[dict[str, float]]:
+    DetLocalVisualizer._instance_dict.clear()  # mmengine would log a second run of this process into the first's folder
+    assert train_command.main(arguments) == 0
     (log,) = work_dir.glob('*/vis_data/scalars.json')
     return [json.loads(line) for line in log.read_text().splitlines()]
 
@@ -258,7 +264,5 @@ def test_the_resolved_config_trains_and_tests_again_alone(shapes, tmp_path, layo
     metrics = json.loads((tmp_path / 'tested/test_metrics.json').read_text())['metrics']
     of_run = json.loads((tmp_path / 'run/test_metrics.json').read_text())['metrics']
     assert metrics == of_run
-    assert train_command.main([str(resolved), '--work-dir', str(tmp_path / 'again')]) == 0
-    (log,) = (tmp_path / 'again').glob('*/vis_data/scalars.json')
-    again = [json.loads(line) for line in log.read_text().splitlines()]
+    again = train([str(resolved), '--work-dir', str(tmp_path / 'again')], tmp_path / 'again')
     assert [line['loss'] for line in again if 'loss' in line] == [line['loss'] for line in logged if 'loss' in line]
