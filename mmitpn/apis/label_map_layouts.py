@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mmitpn.atomic import write_atomic
 from mmitpn.config_check.messages import format_list
 from mmitpn.config_check.semantic import is_gray, plan_fix
 
@@ -337,7 +339,6 @@ def write_label_maps(split: LabelMapSplit, new_labels: dict[int | Color, int], f
     Returns:
         The split with the new maps.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for name in split.names:
         pixels = read_stored_map(split.map_of(name))
         labels = np.full(pixels.shape[:2], IGNORED, dtype=np.uint8)
@@ -346,5 +347,9 @@ def write_label_maps(split: LabelMapSplit, new_labels: dict[int | Color, int], f
                 labels[pixels == value] = label
             elif pixels.ndim == 3 and isinstance(value, tuple):
                 labels[(pixels == value).all(axis=-1)] = label
-        Image.fromarray(labels).save(folder / f'{name}.png')
+        buffer = io.BytesIO()
+        Image.fromarray(labels).save(buffer, 'PNG')
+        path = folder / f'{name}.png'
+        if not path.is_file() or path.read_bytes() != buffer.getvalue():  # another process may read it already
+            write_atomic(path, buffer.getvalue())
     return replace(split, maps=folder, map_suffix='.png')

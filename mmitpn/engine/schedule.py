@@ -78,8 +78,7 @@ def set_batch(cfg: Config, batch: int | None, *, scale_lr: bool = True) -> list[
     for scheduler in schedulers_of(cfg):
         if scheduler.get('eta_min'):
             scheduler['eta_min'] = float(f'{scheduler["eta_min"] * factor:.6g}')
-    if cfg.get('auto_scale_lr'):
-        cfg.auto_scale_lr['base_batch_size'] = actual
+    cfg.auto_scale_lr = {**(cfg.get('auto_scale_lr') or {'enable': False}), 'base_batch_size': actual}
     lines.append(
         f'learning rate: {old} -> {optimizer["lr"]}, since a step has {actual} images and the config is for {base} '
         f'({source}); --no-scale-lr keeps it'

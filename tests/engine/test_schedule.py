@@ -74,10 +74,13 @@ def test_no_scaling_on_request():
     assert 'the config is for 16' in line
 
 
-def test_a_scaled_config_is_not_scaled_again_by_auto_scale_lr():
-    cfg = config(auto_scale_lr={'base_batch_size': 16})
+@pytest.mark.parametrize('settings', [{}, {'auto_scale_lr': {'base_batch_size': 16}}])
+def test_a_scaled_config_is_not_scaled_again(settings):
+    cfg = config(**settings)
     set_batch(cfg, 4)
     assert cfg.auto_scale_lr.base_batch_size == 4
+    set_batch(cfg, 4)
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(1e-4 / 4)
 
 
 def test_epochs():
