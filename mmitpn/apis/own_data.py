@@ -275,7 +275,7 @@ def set_num_classes(model: Mapping[str, Any], number: int) -> list[str]:
         The changes, a line each.
 
     Raises:
-        ValueError: If a loss weighs each class, or no head has a number of classes.
+        ValueError: If no head has a number of classes.
     """
     lines: list[str] = []
     for key in HEADS:
@@ -296,12 +296,14 @@ def _set_of_head(part: Any, where: str, number: int) -> list[str]:
         return []
     given = {name: part[name] for name in NUMBERS if isinstance(part.get(name), int)}
     new = {name: 0 if name == 'num_stuff_classes' else number for name in given}
-    lines = [f'{where}.{name}: {old} -> {new[name]}' for name, old in given.items()]
+    lines = [
+        f'{where}.{name}: {old} -> {new[name]}' for name, old in given.items() if name != 'num_stuff_classes' or old
+    ]
     if given:
         before = given.get('num_classes', given.get('num_things_classes', 0) + given.get('num_stuff_classes', 0))
         if part.get('out_channels') == before and 'num_classes' in given:
             part['out_channels'] = number
-        _set_class_weights(part, where, before, number)
+        lines += _set_class_weights(part, where, before, number)
         part.update(new)
     for key, inner in part.items():
         if (key.endswith('_head')) and key not in OTHER_CLASSES:
@@ -309,20 +311,19 @@ def _set_of_head(part: Any, where: str, number: int) -> list[str]:
     return lines
 
 
-def _set_class_weights(head: Mapping[str, Any], where: str, before: int, number: int) -> None:
-    """Lists of weights, one for each class and maybe one for 'no object', get the new length."""
+def _set_class_weights(head: Mapping[str, Any], where: str, before: int, number: int) -> list[str]:
+    """Lists of weights, one for each class and maybe one for 'no object', get the new length; other weights go."""
+    lines = []
     for key, loss in head.items():
         for name, one in numbered(loss, f'{where}.{key}') if key.startswith('loss') else ():
             weights = one.get('class_weight')
             if not isinstance(weights, (list, tuple)):
                 continue
-            rest = list(weights[before:])
-            if len(set(weights[:before])) != 1 or len(rest) > 1:
-                raise ValueError(
-                    f'{name}.class_weight weighs each of {before} classes, but the data have {number} others; remove '
-                    f'it, as by --cfg-options {name}.class_weight=None'
-                )
-            one['class_weight'] = [weights[0]] * number + rest
+            of_classes, rest = weights[:before], list(weights[before:])
+            one['class_weight'] = [of_classes[0] if len(set(of_classes)) == 1 else 1.0] * number + rest
+            if len(set(of_classes)) > 1:
+                lines.append(f'{name}.class_weight: weights of {before} other classes -> 1.0 for each')
+    return lines
 
 
 def _save_best(cfg: Config, task: str) -> list[str]:

@@ -102,8 +102,9 @@ def test_class_weights_of_a_loss_get_the_new_length(folders, tmp_path):
     own(cfg, folders['masks'], tmp_path)
     assert cfg.model.panoptic_head.loss_cls.class_weight == [1.0, 1.0, 1.0, 0.1]
     model = {'bbox_head': {'type': 'X', 'num_classes': 2, 'loss_cls': {'class_weight': [1.0, 2.0]}}}
-    with pytest.raises(ValueError, match=r'model.bbox_head.loss_cls.class_weight weighs each of 2 classes'):
-        set_num_classes(model, 3)
+    lines = set_num_classes(model, 3)
+    assert model['bbox_head']['loss_cls']['class_weight'] == [1.0, 1.0, 1.0]
+    assert lines[-1] == 'model.bbox_head.loss_cls.class_weight: weights of 2 other classes -> 1.0 for each'
 
 
 def test_heads_with_classes_of_their_own_keep_them():
