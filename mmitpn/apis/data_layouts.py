@@ -13,17 +13,11 @@ import numpy as np
 from mmitpn.atomic import write_atomic
 from mmitpn.tables import format_table
 
-from .instance_layouts import (
-    InstanceSplit,
-    find_coco,
-    find_voc,
-    find_yolo,
-    iterate,
-    read_coco,
-    read_voc,
-    read_yolo,
-)
+from .coco_layout import find_coco, read_coco
+from .instance_layouts import InstanceSplit, iterate
 from .label_map_layouts import Color, LabelMapSplit, find_label_maps, read_label_maps, write_label_maps
+from .voc_layout import find_voc, read_voc
+from .yolo_layout import find_yolo, read_yolo
 
 TASKS = ('instances', 'semantic')
 VAL_FRACTION = 0.15
@@ -133,7 +127,7 @@ def read_own_data(
     if len(wanted) > 1:
         raise ValueError(
             f'{root} has several layouts: {", ".join(wanted)}; keep the files of one of them in the folder, so that it '
-            'is clear which annotations count'
+            'is clear which annotations count (a config, or mmitpn data --task, chooses between objects and label maps)'
         )
     kind, _, read = LAYOUTS[wanted[0]]
     data = read(root, found[wanted[0]], classes, progress)

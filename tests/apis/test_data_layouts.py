@@ -46,6 +46,9 @@ def write_instances(layout: str, root: Path, layouts) -> None:
             layouts.yolo(roboflow / 'images', roboflow / 'labels', samples)
             folders = 'train: ../train/images\nval: ../valid/images\ntest: ../test/images\nnc: 3\n'
             (root / 'data.yaml').write_text(folders + YAML)
+        elif layout == 'yolo of supervision':  # names only
+            layouts.yolo(roboflow / 'images', roboflow / 'labels', samples)
+            (root / 'data.yaml').write_text('nc: 3\n' + YAML)
         elif layout == 'yolo without yaml':
             layouts.yolo(root / f'images/{split}', root / f'labels/{split}', samples)
             (root / 'classes.txt').write_text('bird\ncat\ndog\n')
@@ -63,6 +66,7 @@ INSTANCES = {
     'coco of Roboflow': 'COCO',
     'yolo of Ultralytics': 'YOLO',
     'yolo of Roboflow': 'YOLO',
+    'yolo of supervision': 'YOLO',
     'yolo without yaml': 'YOLO',
     'voc': 'Pascal VOC',
     'voc of Roboflow': 'Pascal VOC',
