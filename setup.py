@@ -115,12 +115,13 @@ if __name__ == '__main__':
         # requiring one would install it over the other. `python -m mmitpn.doctor` says what is missing.
         install_requires=[
             'filelock',
-            'gdown>=5.2',
+            'gdown>=6.5',
             'matplotlib',
             'numpy',
             'pillow',
             'psutil',
             'pycocotools',
+            'requests',
             'rich',
             'safetensors',
             'torch>=2.7',

@@ -1,1 +1,1 @@
-"""What most users call: prediction, training on their own data."""
+"""What users call: predictions, data of their own, and the report of a run."""

@@ -11,30 +11,27 @@ import hashlib
 import os
 import pickle
 import re
-import sys
 import warnings
 import zipfile
-from codecs import BOM_UTF8
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from urllib.error import URLError
 from urllib.parse import unquote, urlparse
 from urllib.request import url2pathname
 
 import numpy as np
 import torch
-from filelock import FileLock
 
 from mmitpn.checkpoint.sharded import INDEX, META, read_sharded
 from mmitpn.optional_mmengine import HistoryBuffer
+from mmitpn.weights.download import download_file, is_web_page, resolve_weights
+from mmitpn.weights.zoo import advise_on_missing
 
 ALLOW_OBJECTS_ENV = 'MMITPN_ALLOW_OBJECTS'
 _TRUE, _FALSE = ('1', 'true', 'yes', 'on'), ('', '0', 'false', 'no', 'off')
-_HTML = (b'<!doctype', b'<!--', b'<html', b'<head', b'<?xml', b'<error')
 _READ_ERRORS = (
     *(ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError),
     *(zipfile.BadZipFile, UnpicklingError),
@@ -58,8 +55,10 @@ def read_checkpoint(
 
     Args:
         source: Path, ``file://`` or ``http(s)://`` address of a file written by ``torch.save`` or safetensors, or of
-            detectron2's pickle of arrays (``.pkl``); or path of a folder of shards (see
-            :func:`mmitpn.checkpoint.sharded.read_sharded`). A file from the web is kept below ``torch.hub.get_dir()``.
+            detectron2's pickle of arrays (``.pkl``); path of a folder of shards (see
+            :func:`mmitpn.checkpoint.sharded.read_sharded`); or weights by name, ``fast-itpn-b``, ``mmitpn://NAME`` or
+            ``hf://OWNER/NAME/FILE`` (see :func:`mmitpn.weights.resolve_weights`). A file of an address is kept below
+            ``torch.hub.get_dir()``.
         allow_objects: What to do with a pickle that holds objects of types that training checkpoints do not usually
             contain. False: raise. True: read its weights and replace those objects by inert placeholders. Either way
             nothing in the file is executed. None: the environment variable ``MMITPN_ALLOW_OBJECTS`` (0 or 1, unset is
@@ -72,7 +71,8 @@ def read_checkpoint(
 
     Raises:
         FileNotFoundError: If there is no such file, or it cannot be downloaded.
-        ValueError: If the file is empty, damaged, cut off, no checkpoint at all, or holds objects that are not allowed.
+        ValueError: If the file is empty, damaged, cut off, no checkpoint at all, or holds objects that are not allowed;
+            or if a name is unknown, or its file another one than it stands for.
     """
     path, is_download = _fetch(source)
     if path.is_dir():
@@ -104,37 +104,32 @@ def _objects_allowed(allow_objects: bool | None) -> bool:
 
 
 def _fetch(source: str | os.PathLike) -> tuple[Path, bool]:
-    """The local file of a path or address, and whether it is a downloaded copy."""
-    text = os.fspath(source)
+    """The local file of a path, name or address, and whether it is the copy of an address."""
+    text = os.fspath(resolve_weights(source))
     scheme = urlparse(text).scheme.lower() if '://' in text else ''
     if scheme in ('http', 'https'):
         return _download(text), True
     if scheme not in ('', 'file'):
-        raise ValueError(f'{text}: checkpoints are read from a path or a file://, http:// or https:// address')
+        raise ValueError(
+            f'{text}: checkpoints are read from a path, a file://, http:// or https:// address, mmitpn:// or hf://'
+        )
     path = Path(url2pathname(urlparse(text).path)) if scheme else Path(text).expanduser()
     if path.is_dir() and not (path / INDEX).is_file():
         inside = ', '.join(sorted(p.name for p in path.iterdir())[:5]) or 'nothing'
         raise ValueError(f'{path} is a folder (holding {inside}): give the checkpoint file in it')
     if not path.exists():
-        raise FileNotFoundError(f'checkpoint {path} does not exist (seen from {Path.cwd()})')
+        raise FileNotFoundError(f'checkpoint {path} does not exist (seen from {Path.cwd()}){advise_on_missing(text)}')
     return path, False
 
 
 def _download(url: str) -> Path:
     name = Path(unquote(urlparse(url).path)).name or 'checkpoint'
     folder = Path(torch.hub.get_dir()) / 'checkpoints' / 'mmitpn'
-    folder.mkdir(parents=True, exist_ok=True)
     # Different files of one name are common (pytorch_model.bin), so the local name contains a hash of the address.
     path = folder / f'{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}'
-    with FileLock(f'{path}.lock'):  # one process of a machine downloads, the others wait for it
-        if not path.is_file():
-            try:
-                torch.hub.download_url_to_file(url, str(path), progress=sys.stderr.isatty())
-            except (URLError, TimeoutError, ConnectionError) as error:
-                raise FileNotFoundError(
-                    f'checkpoint {url} cannot be downloaded ({error}): check the address and the network, '
-                    'or download it elsewhere and give its path'
-                ) from error
+    if not path.is_file():
+        advice = 'check the address and the network, or download it elsewhere and give its path'
+        download_file(url, path, label=f'checkpoint {url}', advice=advice)
     return path
 
 
@@ -146,12 +141,11 @@ def _read(path: Path, source: str, allow_objects: bool, *, mmap: bool) -> Any:
     size = path.stat().st_size
     with path.open('rb') as file:
         head = file.read(512)
-    text = head.removeprefix(BOM_UTF8).lstrip().lower()
     if not head:
         raise _DamagedError(f'{source} is empty (0 bytes): download or save it again')
     if head.startswith(b'version https://git-lfs'):
         raise _DamagedError(f'{source} is a git-lfs pointer, not the weights: run `git lfs pull` in its repository')
-    if text.startswith(_HTML):
+    if is_web_page(head):
         raise _DamagedError(
             f'{source} is a web page, not the weights (a log-in or preview page?): download the file itself'
         )

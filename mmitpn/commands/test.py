@@ -1,7 +1,7 @@
 """Evaluate a checkpoint with the metrics of its config; the figures also go into WORK_DIR/test_metrics.json.
 
 CONFIG is a file, the name of one of ours, or HOST::NAME for one of an installed framework; CHECKPOINT a file, an
-address, or a folder (sharded).
+address, a folder (sharded), or a name (nano-shapes).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from mmengine.evaluator import DumpResults
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import load_state_dict
 
+from mmitpn.apis.report import ReportHook, add_report_argument
 from mmitpn.atomic import write_atomic
 from mmitpn.checkpoint.sharded import read_sharded
 from mmitpn.config_types import type_name
@@ -34,12 +35,14 @@ from mmitpn.engine.evaluation import (
     read_classes,
 )
 from mmitpn.engine.pretrained import use_checkpoint_grid
+from mmitpn.weights import resolve_weights
+from mmitpn.weights.zoo import advise_on_missing
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', metavar='CONFIG', help='config file, its name, or HOST::NAME')
-    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file or address')
+    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file, address or name')
     parser.add_argument('--out', metavar='FILE', help='save the predictions: .pkl (any model) or .json (detectors)')
     parser.add_argument('--show', action='store_true', help='show each prediction in a window')
     parser.add_argument('--show-dir', metavar='DIR', help='save drawings of the predictions into this folder')
@@ -50,6 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--allow-partial', action='store_true', help='evaluate although the checkpoint lacks some of the weights'
     )
+    add_report_argument(parser)
     add_evaluation_arguments(parser)
     add_common_arguments(parser)
     args = parser.parse_args(argv)
@@ -142,9 +146,11 @@ def to_json(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     cfg = read_config(args)
+    args.checkpoint = str(resolve_weights(args.checkpoint))
     sharded = Path(args.checkpoint).is_dir()
     if '://' not in args.checkpoint and not sharded and not Path(args.checkpoint).is_file():
-        raise FileNotFoundError(f'no checkpoint {args.checkpoint!r}; give the path of one that tools/train.py wrote')
+        advice = advise_on_missing(args.checkpoint) or '; give the path of one that tools/train.py wrote'
+        raise FileNotFoundError(f'no checkpoint {args.checkpoint!r}{advice}')
     if args.show or args.show_dir is not None:
         apply_visualization(cfg, args)
     if args.tta:
@@ -169,6 +175,9 @@ def test(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
         load_complete_model(runner.model, authors, args.checkpoint, allow_partial=args.allow_partial)
     elif not args.allow_partial:
         runner.register_hook(WholeWeightsHook(), priority='LOWEST')
+    report_hook = ReportHook(checkpoint=args.checkpoint)
+    if args.report:
+        runner.register_hook(report_hook)
     with tempfile.TemporaryDirectory() as folder:
         if args.out is not None:
             dump = str(Path(folder, 'predictions.pkl')) if args.out.endswith('.json') else args.out
@@ -186,6 +195,8 @@ def test(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
         path = Path(cfg.work_dir, 'test_metrics.json')
         write_atomic(path, json.dumps(report, indent=2, default=float).encode())
         print_log(f'metrics: {path}', 'current')
+    if args.report:
+        report_hook.write(runner, metrics)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,6 +16,7 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 
 from mmitpn.apis.own_data import write_resolved_config
+from mmitpn.apis.report import ReportHook, add_report_argument
 from mmitpn.commands.own_data import (
     add_own_data_arguments,
     apply_own_data,
@@ -28,7 +29,7 @@ from mmitpn.engine.amp import apply_amp
 from mmitpn.engine.checkpointing import read_without_tensors
 from mmitpn.engine.cli import FirstStepHook, add_common_arguments, build_runner, read_config, run_command
 from mmitpn.engine.hooks import terminate_with_launcher
-from mmitpn.engine.pretrained import use_checkpoint_grid, use_pretrained, warn_if_random
+from mmitpn.engine.pretrained import download_init_cfg, use_checkpoint_grid, use_pretrained, warn_if_random
 from mmitpn.engine.resume import (
     check_training_state,
     enable_exact_resume,
@@ -37,6 +38,7 @@ from mmitpn.engine.resume import (
     read_checkpoint_seed,
     wants_exact_resume,
 )
+from mmitpn.weights import find_local_file
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -50,8 +52,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--pretrained',
-        metavar='FILE',
-        help='weights that backbone and neck start from: any released Fast-iTPN file, or URL',
+        metavar='NAME_OR_FILE',
+        help='weights that backbone and neck start from: a name (mmitpn weights list), any released Fast-iTPN file, or'
+        ' URL',
     )
     parser.add_argument(
         '--resume',
@@ -72,6 +75,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--check-images', action='store_true', help='open every image of the COCO datasets before the training run'
     )
     add_own_data_arguments(parser)
+    add_report_argument(parser)
     add_common_arguments(parser)
     return parser.parse_args(argv)
 
@@ -125,7 +129,9 @@ def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
         apply_resume(cfg, args.resume)
     elif cfg.get('resume'):
         apply_resume(cfg, cfg.resume if isinstance(cfg.resume, str) else cfg.get('load_from') or 'auto')
-    if cfg.get('load_from') and '://' not in str(cfg.load_from):
+    if not cfg.get('resume'):
+        download_init_cfg(cfg)
+    if cfg.get('load_from') and ('://' not in str(cfg.load_from) or find_local_file(cfg.load_from)):
         read_without_tensors(cfg.load_from)  # a file that is not a checkpoint is reported before the data are read
 
     from mmitpn.config_check import check_config
@@ -145,6 +151,8 @@ def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
         print_log(f'--data: {line}', 'current')
     log_changes(changes)  # into the log file of the run, which the runner opens
     steps.append(first_step)
+    if args.report:
+        runner.register_hook(ReportHook())
     runner.train()
     if resolved is not None:
         evaluate(runner, resolved)

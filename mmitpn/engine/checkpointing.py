@@ -31,6 +31,7 @@ from mmitpn.checkpoint.loader import fit_shape
 from mmitpn.checkpoint.sharded import INDEX, META, read_index
 from mmitpn.config_types import is_type, type_scope
 from mmitpn.registry import HOOKS
+from mmitpn.weights.download import SCHEMES
 
 LAST = 'last_checkpoint'  # file in the work dir that names the newest checkpoint, as mmengine writes it
 WEB = ('http://', 'https://')
@@ -205,10 +206,11 @@ def register_reader() -> None:
     """Let mmengine read files as :func:`mmitpn.checkpoint.read_checkpoint` does, from now on, in this process.
 
     This applies to ``load_from``, ``resume`` and the ``init_cfg`` of any module. Nothing in a file is executed;
-    safetensors and sharded checkpoints are read too; a file that is not a checkpoint raises a ValueError of one
-    sentence. Calling it again changes nothing.
+    safetensors, sharded checkpoints and weights by name (``mmitpn://NAME``) are read too; a file that is not a
+    checkpoint raises a ValueError of one sentence. Calling it again changes nothing.
     """
-    CheckpointLoader.register_scheme(('', 'file://'), loader=load_from_local, force=True)
+    named = [f'{scheme}://' for scheme in SCHEMES]
+    CheckpointLoader.register_scheme(('', 'file://', *named), loader=load_from_local, force=True)
     web = CheckpointLoader._get_checkpoint_loader(WEB[0])
     if not getattr(web, 'explains', False):
         CheckpointLoader.register_scheme(WEB, loader=_with_fallback(web), force=True)
@@ -218,7 +220,7 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
     """Read a local checkpoint; a loader of mmengine's ``CheckpointLoader``.
 
     Args:
-        filename: Path or ``file://`` address of a file, or path of a sharded checkpoint (a folder).
+        filename: Path or ``file://`` address of a file, path of a sharded checkpoint (a folder), or weights by name.
         map_location: As of ``torch.load``.
 
     Returns:
@@ -261,7 +263,8 @@ def read_without_tensors(checkpoint: str | os.PathLike) -> dict[str, Any]:
     """Read the content of a checkpoint without loading the values of its tensors.
 
     Args:
-        checkpoint: File, or sharded checkpoint (a folder), of which everything but the tensors is read.
+        checkpoint: File, its name (``mmitpn://NAME``), or sharded checkpoint (a folder), of which everything but the
+            tensors is read.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -272,10 +275,10 @@ def read_without_tensors(checkpoint: str | os.PathLike) -> dict[str, Any]:
         if not (path / INDEX).is_file():
             read_checkpoint(path)  # raises: a folder of other files
         read_index(path)
-        path = path / META
-        if not path.is_file():
+        checkpoint = path / META
+        if not checkpoint.is_file():
             return {}
-    return read_checkpoint(path, allow_objects=True, mmap=True)
+    return read_checkpoint(checkpoint, allow_objects=True, mmap=True)
 
 
 # --- comparison with a model -----------------------------------------------------------------------------------------

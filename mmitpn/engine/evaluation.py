@@ -17,9 +17,11 @@ from mmitpn.checkpoint.formats import AUTHORS
 from mmitpn.checkpoint.mask_dino_keys import is_mask_dino, load_mask_dino_checkpoint
 from mmitpn.engine.checkpointing import read_without_tensors
 from mmitpn.engine.cli import FirstStepHook, build_runner
+from mmitpn.engine.pretrained import remove_lost_init_cfg
+from mmitpn.weights.download import SCHEMES
 
 ALLOW_OTHER_CLASSES = '--allow-other-classes'
-READABLE = ('http', 'https', 'file')  # schemes; mmengine knows more
+READABLE = ('http', 'https', 'file', *SCHEMES)  # schemes; mmengine knows more
 # mmengine's runner wants all or none of each.
 GROUPS = (('train_dataloader', 'train_cfg', 'optim_wrapper'), ('val_dataloader', 'val_cfg', 'val_evaluator'))
 
@@ -141,6 +143,7 @@ def build_test_runner(
                 cfg[name] = None
     if cfg.get('optim_wrapper') is None:
         cfg.param_scheduler = None
+    remove_lost_init_cfg(cfg, level=logging.DEBUG)  # nothing is downloaded for it while the model is built
     runner, first_step = build_runner(cfg)
     runner._train_loop = NoTraining(runner)  # mmengine has no public way to set it
     if unknown:

@@ -15,10 +15,13 @@ from mmengine.logging import print_log
 from mmitpn.checkpoint import FileInfo, PretrainedModule, identify, read_checkpoint
 from mmitpn.checkpoint.sharded import read_index
 from mmitpn.config_types import is_type, type_name, type_scope
+from mmitpn.weights.download import SCHEMES as NAMED
+from mmitpn.weights.download import find_local_file, resolve_weights
+from mmitpn.weights.zoo import SCHEME, advise_on_missing
 
 PARTS = ('backbone', 'neck')
 PATCH = 16  # pixels along the side of a token of the main stage
-SCHEMES = ('', 'file', 'http', 'https')  # of addresses that are read here; mmengine knows more
+SCHEMES = ('', 'file', 'http', 'https', *NAMED)  # of addresses that are read here; mmengine knows more
 
 
 # --- --pretrained ----------------------------------------------------------------------------------------------------
@@ -29,10 +32,13 @@ def use_pretrained(cfg: Config, checkpoint: str) -> None:
 
     Args:
         cfg: Config of a detector or segmentor; changed in place.
-        checkpoint: Path or URL of any layout that :func:`mmitpn.checkpoint.load_pretrained` knows.
+        checkpoint: Path or URL of any layout that :func:`mmitpn.checkpoint.load_pretrained` knows, or weights by name
+            (:func:`mmitpn.weights.resolve_weights`), which are downloaded now. The config gets their name, not the
+            path on this machine.
 
     Raises:
         ValueError: If neither the backbone nor the neck is one of this project's.
+        FileNotFoundError: If the name's file is not here and cannot be downloaded, or the name is unknown.
     """
     parts = _own_parts(cfg)
     if not parts:
@@ -41,8 +47,29 @@ def use_pretrained(cfg: Config, checkpoint: str) -> None:
             f'--pretrained {checkpoint}: backbone and neck of the config are {types}; one of them must be of mmitpn'
             " (see README.md, 'Swap a backbone'), or set their own init_cfg"
         )
+    advice = '' if '://' in checkpoint or Path(checkpoint).exists() else advise_on_missing(checkpoint)
+    if advice and find_local_file(checkpoint) is None:
+        raise FileNotFoundError(f'--pretrained {checkpoint}: there is no such file{advice}')
+    if resolve_weights(checkpoint) != checkpoint and '://' not in checkpoint:
+        checkpoint = f'{SCHEME}{checkpoint}'
     for part in parts.values():
         part['init_cfg'] = {'type': 'Pretrained', 'checkpoint': checkpoint}
+
+
+def download_init_cfg(cfg: Config) -> None:
+    """Download the weights that ``init_cfg`` of backbones and necks names, before anything is built.
+
+    Args:
+        cfg: Config of a model that is to be trained.
+
+    Raises:
+        ValueError: If a name is unknown, or its file is another one.
+        FileNotFoundError: If a file cannot be downloaded.
+    """
+    for _, part in _find_parts(cfg.model):
+        init_cfg = part.get('init_cfg')
+        if is_type(part, 'FastITPN', 'ITPN', 'ITPNPyramid') and is_type(init_cfg, 'Pretrained', 'PretrainedInit'):
+            resolve_weights(init_cfg.get('checkpoint'))
 
 
 def warn_if_random(cfg: Config) -> None:
@@ -52,7 +79,7 @@ def warn_if_random(cfg: Config) -> None:
     random = [name for name, part in _own_parts(cfg).items() if not part.get('init_cfg')]
     if random:
         print_log(
-            f'{" and ".join(random)} start from random weights: give --pretrained FILE, or init_cfg=dict(type='
+            f'{" and ".join(random)} start from random weights: give --pretrained NAME_OR_FILE, or init_cfg=dict(type='
             "'Pretrained', checkpoint=FILE) in the config, to start from pre-trained ones",
             'current',
             level=logging.WARNING,
@@ -97,7 +124,7 @@ def use_checkpoint_grid(cfg: Config, checkpoint: str | os.PathLike | None) -> No
     if checkpoint is None:
         return
     if cfg.get('resume'):
-        _remove_lost_init_cfg(cfg)
+        remove_lost_init_cfg(cfg)
     backbones = [(path, part) for path, part in _find_parts(cfg.model) if is_type(part, 'FastITPN', 'ITPN')]
     backbones = [(path, part) for path, part in backbones if part.get('img_size') is None]
     address, separator, _ = os.fspath(checkpoint).partition('://')
@@ -125,20 +152,27 @@ def _find_parts(node: Any, path: str = 'model') -> Iterator[tuple[str, Any]]:
             yield from _find_parts(value, f'{path}.{key}')
 
 
-def _remove_lost_init_cfg(cfg: Config) -> None:
+def remove_lost_init_cfg(cfg: Config, level: int = logging.WARNING) -> None:
+    """Remove ``init_cfg`` of backbones and necks whose file is not here: a path, or a name that was not downloaded.
+
+    Args:
+        cfg: Config of a model all of whose weights come from a checkpoint; changed in place.
+        level: Level of the message.
+    """
     for path, part in _find_parts(cfg.model):
         init_cfg = part.get('init_cfg')
         own = is_type(part, 'FastITPN', 'ITPN', 'ITPNPyramid')
         if not own or not is_type(init_cfg, 'Pretrained', 'PretrainedInit'):
             continue
         file = os.fspath(init_cfg['checkpoint'])
-        if '://' not in file and not Path(file).expanduser().exists():
+        local = find_local_file(file) or (None if '://' in file else Path(file).expanduser())
+        if local is not None and not local.exists():
             part['init_cfg'] = None
             print_log(
                 f'{path}: the file of its init_cfg, {file}, is not there and is left out: all weights come from the'
-                ' checkpoint that the run resumes from',
+                ' checkpoint',
                 'current',
-                level=logging.WARNING,
+                level=level,
             )
 
 

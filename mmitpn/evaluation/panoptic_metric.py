@@ -132,26 +132,38 @@ class PanopticMetric(BaseMetric):
             ValueError: If the pipeline did not pack the ground truth.
         """
         for sample in data_samples:
-            if sample.get('seg_map_path') is None or 'segments_info' not in sample:
-                raise ValueError(
-                    "PanopticMetric needs the ground truth: let meta_keys of PackDetInputs have 'seg_map_path' and"
-                    " 'segments_info', and the dataset data_prefix=dict(seg=...)"
-                )
-            gt_ids = rgb2id(self._read(sample['seg_map_path']))
-            things = set(self.dataset_meta['thing_classes'])
-            names = self.dataset_meta['classes']
-            segments = {
-                one['id']: (one['category'], not one['is_thing'] and names[one['category']] in things)
-                for one in sample['segments_info']
-            }
-            pred_ids = np.asarray(sample['pred_panoptic_seg']['sem_seg'].cpu())[0]
-            labels = {int(number): int(number) % INSTANCE_OFFSET for number in np.unique(pred_ids)}
-            labels = {number: label for number, label in labels.items() if label < len(names)}
+            gt_ids, segments = self.read_ground_truth(sample)
+            pred_ids, labels = self.read_prediction(sample)
             if self.output_dir is not None:
                 self.output_dir.mkdir(parents=True, exist_ok=True)
                 out_file = self.output_dir / f'{Path(sample["img_path"]).stem}.png'
                 Image.fromarray(id2rgb(pred_ids)).save(out_file)
             self.results.append(compare_segments(gt_ids, segments, pred_ids, labels))
+
+    def read_ground_truth(self, sample: Mapping[str, Any]) -> tuple[np.ndarray, dict[int, tuple[int, bool]]]:
+        """Read the segments of one image, as :func:`compare_segments` takes them.
+
+        Raises:
+            ValueError: If the pipeline did not pack the ground truth.
+        """
+        if sample.get('seg_map_path') is None or 'segments_info' not in sample:
+            raise ValueError(
+                "PanopticMetric needs the ground truth: let meta_keys of PackDetInputs have 'seg_map_path' and"
+                " 'segments_info', and the dataset data_prefix=dict(seg=...)"
+            )
+        things, names = set(self.dataset_meta['thing_classes']), self.dataset_meta['classes']
+        segments = {
+            one['id']: (one['category'], not one['is_thing'] and names[one['category']] in things)
+            for one in sample['segments_info']
+        }
+        return rgb2id(self._read(sample['seg_map_path'])), segments
+
+    def read_prediction(self, sample: Mapping[str, Any]) -> tuple[np.ndarray, dict[int, int]]:
+        """The predicted segments of one image, as :func:`compare_segments` takes them."""
+        pred_ids = np.asarray(sample['pred_panoptic_seg']['sem_seg'].cpu())[0]
+        labels = {int(number): int(number) % INSTANCE_OFFSET for number in np.unique(pred_ids)}
+        number = len(self.dataset_meta['classes'])
+        return pred_ids, {segment: label for segment, label in labels.items() if label < number}
 
     def _read(self, path: str) -> np.ndarray:
         return np.asarray(Image.open(BytesIO(get(path, backend_args=self.backend_args))).convert('RGB'))

@@ -107,6 +107,11 @@ def read_history(scalars: str | Path | Sequence[str | Path]) -> History:
 
 def draw_curve(history: History, out_file: str | Path, *, title: str = '') -> Path:
     """Draw the curves as a PNG file of 1000 x 800 pixels; returns its path."""
+    return save_figure(plot_history(history, title=title), out_file)
+
+
+def plot_history(history: History, *, title: str = '') -> Figure:
+    """Plot losses, metrics and learning rate below each other; the total loss is black."""
     figure = Figure(figsize=(10, 8), dpi=100, layout='constrained')
     loss, metric, rate = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1.4))
     figure.suptitle(title, fontsize=13)
@@ -134,7 +139,7 @@ def draw_curve(history: History, out_file: str | Path, *, title: str = '') -> Pa
     rate.set_xlim(left=0)
     rate.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.align_ylabels()
-    return save_figure(figure, out_file)
+    return figure
 
 
 def _style(axes: Axes, label: str) -> None:

@@ -71,7 +71,6 @@ def read_coco_images(
             " with test_evaluator.outfile_prefix='...', into '....bbox.json'"
         )
     names = {category['id']: category['name'] for category in content['categories']}
-    order = {category_id: index for index, category_id in enumerate(names)}
     objects: tuple[dict, dict] = (defaultdict(list), defaultdict(list))
     for one in content['annotations']:
         objects[0][one['image_id']].append(one)
@@ -91,20 +90,30 @@ def read_coco_images(
             raise FileNotFoundError(f'no image at {path}; is {img_dir} the folder of {ann_file}?')
         image = read_rgb(path)
         for images, by_image in zip(drawn, objects, strict=True):
-            those = by_image[info['id']]
-            images.append(
-                AnnotatedImage(
-                    image,
-                    labels=[order[one['category_id']] for one in those],
-                    texts=[
-                        names[one['category_id']] + (f' {one["score"]:.2f}' if 'score' in one else '') for one in those
-                    ],
-                    boxes=[(x, y, x + w, y + h) for x, y, w, h in (one['bbox'] for one in those)],
-                    masks=[decode(one.get('segmentation'), *image.shape[:2]) for one in those] if masks else (),
-                    crowd=[index for index, one in enumerate(those) if one.get('iscrowd')],
-                )
-            )
-    return *drawn, {name: order[category_id] for category_id, name in names.items()}
+            images.append(annotate_objects(image, by_image[info['id']], names, masks=masks))
+    return *drawn, {name: index for index, name in enumerate(names.values())}
+
+
+def annotate_objects(
+    image: np.ndarray, objects: Sequence[dict], names: dict[int, str], *, masks: bool = True
+) -> AnnotatedImage:
+    """Put objects of COCO, annotations or detections, on an image.
+
+    Args:
+        image: RGB, uint8 ``(H, W, 3)``.
+        objects: The most important first.
+        names: Category id -> name; a class index is the position in it.
+        masks: Whether masks are decoded too.
+    """
+    order = {category_id: index for index, category_id in enumerate(names)}
+    return AnnotatedImage(
+        image,
+        labels=[order[one['category_id']] for one in objects],
+        texts=[names[one['category_id']] + (f' {one["score"]:.2f}' if 'score' in one else '') for one in objects],
+        boxes=[(x, y, x + w, y + h) for x, y, w, h in (one['bbox'] for one in objects)],
+        masks=[decode(one.get('segmentation'), *image.shape[:2]) for one in objects] if masks else (),
+        crowd=[index for index, one in enumerate(objects) if one.get('iscrowd')],
+    )
 
 
 def draw_predictions(
@@ -225,20 +234,34 @@ def draw_label_maps(
     return _draw_maps(maps, classes, out_file, **layout)
 
 
+def paint_labels(image: np.ndarray, labels: np.ndarray, ids: np.ndarray | None = None) -> np.ndarray:
+    """Paint each pixel's class over an image in gray, with a white line between segments.
+
+    Args:
+        image: RGB, uint8 ``(H, W, 3)``.
+        labels: Class index of each pixel, ``(H, W)``; negative ones stay gray.
+        ids: Segment of each pixel, ``(H, W)``; None draws no lines.
+
+    Returns:
+        RGB, uint8 ``(H, W, 3)``.
+    """
+    pixels = paint(np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2), labels, 0.65)
+    if ids is not None:
+        pixels[1:][ids[1:] != ids[:-1]] = 255
+        pixels[:, 1:][ids[:, 1:] != ids[:, :-1]] = 255
+    return pixels
+
+
 def _draw_maps(images: list[tuple], classes: Sequence[str], out_file: str | Path, **layout: Any) -> Path:
     """Draw images with (labels, segment ids or None) of ground truth and prediction; no class is gray."""
     groups, seen = [], set()
     for path, *maps in images:
         image = read_rgb(path)
         group = [AnnotatedImage(image, Path(path).stem)]
-        gray = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
         for (labels, ids), kind in zip(maps, KINDS, strict=True):
             known = np.where(labels < len(classes), labels, -1)
             seen |= set(np.unique(known).tolist())
-            pixels = paint(gray, known, 0.65)
-            if ids is not None:  # a white line between segments
-                pixels[1:][ids[1:] != ids[:-1]] = 255
-                pixels[:, 1:][ids[:, 1:] != ids[:, :-1]] = 255
+            pixels = paint_labels(image, known, ids)
             group.append(AnnotatedImage(pixels, kind))
         groups.append(group)
     return _save_groups(groups, {classes[label]: label for label in sorted(seen) if label >= 0}, out_file, **layout)

@@ -258,7 +258,7 @@ def test_without_exact_resume_the_config_is_left_as_it_is(toy, tmp_path, monkeyp
 
     def build(cfg):
         built.append(cfg.to_dict())
-        return SimpleNamespace(train=lambda: None), FirstStepHook()
+        return SimpleNamespace(train=lambda: None, register_hook=lambda _: None), FirstStepHook()
 
     monkeypatch.setattr(tool, 'build_runner', build)
     given = Config.fromfile('toy.py').to_dict()
@@ -286,6 +286,11 @@ def test_evaluation_prints_and_writes_the_metrics(toy, trained, tmp_path):
     assert len(predictions[0]['bboxes'][0]) == 4
     assert len(predictions[0]['scores']) == len(predictions[0]['labels']) > 0
     assert len(list((tmp_path / 'drawings').rglob('*.png'))) == IMAGES
+    for folder, kind in ((tmp_path, 'test'), (trained, 'training run')):
+        page = (folder / 'report.html').read_text()
+        assert f'<dd>{kind}</dd>' in page
+        assert '<h2>Confusion matrix</h2>' in page  # of the last validation after training
+        assert page.count('data:image/jpeg') == 3
 
 
 @pytest.mark.slow

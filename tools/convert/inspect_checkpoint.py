@@ -11,12 +11,13 @@ from pathlib import Path
 from mmitpn.checkpoint import FileInfo, convert_from_authors, identify, read_checkpoint
 from mmitpn.checkpoint.diagnostics import backbone_settings
 from mmitpn.checkpoint.formats import AUTHORS, OURS, part_of
+from mmitpn.weights import resolve_weights
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('file', help='path or address of a checkpoint')
+    parser.add_argument('file', help='path or address of a checkpoint, or a name: fast-itpn-b')
     parser.add_argument('--prefix', help="look only at the weights below this prefix, such as 'teacher.'")
     parser.add_argument(
         '--allow-objects',
@@ -28,7 +29,7 @@ def parse_args() -> argparse.Namespace:
 
 def describe(file: str, info: FileInfo) -> list[tuple[str, str]]:
     """What the file is, as (label, text) lines."""
-    path = Path(file)
+    path = Path(resolve_weights(file))
     size = f' ({path.stat().st_size / 1e6:.1f} MB)' if path.is_file() else ''
     rows = [('file', f'{file}{size}'), ('layout', f'{info.layout}: {info.title}')]
     if info.wrappers or info.prefixes:
