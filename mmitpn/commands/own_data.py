@@ -17,6 +17,7 @@ from rich.progress import track
 
 from mmitpn.apis.data_layouts import read_own_data, split_off_validation, write_own_data
 from mmitpn.apis.own_data import RunOptions, task_of, use_own_data, write_resolved_config
+from mmitpn.apis.report import ReportHook
 from mmitpn.atomic import write_atomic
 from mmitpn.config_types import is_type
 from mmitpn.tables import format_table
@@ -80,12 +81,13 @@ def resolved_path(cfg: Config) -> Path:
     return Path(cfg.work_dir, f'{Path(cfg.filename).stem}.py')
 
 
-def evaluate(runner: Runner, resolved: Config) -> None:
+def evaluate(runner: Runner, resolved: Config, report: ReportHook | None) -> None:
     """Evaluate the best checkpoint of a run, or the last, and print its metrics as a table.
 
     Args:
         runner: The runner after its training.
         resolved: The config as it stands in the work dir, where mmengine has written its own copy meanwhile.
+        report: Writes the report of the run again, with what was evaluated; None writes none.
     """
     best = runner.message_hub.get_info('best_ckpt') if 'best_ckpt' in runner.message_hub.runtime_info else None
     if best is not None and not is_type(runner.cfg.get('strategy') or {}, 'FSDPStrategy') and Path(best).is_file():
@@ -102,8 +104,11 @@ def evaluate(runner: Runner, resolved: Config) -> None:
         f'{format_table(["metric", "value"], rows)}\nthe config that trains and tests again alone: {path}',
         'current',
     )
-    report = {'config': str(path), 'checkpoint': best, 'metrics': metrics}
-    write_atomic(Path(resolved.work_dir, 'test_metrics.json'), json.dumps(report, indent=2, default=float).encode())
+    content = {'config': str(path), 'checkpoint': best, 'metrics': metrics}
+    write_atomic(Path(resolved.work_dir, 'test_metrics.json'), json.dumps(content, indent=2, default=float).encode())
+    if report is not None:
+        report.checkpoint = best
+        report.write(runner, metrics)
 
 
 def show_progress(items: Sequence[Any], text: str) -> Iterable[Any]:

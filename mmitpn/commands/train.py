@@ -137,7 +137,8 @@ def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     from mmitpn.config_check import check_config
 
     images = {'sample_images': None, 'open_images': True} if args.check_images else {}
-    for summary in check_config(cfg, **images):
+    splits = ('train', 'val') if args.data is None else ('train', 'val', 'test')  # own data are tested at the end
+    for summary in check_config(cfg, splits=splits, **images):
         for text in summary.warnings:
             print_log(f'{summary.path}: {text}', 'current', logging.WARNING)
     warn_if_random(cfg)
@@ -151,11 +152,12 @@ def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
         print_log(f'--data: {line}', 'current')
     log_changes(changes)  # into the log file of the run, which the runner opens
     steps.append(first_step)
-    if args.report:
-        runner.register_hook(ReportHook())
+    report = ReportHook() if args.report else None
+    if report is not None:
+        runner.register_hook(report)
     runner.train()
     if resolved is not None:
-        evaluate(runner, resolved)
+        evaluate(runner, resolved, report)
 
 
 def main(argv: list[str] | None = None) -> int:
