@@ -115,13 +115,12 @@ def read_own_data(
     if task not in (None, *TASKS):
         raise ValueError(f'task is {task!r}; allowed: {", ".join(TASKS)}')
     root = root.resolve()
-    found = {name: files for name, (_, find, _) in LAYOUTS.items() if (files := find(root))}
+    found = _find_layouts(root)
     wanted = [name for name in found if task is None or LAYOUTS[name][0] == task]
     if not found:
-        raise ValueError(
-            f'{root} has none of the layouts {", ".join(LAYOUTS)} (it holds {_content(root)}); docs/own_data.md shows '
-            'each of them'
-        )
+        inside = [path.name for path in sorted(root.iterdir()) if path.is_dir() and _find_layouts(path)]
+        advice = f'give its folder {" or ".join(inside[:3])}' if inside else 'docs/own_data.md shows each of them'
+        raise ValueError(f'{root} has none of the layouts {", ".join(LAYOUTS)} (it holds {_content(root)}); {advice}')
     if not wanted:
         raise ValueError(_other_task(root, next(iter(found)), task or ''))
     if len(wanted) > 1:
@@ -139,6 +138,11 @@ def read_own_data(
         notes.append(f'{", ".join(name for name in found if name not in wanted)} is there too, and is not used')
     splits, more = _check_splits(root, data.splits)
     return OwnData(root, wanted[0], kind, data.classes, splits, notes=(*notes, *more), **fields)
+
+
+def _find_layouts(root: Path) -> dict[str, Any]:
+    """The layouts that a folder has, with their files."""
+    return {name: files for name, (_, find, _) in LAYOUTS.items() if (files := find(root))}
 
 
 def _content(root: Path) -> str:

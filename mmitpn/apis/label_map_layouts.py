@@ -194,9 +194,11 @@ def read_label_maps(
         new_labels = _labels_of_colors(root, splits, colors)
         palette = tuple(colors.values())
         notes.append(f'colors of {root / "labelmap.txt"} become labels in copies of the maps')
-    elif names is None and any((root / name).is_file() for name in ADE20K_FILES):
+    elif names is None and _is_ade20k(root, values):
         notes.append("classes and labels are ADE20K's: 150 classes, 0 is no class")
-        return LabelMapData(_ade20k_classes(), splits, None, True, None, tuple(notes))
+        names, reduce = _ade20k_classes(), True
+        _check_values(splits, len(names), reduce=reduce)
+        return LabelMapData(names, splits, None, reduce, None, tuple(notes))
     elif {0, IGNORED} == values and (names is None or len(names) <= 2):
         new_labels = plan_fix(values, 2)
         names = names if names is not None and len(names) == 2 else ('background', *(names or ('foreground',)))
@@ -290,6 +292,12 @@ def _read_names(root: Path, colors: dict[str, Color]) -> tuple[str, ...] | None:
             return tuple(numbers[label] for label in range(len(numbers)))
     names = read_class_list(root)
     return tuple(names) if names else None
+
+
+def _is_ade20k(root: Path, values: set) -> bool:
+    """Whether a folder is ADE20K itself, by the files of its download or its name and highest label."""
+    official = any((root / name).is_file() for name in ADE20K_FILES)
+    return official or (root.name == 'ADEChallengeData2016' and max(values - {IGNORED}, default=0) == 150)
 
 
 def _ade20k_classes() -> tuple[str, ...]:

@@ -261,6 +261,13 @@ def test_classes_that_no_file_names_are_counted(tmp_path, layouts):
     assert 'give --classes NAME NAME' in data.notes[0]
 
 
+def test_ade20k_itself(tmp_path, layouts):
+    root = tmp_path / 'ADEChallengeData2016'
+    layouts.maps(root / 'images/training', root / 'annotations/training', layouts.samples, (0, 1, 150))
+    data = read_own_data(root)
+    assert (len(data.classes), data.classes[0], data.reduce_zero_label) == (150, 'wall', True)
+
+
 def test_label_0_is_no_class_where_labels_start_at_1(tmp_path, layouts):
     layouts.maps(tmp_path / 'images', tmp_path / 'masks', layouts.samples, (0, 1, 2))
     data = read_own_data(tmp_path, classes=('cat', 'dog'))
@@ -280,6 +287,10 @@ def no_layout(root, layouts):
 def two_layouts(root, layouts):
     layouts.yolo(root / 'images', root / 'labels', layouts.samples)
     layouts.voc(root / 'images', root / 'Annotations', layouts.samples)
+
+
+def one_folder_above(root, layouts):
+    layouts.coco(root / 'my_set/train.json', root / 'my_set', layouts.samples)
 
 
 def no_names(root, layouts):
@@ -403,6 +414,7 @@ def map_is_broken(root, layouts):
     ('write', 'message'),
     [
         (no_layout, r'has none of the layouts COCO, YOLO, Pascal VOC, .* \(it holds holiday/\)'),
+        (one_folder_above, r'has none of the layouts .* \(it holds my_set/\); give its folder my_set'),
         (two_layouts, r'has several layouts: YOLO, Pascal VOC; keep the files of one'),
         (no_names, r'no classes found in .*: it has no data.yaml with names, or classes.txt; .*--classes'),
         (no_names_in_yaml, r'data.yaml names no classes \(names is None\)'),
