@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree.ElementTree import ParseError
+from xml.etree.ElementTree import ParseError, parse
 
 import numpy as np
 
@@ -87,7 +87,6 @@ def read_voc(
 
 def _read_xml(path: Path, file: Path) -> tuple[Path, tuple[int, int], list[tuple[str, list[float], list | None]]]:
     """Read the annotations of an image: path, size, and name, box and polygons of each object."""
-    from defusedxml.ElementTree import parse
     from supervision.dataset.formats.pascal_voc import detections_from_xml_obj, parse_polygon_points
 
     size = image_size(path)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from mmitpn.config_check.dataset_entries import IMAGES
 from mmitpn.config_check.messages import format_list
@@ -47,11 +46,13 @@ def find_yolo(root: Path) -> dict[str, list[tuple[Path, Path]]]:
 
 def find_data_yaml(root: Path) -> tuple[Path, dict[str, Any]] | None:
     """The file of YOLO's layout that names classes and folders, with what it holds; None without one."""
+    from supervision.utils.file import read_yaml_file
+
     files = sorted([*root.glob('*.yaml'), *root.glob('*.yml')], key=lambda path: (path.stem != 'data', path))
     for path in files:
         try:
-            content = yaml.safe_load(path.read_text(encoding='utf-8'))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            content = read_yaml_file(str(path))
+        except Exception as error:  # of the YAML library, which is supervision's
             raise ValueError(f'{path} is broken: {" ".join(str(error).split())}; write it again') from error
         if isinstance(content, dict) and ('names' in content or 'nc' in content):
             return path, content
