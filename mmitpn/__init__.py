@@ -23,6 +23,8 @@ _PUBLIC = {
     'MaskDINOHead': 'mmitpn.models.heads',
     'MeanPoolClsHead': 'mmitpn.models.heads',
     'LayerDecayOptimWrapperConstructor': 'mmitpn.engine',
+    'Predictor': 'mmitpn.apis.predictor',
+    'Result': 'mmitpn.apis.results',
 }
 
 __all__ = [
@@ -37,6 +39,8 @@ __all__ = [
     'MaskDINOFusionHead',
     'MaskDINOHead',
     'MeanPoolClsHead',
+    'Predictor',
+    'Result',
     '__version__',
 ]
 

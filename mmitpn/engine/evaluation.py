@@ -186,7 +186,14 @@ def read_authors_file(checkpoint: str) -> Mapping[str, Any] | None:
         return None
 
 
-def load_complete_model(model: nn.Module, content: Mapping[str, Any], checkpoint: str, *, allow_partial: bool) -> None:
+def load_complete_model(
+    model: nn.Module,
+    content: Mapping[str, Any],
+    checkpoint: str,
+    *,
+    allow_partial: bool = False,
+    advice: str = ', or --allow-partial',
+) -> None:
     """Load a file of the authors into a model that is to be evaluated.
 
     Args:
@@ -194,6 +201,7 @@ def load_complete_model(model: nn.Module, content: Mapping[str, Any], checkpoint
         content: As returned by :func:`read_authors_file`.
         checkpoint: Name of the file, for the message.
         allow_partial: Accept parameters that the file does not have.
+        advice: The end of the message.
 
     Raises:
         ValueError: If the backbone does not fit, or a parameter of the model is not in the file.
@@ -203,5 +211,5 @@ def load_complete_model(model: nn.Module, content: Mapping[str, Any], checkpoint
     if loaded < total and not allow_partial:
         raise ValueError(
             f'{checkpoint} has {loaded} of the {total} parameters of the model ({report.title}); the others would be '
-            'random: give a checkpoint of the whole model, such as a fine-tuned classifier, or --allow-partial'
+            f'random: give a checkpoint of the whole model, such as a fine-tuned classifier{advice}'
         )

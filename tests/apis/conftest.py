@@ -1,121 +1,98 @@
-"""One small dataset, written in every layout that label tools write."""
+"""Small models with random weights and all their weights in a file, for predictions on generated images."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 
-CLASSES = ('bird', 'cat', 'dog')  # sorted by name, as Pascal VOC's layout sorts them
-# name, (width, height), and class, (x, y, width, height) of each object
-SAMPLES: list[tuple[str, tuple[int, int], list[tuple[int, tuple[int, int, int, int]]]]] = [
-    ('b', (48, 32), [(2, (4, 5, 20, 11)), (0, (0, 0, 48, 32))]),
-    ('a', (33, 40), [(1, (7, 3, 12, 30))]),
-    ('c', (40, 40), []),
-    ('d', (64, 48), [(0, (10, 10, 3, 7)), (1, (30, 20, 34, 28))]),
-]
+from mmitpn.datasets import generate_shapes
 
-
-def write_images(folder: Path, samples: Sequence[Any], suffix: str = '.jpg') -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, (name, size, _) in enumerate(samples):
-        Image.new('RGB', size, (40 * index, 90, 120)).save(folder / f'{name}{suffix}')
-
-
-def outline(box: tuple[int, int, int, int]) -> list[int]:
-    """A triangle with the box as its bounds."""
-    x, y, width, height = box
-    return [x, y, x + width, y, x, y + height]
-
-
-def coco_content(samples: Sequence[Any], *, masks: bool = False, group: bool = False) -> dict[str, Any]:
-    samples = sorted(samples)
-    images = [
-        {'id': index + 1, 'file_name': f'{name}.jpg', 'width': size[0], 'height': size[1]}
-        for index, (name, size, _) in enumerate(samples)
-    ]
-    objects = [(image, *one) for image, (_, _, found) in enumerate(samples, start=1) for one in found]
-    annotations = [
-        {
-            'id': index + 1,
-            'image_id': image,
-            'category_id': label + 1,
-            'bbox': list(box),
-            'area': box[2] * box[3],
-            'iscrowd': 0,
-        }
-        | ({'segmentation': [outline(box)]} if masks else {})
-        for index, (image, label, box) in enumerate(objects)
-    ]
-    categories = [{'id': index + 1, 'name': name, 'supercategory': 'animals'} for index, name in enumerate(CLASSES)]
-    if group:
-        categories.insert(0, {'id': 0, 'name': 'animals', 'supercategory': 'none'})
-    return {'images': images, 'annotations': annotations, 'categories': categories}
-
-
-def write_coco(ann_file: Path, images: Path, samples: Sequence[Any], **options: Any) -> None:
-    write_images(images, samples)
-    ann_file.parent.mkdir(parents=True, exist_ok=True)
-    ann_file.write_text(json.dumps(coco_content(samples, **options)))
-
-
-def write_yolo(images: Path, labels: Path, samples: Sequence[Any], *, masks: bool = False) -> None:
-    write_images(images, samples)
-    labels.mkdir(parents=True, exist_ok=True)
-    for name, size, objects in samples:
-        lines = []
-        for label, (x, y, width, height) in objects:
-            points = outline((x, y, width, height)) if masks else [x + width / 2, y + height / 2, width, height]
-            values = np.array(points).reshape(-1, 2) / size
-            lines.append(' '.join([str(label), *(f'{value:.6f}' for value in values.ravel())]))
-        if lines:  # an image without objects has no file
-            (labels / f'{name}.txt').write_text('\n'.join(lines) + '\n')
-
-
-def write_voc(images: Path, annotations: Path, samples: Sequence[Any]) -> None:
-    write_images(images, samples)
-    annotations.mkdir(parents=True, exist_ok=True)
-    for name, size, objects in samples:
-        found = ''.join(
-            f'<object><name>{CLASSES[label]}</name><bndbox><xmin>{x + 1}</xmin><ymin>{y + 1}</ymin>'
-            f'<xmax>{x + width}</xmax><ymax>{y + height}</ymax></bndbox></object>'
-            for label, (x, y, width, height) in objects
-        )
-        size_text = f'<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>'
-        (annotations / f'{name}.xml').write_text(f'<annotation>{size_text}{found}</annotation>')
-
-
-def label_map(size: tuple[int, int], labels: Sequence[int]) -> np.ndarray:
-    """Stripes of labels, uint8 ``(height, width)``."""
-    return np.tile(np.array(labels, dtype=np.uint8)[np.arange(size[0]) % len(labels)], (size[1], 1))
-
-
-def write_maps(
-    images: Path, maps: Path, samples: Sequence[Any], labels: Sequence[int] = (0, 1, 2), *, suffix: str = '.png'
-) -> None:
-    write_images(images, samples)
-    maps.mkdir(parents=True, exist_ok=True)
-    for name, size, _ in samples:
-        Image.fromarray(label_map(size, labels)).save(maps / f'{name}{suffix}')
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+_base_ = ['{base}']
+model = dict({model})
+test_dataloader = dict(dataset=dict(data_root={data!r}))
+"""
+CLASSIFIER = """
+default_scope = 'mmpretrain'
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='mmitpn.FastITPN', arch=dict(depths=(1, 2, 3), embed_dim=64, num_heads=1), img_size=64, out_indices=(2,),
+        final_norm=False),
+    head=dict(type='mmitpn.MeanPoolClsHead', num_classes=3, in_channels=64))
+data_preprocessor = dict(num_classes=3, mean=[127.0] * 3, std=[64.0] * 3, to_rgb=True)
+test_dataloader = dict(
+    batch_size=2, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='CustomDataset', data_root={data!r}, with_label=False, metainfo=dict(classes=('cat', 'dog', 'fox')),
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='ResizeEdge', scale=72, edge='short', backend='pillow', interpolation='bicubic'),
+            dict(type='CenterCrop', crop_size=64), dict(type='PackInputs')]))
+test_evaluator = dict(type='Accuracy', topk=(1,))
+test_cfg = dict()
+"""
+# Kind -> framework, config, settings of its model, folder of its data. All segments of the random panoptic model count.
+KINDS = {
+    'boxes': ('mmdet', 'dino_fast-itpn-nano_shapes', '', 'coco/'),
+    'instances': ('mmdet', 'mask-dino_fast-itpn-nano_shapes-instance', '', 'coco/'),
+    'panoptic': (
+        'mmdet',
+        'mask-dino_fast-itpn-nano_shapes-panoptic',
+        'test_cfg=dict(object_mask_thr=0.0, iou_thr=0.0)',
+        'coco/',
+    ),
+    'semantic': ('mmseg', 'mask-dino_fast-itpn-nano_shapes-semantic', '', 'ade/ADEChallengeData2016'),
+    'upernet': ('mmseg', 'upernet_fast-itpn-nano_shapes', '', 'ade/ADEChallengeData2016'),
+    'classifier': ('mmpretrain', None, '', 'coco/val2017'),
+}
 
 
 @pytest.fixture(scope='session')
-def layouts() -> SimpleNamespace:
-    """The writers above, and the samples."""
-    return SimpleNamespace(
-        samples=SAMPLES,
-        classes=CLASSES,
-        images=write_images,
-        coco=write_coco,
-        yolo=write_yolo,
-        voc=write_voc,
-        maps=write_maps,
-        label_map=label_map,
-        outline=outline,
-    )
+def shapes(tmp_path_factory) -> Path:
+    """Generated images of different sizes, in COCO's and ADE20K's layouts: three of them held out."""
+    return generate_shapes(tmp_path_factory.mktemp('shapes'), num_train=1, num_val=3, size=(96, 150))
+
+
+@pytest.fixture(scope='session')
+def images(shapes) -> list[Path]:
+    """The held-out images."""
+    return sorted((shapes / 'coco/val2017').glob('*.jpg'))
+
+
+@pytest.fixture(scope='session')
+def small_model(shapes, tmp_path_factory) -> Callable[[str], SimpleNamespace]:
+    """A function from a kind of model to its ``config`` and ``weights`` (paths) and the built ``model``."""
+    folder = tmp_path_factory.mktemp('models')
+
+    @cache
+    def get(kind: str) -> SimpleNamespace:
+        host, base, model, data = KINDS[kind]
+        pytest.importorskip(host)
+        if kind == 'semantic':
+            pytest.importorskip('mmdet')
+        config, weights = folder / f'{kind}.py', folder / f'{kind}.pth'
+        root = f'{shapes}/{data}'
+        path = ROOT / f'configs/quickstart/{base}.py'
+        text = CLASSIFIER.format(data=root) if base is None else CONFIG.format(base=path, model=model, data=root)
+        config.write_text(text)
+        cfg = Config.fromfile(config)
+        for part in ('backbone', 'neck'):
+            if part in cfg.model:
+                cfg.model[part].pop('init_cfg', None)
+        cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
+        torch.manual_seed(0)
+        with DefaultScope.overwrite_default_scope(host):
+            built = MODELS.build(cfg.model).eval()
+        torch.save({'state_dict': built.state_dict(), 'meta': {}}, weights)
+        return SimpleNamespace(config=config, weights=weights, model=built, cfg=cfg, scope=host)
+
+    return get

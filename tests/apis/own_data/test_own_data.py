@@ -163,7 +163,7 @@ def test_options_that_do_not_fit(options, message, tmp_path, capsys):
 
 
 @pytest.fixture(scope='module')
-def shapes(tmp_path_factory) -> Path:
+def three_classes(tmp_path_factory) -> Path:
     """364 generated images, three of the five classes."""
     root = tmp_path_factory.mktemp('shapes')
     generate_shapes(root, 300, 64, seed=5, size=(48, 64))
@@ -234,8 +234,8 @@ def train(arguments: list[str], work_dir: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-def test_three_layouts_give_the_same_run(shapes, tmp_path, layouts):
-    written = write_layouts(shapes, tmp_path, layouts)
+def test_three_layouts_give_the_same_run(three_classes, tmp_path, layouts):
+    written = write_layouts(three_classes, tmp_path, layouts)
     found = {name: read_own_data(folder) for name, folder in written.items()}
     assert {data.layout for data in found.values()} == {'COCO', 'YOLO', 'Pascal VOC'}
     assert sum(split.num_images for split in found['coco'].splits.values()) == 364
@@ -253,8 +253,8 @@ def test_three_layouts_give_the_same_run(shapes, tmp_path, layouts):
 
 
 @pytest.mark.slow
-def test_the_resolved_config_trains_and_tests_again_alone(shapes, tmp_path, layouts, capsys):
-    folder = write_layouts(shapes, tmp_path, layouts)['yolo']
+def test_the_resolved_config_trains_and_tests_again_alone(three_classes, tmp_path, layouts, capsys):
+    folder = write_layouts(three_classes, tmp_path, layouts)['yolo']
     logged = run(folder, tmp_path / 'run')
     shown = capsys.readouterr().out
     assert 'YOLO, 3 classes' in shown
