@@ -1,19 +1,29 @@
 """Train a model from a config.
 
 CONFIG is a file, the name of one of ours (dino-4scale_fast-itpn-b_8xb2-12e_coco), or HOST::NAME for one of an installed
-framework (mmdet::dino/dino-4scale_r50_8xb2-12e_coco).
+framework (mmdet::dino/dino-4scale_r50_8xb2-12e_coco). With --data DIR it is trained on the dataset in that folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+from copy import deepcopy
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 
+from mmitpn.apis.own_data import write_resolved_config
 from mmitpn.apis.report import ReportHook, add_report_argument
+from mmitpn.commands.own_data import (
+    add_own_data_arguments,
+    apply_own_data,
+    check_own_data_arguments,
+    evaluate,
+    resolved_path,
+)
 from mmitpn.config_types import is_type
 from mmitpn.engine.amp import apply_amp
 from mmitpn.engine.checkpointing import read_without_tensors
@@ -65,6 +75,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--check-images', action='store_true', help='open every image of the COCO datasets before the training run'
     )
+    add_own_data_arguments(parser)
     add_train_options(parser)
     add_report_argument(parser)
     add_common_arguments(parser)
@@ -107,7 +118,9 @@ def apply_resume(cfg: Config, resume: str) -> None:
 
 def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     terminate_with_launcher(args.launcher)
+    check_own_data_arguments(args)
     cfg = read_config(args)
+    own_changes = apply_own_data(cfg, args) if args.data is not None else []
     if args.amp:
         apply_amp(cfg)
     if args.auto_scale_lr:
@@ -127,18 +140,27 @@ def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     from mmitpn.config_check import check_config
 
     images = {'sample_images': None, 'open_images': True} if args.check_images else {}
-    for summary in check_config(cfg, **images):
+    splits = ('train', 'val') if args.data is None else ('train', 'val', 'test')  # own data are tested at the end
+    for summary in check_config(cfg, splits=splits, **images):
         for text in summary.warnings:
             print_log(f'{summary.path}: {text}', 'current', logging.WARNING)
     warn_if_random(cfg)
     use_checkpoint_grid(cfg, cfg.get('load_from'))
+    resolved = deepcopy(cfg) if args.data is not None else None
+    if resolved is not None and is_main_process():
+        write_resolved_config(resolved, resolved_path(resolved))
     changes = enable_exact_resume(cfg) if wants_exact_resume(cfg, args.exact_resume) else []
     runner, first_step = build_runner(cfg)
+    for line in own_changes:
+        print_log(f'--data: {line}', 'current')
     log_changes(changes)  # into the log file of the run, which the runner opens
     steps.append(first_step)
-    if args.report:
-        runner.register_hook(ReportHook())
+    report = ReportHook() if args.report else None
+    if report is not None:
+        runner.register_hook(report)
     runner.train()
+    if resolved is not None:
+        evaluate(runner, resolved, report)
 
 
 def main(argv: list[str] | None = None) -> int:
