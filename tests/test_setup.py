@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 # The distributions of what is imported under another name; the fork and the official packages import alike.
 DISTRIBUTIONS = {
     'PIL': ['pillow'],
+    'cv2': ['onedl-mmcv', 'mmcv-lite'],  # which require it, in one of its four distributions
     'mmcv': ['onedl-mmcv', 'mmcv-lite'],
     'mmdet': ['onedl-mmdetection', 'mmdet'],
     'mmengine': ['onedl-mmengine', 'mmengine'],
