@@ -82,26 +82,33 @@ class ReportHook(Hook):
         self.write(runner)
 
     def write(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> Path | None:
-        """Write the report, in the main process.
+        """Write the report, in the main process. What fails in it is logged: the run itself is complete.
 
         Args:
             runner: The runner of the training run or the test.
             metrics: Of the test.
+
+        Returns:
+            The file; None in another process, or where it could not be written.
         """
         if not is_main_process():
             return None
         collector = self.collector
-        path = write_report(
-            runner.work_dir,
-            cfg=runner.cfg,
-            metrics=metrics,
-            samples=collector.samples if collector else (),
-            classes=((collector and collector.dataset_meta) or {}).get('classes', ()),
-            evaluator=self._evaluator_cfg,
-            checkpoint=self.checkpoint,
-            seconds=time.monotonic() - self.started,
-            score_threshold=self.score_threshold,
-        )
+        try:
+            path = write_report(
+                runner.work_dir,
+                cfg=runner.cfg,
+                metrics=metrics,
+                samples=collector.samples if collector else (),
+                classes=((collector and collector.dataset_meta) or {}).get('classes', ()),
+                evaluator=self._evaluator_cfg,
+                checkpoint=self.checkpoint,
+                seconds=time.monotonic() - self.started,
+                score_threshold=self.score_threshold,
+            )
+        except Exception:  # it reads files of any kind, and the run must not end with it
+            runner.logger.exception('the report was not written')
+            return None
         print_log(f'report: {path}', 'current')
         return path
 
