@@ -27,6 +27,26 @@ import torch
 REFERENCE = Path(__file__).parent / 'data' / 'reference'
 
 
+def _format_configs_once() -> None:
+    """Formatting a whole config takes a second, and mmengine does it for each log, copy and checkpoint."""
+    if importlib.util.find_spec('yapf') is None:
+        return
+    from yapf.yapflib import yapf_api
+
+    format_code, formatted = yapf_api.FormatCode, {}
+
+    def format_once(text: str, **settings: object) -> tuple[str, bool]:
+        key = text, repr(settings)
+        if key not in formatted:
+            formatted[key] = format_code(text, **settings)
+        return formatted[key]
+
+    yapf_api.FormatCode = format_once
+
+
+_format_configs_once()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests marked ``gpu`` where there is none. Several processes begin with the files of slow tests."""
     if not torch.cuda.is_available():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config
@@ -233,19 +236,29 @@ def train(arguments: list[str], work_dir: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
+@pytest.fixture(scope='module')
+def runs(three_classes, tmp_path_factory, layouts) -> SimpleNamespace:
+    """The same data in three layouts, a short run on each, and what the one on YOLO's printed."""
+    root = tmp_path_factory.mktemp('layouts')
+    folders = write_layouts(three_classes, root, layouts)
+    logs, shown = {}, io.StringIO()
+    for name, folder in folders.items():
+        with contextlib.redirect_stdout(shown if name == 'yolo' else io.StringIO()):
+            logs[name] = run(folder, root / f'run_{name}', '--no-report')
+    return SimpleNamespace(folders=folders, logs=logs, shown=shown.getvalue(), yolo=root / 'run_yolo')
+
+
 @pytest.mark.slow
-def test_three_layouts_give_the_same_run(three_classes, tmp_path, layouts):
-    written = write_layouts(three_classes, tmp_path, layouts)
-    found = {name: read_own_data(folder) for name, folder in written.items()}
+def test_three_layouts_give_the_same_run(runs):
+    found = {name: read_own_data(folder) for name, folder in runs.folders.items()}
     assert {data.layout for data in found.values()} == {'COCO', 'YOLO', 'Pascal VOC'}
     assert sum(split.num_images for split in found['coco'].splits.values()) == 364
-    logs = {}
-    for name, folder in written.items():
-        logged = run(folder, tmp_path / f'run_{name}')
-        logs[name] = [
-            {key: value for key, value in line.items() if not key.endswith('time') and key != 'memory'}
-            for line in logged
+    logs = {
+        name: [
+            {key: value for key, value in line.items() if not key.endswith('time') and key != 'memory'} for line in log
         ]
+        for name, log in runs.logs.items()
+    }
     assert len(logs['coco']) == 5  # four steps and a validation
     assert logs['coco'][0]['loss'] > 0
     assert logs['yolo'] == logs['coco']
@@ -253,17 +266,16 @@ def test_three_layouts_give_the_same_run(three_classes, tmp_path, layouts):
 
 
 @pytest.mark.slow
-def test_the_resolved_config_trains_and_tests_again_alone(three_classes, tmp_path, layouts, capsys):
-    folder = write_layouts(three_classes, tmp_path, layouts)['yolo']
-    logged = run(folder, tmp_path / 'run')
-    shown = capsys.readouterr().out
-    assert 'YOLO, 3 classes' in shown
-    assert '| coco/bbox_mAP ' in shown
-    resolved = tmp_path / 'run/dino_fast-itpn-nano_shapes.py'
-    checkpoint = str(tmp_path / 'run/iter_4.pth')
-    assert test_command.main([str(resolved), checkpoint, '--work-dir', str(tmp_path / 'tested')]) == 0
+def test_the_resolved_config_trains_and_tests_again_alone(runs, tmp_path):
+    assert 'YOLO, 3 classes' in runs.shown
+    assert '| coco/bbox_mAP ' in runs.shown
+    resolved = str(runs.yolo / 'dino_fast-itpn-nano_shapes.py')
+    tested = ['--work-dir', str(tmp_path / 'tested'), '--no-report']
+    assert test_command.main([resolved, str(runs.yolo / 'iter_4.pth'), *tested]) == 0
     metrics = json.loads((tmp_path / 'tested/test_metrics.json').read_text())['metrics']
-    of_run = json.loads((tmp_path / 'run/test_metrics.json').read_text())['metrics']
+    of_run = json.loads((runs.yolo / 'test_metrics.json').read_text())['metrics']
     assert metrics == of_run
-    again = train([str(resolved), '--work-dir', str(tmp_path / 'again')], tmp_path / 'again')
-    assert [line['loss'] for line in again if 'loss' in line] == [line['loss'] for line in logged if 'loss' in line]
+    again = train([resolved, '--work-dir', str(tmp_path / 'again'), '--no-report'], tmp_path / 'again')
+    assert [line['loss'] for line in again if 'loss' in line] == [
+        line['loss'] for line in runs.logs['yolo'] if 'loss' in line
+    ]
