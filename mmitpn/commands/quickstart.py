@@ -71,41 +71,32 @@ TASKS = {
     'panoptic': Task(CONFIGS / f'{MASK_DINO}-panoptic.py', 'PQ', 'panoptic quality', 100, 'output_dir', 'panoptic'),
     'semantic': Task(CONFIGS / f'{MASK_DINO}-semantic.py', 'mIoU', 'mean IoU', 100, 'output_dir', 'seg'),
 }
+# Task -> the dataset of its full-size config, that config with options, and what --data reads for it.
 NEXT = {
-    'det': """\
-  1. COCO (needs data/coco and GPUs; the recipe is a reconstruction of the paper's):
-     python tools/train.py configs/dino/dino-4scale_fast-itpn-t_8xb2-12e_coco.py
-  2. Your own data, in COCO's format, from the weights just trained:
-     python tools/train.py {config} --cfg-options load_from={checkpoint} \\
-       train_dataloader.dataset.data_root=MY_DATA/ val_dataloader.dataset.data_root=MY_DATA/ \\
-       val_evaluator.ann_file=MY_DATA/annotations/instances_val2017.json
-     (other classes: also model.bbox_head.num_classes and the metainfo; see README.md, "Your own data")""",
-    'instance': """\
-  1. COCO (needs data/coco and GPUs; the recipe is a reconstruction):
-     python tools/train.py configs/mask_dino/mask-dino_fast-itpn-t_8xb2-12e_coco-instance.py --amp
-  2. Your own data, in COCO's format with masks, from the weights just trained:
-     python tools/train.py {config} --cfg-options load_from={checkpoint} \\
-       train_dataloader.dataset.data_root=MY_DATA/ val_dataloader.dataset.data_root=MY_DATA/ \\
-       val_evaluator.ann_file=MY_DATA/annotations/instances_val2017.json
-     (other classes: also model.panoptic_head.num_things_classes and the metainfo)""",
-    'panoptic': """\
-  1. COCO (needs data/coco and GPUs; the recipe is a reconstruction):
-     python tools/train.py configs/mask_dino/mask-dino_fast-itpn-t_8xb2-50e_coco-panoptic.py --amp
-  2. Your own data, in COCO's panoptic format, from the weights just trained:
-     python tools/train.py {config} --cfg-options load_from={checkpoint} \\
-       train_dataloader.dataset.data_root=MY_DATA/ val_dataloader.dataset.data_root=MY_DATA/
-     (other classes: also num_things_classes and num_stuff_classes of model.panoptic_head, and the metainfo)""",
-    'seg': """\
-  1. ADE20K (needs data/ade/ADEChallengeData2016 and GPUs):
-     python tools/train.py configs/upernet/upernet_fast-itpn-t_8xb2-160k_ade20k-512x512.py
-  2. Your own label maps, one PNG an image, from the weights just trained:
-     python tools/train.py {config} --cfg-options load_from={checkpoint} \\
-       train_dataloader.dataset.data_root=MY_DATA val_dataloader.dataset.data_root=MY_DATA
-     (other classes: also num_classes of both heads and the metainfo; tools/data/check_semantic.py checks them)""",
+    'det': (
+        'COCO',
+        'dino-4scale_fast-itpn-t_8xb2-12e_coco --pretrained fast-itpn-t',
+        'boxes in COCO, YOLO or VOC layout',
+    ),
+    'instance': (
+        'COCO',
+        'mask-dino_fast-itpn-t_8xb2-12e_coco-instance --pretrained fast-itpn-t --amp',
+        'polygons in COCO, YOLO or VOC layout',
+    ),
+    'panoptic': ('COCO', 'mask-dino_fast-itpn-t_8xb2-50e_coco-panoptic --pretrained fast-itpn-t --amp', None),
+    'seg': ('ADE20K', 'upernet_fast-itpn-t_8xb2-160k_ade20k-512x512 --pretrained fast-itpn-t', 'images and label maps'),
 }
-NEXT_LAST = """\
-  3. Fast-iTPN in a detector or segmentor you have: three lines of its config, see README.md, "Swap a backbone";
-     what it costs: python tools/analysis/get_flops.py YOUR_CONFIG.py"""
+
+
+def next_steps(follow: str, config: str | Path, checkpoint: Path) -> str:
+    """What to do after the quick start."""
+    dataset, command, own = NEXT[follow]
+    lines = [('Predict with it', f'mmitpn predict IMAGES --model {config} --weights {checkpoint}')]
+    if own is not None:
+        lines.append((f'Your own data ({own})', f'mmitpn train {config} --data MY_DATA --pretrained {checkpoint}'))
+    lines.append((f'{dataset} (needs the dataset and GPUs; a reconstruction)', f'mmitpn train {command}'))
+    lines.append(('Fast-iTPN in a detector or segmentor you have', 'mmitpn swap CONFIG -o OUT.py'))
+    return '\n'.join(f'  {index}. {text}:\n     {line}' for index, (text, line) in enumerate(lines, 1))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -241,8 +232,7 @@ def quickstart(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
         console.print(f'  {path}', markup=False)
     shown = Path(args.config).resolve()
     shown = shown.stem if shown.is_relative_to(CONFIGS) else shown
-    steps_to_do = NEXT[task.follow].format(config=shown, checkpoint=checkpoint)
-    console.print(f'What to do next:\n{steps_to_do}\n{NEXT_LAST}', markup=False)
+    console.print(f'What to do next:\n{next_steps(task.follow, shown, checkpoint)}', markup=False)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -45,7 +45,7 @@ def test_leaves_what_it_promises_and_resumes(tmp_path: Path) -> None:
             assert min(image.size) > 200
             assert len(image.convert('RGB').getcolors(2**24)) > 100  # something is drawn
     assert 'box AP' in done.stdout
-    assert 'dino-4scale_fast-itpn-t_8xb2-12e_coco.py' in done.stdout
+    assert 'dino-4scale_fast-itpn-t_8xb2-12e_coco' in done.stdout
 
     done = run(tmp_path, '--seed', '3', '--resume', iterations=4)
     assert done.returncode == 0, done.stderr[-3000:]
