@@ -11,8 +11,11 @@ import platform
 import re
 import shlex
 import sys
+import warnings
 from collections import Counter
+from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
+from io import StringIO
 from pathlib import Path
 
 from mmitpn.ops.install import compiled_extensions, find_mmcv
@@ -79,7 +82,9 @@ def requirement(stack: str, module: str) -> str:
 def try_import(name: str) -> Exception | None:
     """Import a module; return None, or what it raised."""
     try:
-        module = importlib.import_module(name)
+        with redirect_stdout(StringIO()), warnings.catch_warnings():  # some packages tell what else could be installed
+            warnings.simplefilter('ignore')
+            module = importlib.import_module(name)
     except Exception as error:  # noqa: BLE001  a broken package raises anything, and the others are still to be checked
         return error
     if getattr(module, '__file__', None) is None:  # Python takes a folder without __init__.py for a package too

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,8 @@ def read_own_data(
     if len(found) > 1:
         notes.append(f'{", ".join(name for name in found if name not in wanted)} is there too, and is not used')
     splits, more = _check_splits(root, data.splits)
-    return OwnData(root, wanted[0], kind, data.classes, splits, notes=(*notes, *more), **fields)
+    notes += [*more, *_shared_images(splits)]
+    return OwnData(root, wanted[0], kind, data.classes, splits, notes=tuple(notes), **fields)
 
 
 def _find_layouts(root: Path) -> dict[str, Any]:
@@ -161,6 +162,23 @@ def _other_task(root: Path, layout: str, task: str) -> str:
     return (
         f'{root} has label maps for semantic segmentation, but the config is for detection or instance segmentation: '
         'use a semantic config (upernet, mask_dino ...-ade20k), or annotate objects'
+    )
+
+
+def _shared_images(splits: Mapping[str, InstanceSplit | LabelMapSplit]) -> list[str]:
+    """Remarks on images that are trained on and evaluated: scores on them say little."""
+    files = {name: {str(split.images / one) for one in _image_names(split)} for name, split in splits.items()}
+    shared = {name: len(files[name] & files['train']) for name in files if name != 'train'}
+    return [
+        f'WARNING: {number} of the {len(files[name])} {name} images are also in train: scores on them are too high'
+        for name, number in shared.items()
+        if number
+    ]
+
+
+def _image_names(split: InstanceSplit | LabelMapSplit) -> Iterable[str]:
+    return (
+        (image['file_name'] for image in split.content['images']) if isinstance(split, InstanceSplit) else split.names
     )
 
 

@@ -63,10 +63,11 @@ def resolve_model(config: str | os.PathLike, weights: str | os.PathLike | None) 
         raise FileNotFoundError(f'{error}; did you mean {near[0]!r}?' if near else str(error)) from None
     if weights is None:
         raise ValueError(
-            f"the config {name} needs weights: give a checkpoint of the whole model with weights='FILE_OR_NAME'"
-            ' (mmitpn weights list shows the names)'
+            f'the config {name} needs weights: give a checkpoint of the whole model, as training writes it'
+            " (--weights FILE; in Python weights='FILE')"
         )
     source = os.fspath(weights)
+    _refuse_backbone(source, cfg)
     if not Path(source).expanduser().exists():
         source = os.fspath(resolve_weights(source))
         if '://' not in source and not Path(source).expanduser().exists():
@@ -75,6 +76,17 @@ def resolve_model(config: str | os.PathLike, weights: str | os.PathLike | None) 
                 ' (mmitpn weights list shows them)'
             )
     return cfg, source
+
+
+def _refuse_backbone(weights: str, cfg: Config) -> None:
+    """Raise, before it is downloaded, for a name of pre-trained weights and the config of a detector or segmentor."""
+    name = weights.removeprefix('mmitpn://')
+    is_backbone = name in WEIGHTS and WEIGHTS[name].config is None and not Path(weights).exists()
+    if is_backbone and cfg.get('default_scope') in ('mmdet', 'mmseg'):
+        raise ValueError(
+            f'{weights} names pre-trained weights of a backbone, without a head: train this config from them'
+            f' (mmitpn train CONFIG --pretrained {name}), and predict with the checkpoint of that run'
+        )
 
 
 def _find_complete(name: str) -> Any:

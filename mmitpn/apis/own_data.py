@@ -107,7 +107,7 @@ def use_own_data(cfg: Config, data: OwnData, options: RunOptions | None = None) 
     if classes_are_prompts(cfg.model):
         lines.append('classes: words of the prompt, so that the heads keep their size')
     else:
-        lines += set_num_classes(cfg.model, len(data.classes))
+        lines += [line for line in set_num_classes(cfg.model, len(data.classes)) if _says_a_change(line)]
     lines += set_batch(cfg, options.batch, scale_lr=options.scale_lr)
     lines += set_length(cfg, _images_of_epoch(cfg, data), options.epochs)
     lines += _save_best(cfg, task)
@@ -262,6 +262,11 @@ def _set_evaluators(cfg: Config, data: OwnData) -> list[str]:
             lines.append(f'{key}: {", ".join(map(type_name, old))} -> {type_name(new)}')
         cfg[key] = ConfigDict(new)
     return lines
+
+
+def _says_a_change(line: str) -> bool:
+    before, _, after = line.rpartition(': ')[2].partition(' -> ')
+    return before != after
 
 
 def set_num_classes(model: Mapping[str, Any], number: int) -> list[str]:

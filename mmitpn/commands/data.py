@@ -80,6 +80,7 @@ def convert_data(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in OTHERS:
+        sys.argv[0] = f'{sys.argv[0]} {argv[0]}'  # what argparse calls the program
         return import_module(OTHERS[argv[0]]).main(argv[1:])
     args = parse_args(argv)
     try:

@@ -1,6 +1,6 @@
 """Generate the dataset of the quick start: shapes before textures, in COCO's and ADE20K's layout.
 
-python tools/data/make_shapes.py --out data/shapes
+mmitpn data shapes --out data/shapes
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     for split, counts in stamp['made'].items():
         print(f'{args.out}: {split}: ' + ', '.join(f'{number} {what}' for what, number in counts.items()))
     print(f'{time.perf_counter() - start:.1f} s')
+    if args.unlabelled is None:
+        print(f'train on it: mmitpn train dino_fast-itpn-nano_shapes --data {args.out / "coco"}')
     if args.image_grid:
         coco = args.out / 'coco'
         images, *_ = read_coco_images(coco / 'annotations/instances_val2017.json', coco / 'val2017', number=24)

@@ -263,9 +263,9 @@ def find_weights(name: str) -> WeightsEntry:
 
 
 def nearest_names(name: str) -> list[str]:
-    """The names that look like a wrong one, best first; at most three."""
+    """The names that look like a wrong one, best first; at most five."""
     plain = name.lower().replace('_', '-').replace('fastitpn', 'fast-itpn')
-    return difflib.get_close_matches(plain, WEIGHTS, n=3)
+    return difflib.get_close_matches(plain, WEIGHTS, n=5)
 
 
 def advise_on_missing(path: str) -> str:

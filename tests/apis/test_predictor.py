@@ -399,6 +399,8 @@ def test_mistakes_in_the_model(small_model, authors_weights, tmp_path):
         mmitpn.Predictor(case.config)
     with pytest.raises(FileNotFoundError, match=r'gone\.pth'):
         mmitpn.Predictor(case.config, tmp_path / 'gone.pth')
+    with pytest.raises(ValueError, match='pre-trained weights of a backbone, without a head: train this config'):
+        mmitpn.Predictor(case.config, 'fast-itpn-b')
     with pytest.raises(ValueError, match="device 'gpu' cannot be used"):
         mmitpn.Predictor(case.config, case.weights, device='gpu')
     with pytest.raises(ValueError, match="dtype is 'half'; allowed: float32, bfloat16, float16"):

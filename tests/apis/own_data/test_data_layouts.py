@@ -151,6 +151,12 @@ def test_coco_categories_that_differ_between_splits_are_aligned(tmp_path, layout
     assert data.splits['val'].ann_file is None
 
 
+def test_images_that_are_trained_on_and_evaluated_are_named(tmp_path, layouts):
+    layouts.yolo(tmp_path / 'images', tmp_path / 'labels', layouts.samples)
+    (tmp_path / 'data.yaml').write_text('train: images\nval: images\n' + YAML)
+    assert '4 of the 4 val images are also in train' in read_own_data(tmp_path).describe()
+
+
 def test_polygons_of_yolo_are_masks(tmp_path, layouts):
     layouts.yolo(tmp_path / 'images/train', tmp_path / 'labels/train', layouts.samples, masks=True)
     data = read_own_data(tmp_path, classes=layouts.classes)
