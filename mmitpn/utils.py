@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
@@ -54,6 +57,14 @@ def config_folder() -> Path:
     package = Path(__file__).resolve().parent
     checkout = package.parent
     return (checkout if (checkout / 'setup.py').is_file() else package / '.mim') / 'configs'
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Import frameworks without what they print and warn of packages that could be installed too."""
+    with redirect_stdout(StringIO()), catch_warnings():
+        simplefilter('ignore')
+        yield
 
 
 def seed_generators(*numbers: int) -> None:

@@ -10,7 +10,7 @@ from mmcv.transforms import BaseTransform
 from mmcv.transforms.utils import cache_randomness
 
 from ..registry import TRANSFORMS
-from ..utils import rgb2id
+from ..utils import quiet_imports, rgb2id
 
 _NOT_HANDLED = ('gt_keypoints', 'proposals')
 
@@ -90,8 +90,9 @@ def _transposed_masks(masks: Any) -> Any:
 
 
 if find_spec('mmdet') is not None:
-    from mmdet.datasets.transforms import LoadAnnotations
-    from mmdet.datasets.transforms import LoadPanopticAnnotations as MMDetLoadPanopticAnnotations
+    with quiet_imports():
+        from mmdet.datasets.transforms import LoadAnnotations
+        from mmdet.datasets.transforms import LoadPanopticAnnotations as MMDetLoadPanopticAnnotations
 
     @TRANSFORMS.register_module()
     class LoadPanopticAnnotations(MMDetLoadPanopticAnnotations):
