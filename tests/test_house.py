@@ -38,9 +38,11 @@ FORBIDDEN = {
     'models/backbones': ('models/necks', 'models/heads', 'models/detectors'),
     'models/necks': ('models/backbones', 'models/heads', 'models/detectors'),
     'ops': ('models', 'checkpoint', 'engine', 'datasets'),
-    'checkpoint': ('models', 'engine', 'datasets', 'config_check'),
-    'engine': ('doctor', 'benchmark', 'visualization'),
-    'models': ('engine', 'config_check', 'benchmark', 'visualization', 'swap', 'doctor'),
+    'checkpoint': ('models', 'engine', 'datasets', 'config_check', 'apis', 'commands'),
+    'engine': ('doctor', 'benchmark', 'visualization', 'apis', 'commands'),
+    'models': ('engine', 'config_check', 'benchmark', 'visualization', 'swap', 'doctor', 'apis', 'commands', 'weights'),
+    'weights': ('models', 'checkpoint', 'engine', 'datasets', 'config_check', 'apis', 'commands'),
+    'apis': ('commands', 'swap', 'doctor'),
 }
 
 
