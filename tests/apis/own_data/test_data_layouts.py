@@ -32,7 +32,7 @@ def write_instances(layout: str, root: Path, layouts) -> None:
     for split, samples in parts.items():
         roboflow = root / {'train': 'train', 'val': 'valid'}[split]
         if layout == 'coco':
-            layouts.coco(root / f'annotations/my_{split}.json', root / f'pictures/{split}', samples)
+            layouts.coco(root / f'annotations/my_{split}.json', root / f'photos/{split}', samples)
         elif layout == 'coco, images beside':
             layouts.coco(root / f'{split}.json', root, samples)
         elif layout == 'coco of Roboflow':
