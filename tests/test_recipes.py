@@ -212,8 +212,7 @@ def run(
         monkeypatch.setitem(sys.modules, name, package)
 
     def run_command(command: str, *, only_build: bool = False, **options: Any) -> SimpleNamespace:
-        for kind in (Visualizer, DetLocalVisualizer, SegLocalVisualizer):  # one for each name in a process
-            kind._instance_dict.clear()
+        forget_visualizers()
         args = parse(
             command.replace('CHECKPOINT', small.checkpoint).replace(RELEASED, f'--pretrained {small.checkpoint}'),
             small.names,
@@ -244,7 +243,14 @@ def run(
         return SimpleNamespace(**built, lines=lines, work_dir=Path(args.work_dir), packages=packages)
 
     yield run_command
+    forget_visualizers()  # later tests of this process would log into the folder
     shutil.rmtree(tmp_path)  # checkpoints of 100 MB
+
+
+def forget_visualizers() -> None:
+    """Mmengine keeps one for each name in a process."""
+    for kind in (Visualizer, DetLocalVisualizer, SegLocalVisualizer):
+        kind._instance_dict.clear()
 
 
 def moved(done: SimpleNamespace, prefix: str) -> bool:
