@@ -54,7 +54,12 @@ def predict_tiled(
         return found[0] if isinstance(tiles, np.ndarray) else found
 
     slicer = sv.InferenceSlicer(
-        detect, slice_wh=tile, overlap_wh=round(overlap * tile), overlap_filter=sv.OverlapFilter.NONE, batch_size=batch
+        detect,
+        slice_wh=tile,
+        overlap_wh=round(overlap * tile),
+        overlap_filter=sv.OverlapFilter.NONE,
+        thread_workers=1,  # windows are taken in the order of the results
+        batch_size=batch,
     )
     return join_pieces(slicer(raster), image.shape[:2])
 
