@@ -1,0 +1,427 @@
+"""A simulated accelerator: tensors that report the device ``sim:0`` and live on the CPU.
+
+It shows on a machine without a GPU what a GPU would refuse and what it would wait for. Operators that mix tensors of
+both devices fail, results equal those on the CPU (the same kernels, the same random numbers), and each time the host
+would wait for the device is counted together with the line of code that asked for it::
+
+    with simulated_device() as sim:
+        model = model.to(sim.device)
+        inputs, samples = inputs.to(sim.device), make_samples(..., device=sim.device)
+        sim.reset()
+        model(inputs, samples, mode='loss')
+        sim.waits, sim.copies, sim.num_operators, sim.where
+
+The device is one of torch's Python backends (torch 2.10 or later). The first :func:`simulated_device` of a process
+renames torch's ``privateuseone`` backend to ``sim``, which holds for the whole process and cannot be undone: use it in
+a process of its own. Tensors of the device are wrappers: custom C++ operators that do not pass torch's dispatcher, as
+those of mmcv's extension, do not run on them.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+NAME = 'sim'
+PACKAGES = ('mmitpn', 'mmdet', 'mmseg', 'mmpretrain', 'mmcv', 'mmengine')
+BACKWARD = 'backward pass'
+
+# Operators whose result, or the size of it, the host has to know before it goes on.
+WAITING = {
+    '_local_scalar_dense': 'item',
+    '_unique': 'unique',
+    '_unique2': 'unique',
+    'unique_dim': 'unique',
+    'unique_consecutive': 'unique',
+    'unique_dim_consecutive': 'unique',
+    'bincount': 'bincount',
+    'equal': 'equal',
+    'masked_select': 'masked_select',
+    'nms': 'nms',
+    'nonzero': 'nonzero',
+}
+INDEXING = frozenset({'index', '_unsafe_index', 'index_put', 'index_put_', '_index_put_impl_', '_unsafe_index_put'})
+# Operators besides the pointwise ones that take a CPU tensor without dimensions as a number.
+TAKES_NUMBERS = frozenset({'fill', 'fill_', 'masked_fill', 'masked_fill_', 'index_fill', 'index_fill_'})
+
+
+class SimulatedDevice:
+    """What :func:`simulated_device` gives: the device and its counters.
+
+    Attributes:
+        device: ``torch.device('sim', 0)``.
+        waits: How often the host waited for the device, by what it needed (``'item'``, ``'nonzero'``, ``'copy to
+            host'``, ...).
+        copies: How often data was copied from the host to the device, by the function that did it. The host waits for
+            each of them too, unless it copies from pinned memory with ``non_blocking=True``.
+        operators: How often each operator ran on the device, views included.
+        where: The same events as in ``waits`` and ``copies``, by ``'event @ file:line < file:line of the caller'`` in
+            this project and the frameworks of OpenMMLab.
+    """
+
+    def __init__(self) -> None:
+        self.device = torch.device(NAME, 0)
+        self.waits: Counter[str] = Counter()
+        self.copies: Counter[str] = Counter()
+        self.operators: Counter[str] = Counter()
+        self.where: Counter[str] = Counter()
+
+    @property
+    def num_waits(self) -> int:
+        """Number of waits for results, without the copies to the device."""
+        return self.waits.total()
+
+    @property
+    def num_copies(self) -> int:
+        """Number of copies from the host to the device."""
+        return self.copies.total()
+
+    @property
+    def num_operators(self) -> int:
+        """Number of operators that ran on the device."""
+        return self.operators.total()
+
+    def reset(self) -> None:
+        """Set all counters to zero."""
+        for counter in (self.waits, self.copies, self.operators, self.where):
+            counter.clear()
+
+    def _record(self, counter: Counter[str], name: str) -> None:
+        counter[name] += 1
+        self.where[f'{name} @ {_asking_code()}'] += 1
+
+
+def _asking_code(depth: int = 2) -> str:
+    """The innermost lines of :data:`PACKAGES` on the stack, the innermost first."""
+    lines: list[str] = []
+    frame = sys._getframe(1)
+    while frame is not None and len(lines) < depth:
+        module = frame.f_globals.get('__name__', '')
+        if module.split('.')[0] in PACKAGES and not module.startswith('mmitpn.testing'):
+            lines.append(f'{module.replace(".", "/")}.py:{frame.f_lineno}')
+        frame = frame.f_back
+    return ' < '.join(lines) or BACKWARD
+
+
+# --- tensors -------------------------------------------------------------------------------------------------------
+
+
+class SimulatedTensor(Tensor):
+    """A tensor of the device, around the CPU tensor ``elem`` with its values."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, elem: Tensor) -> SimulatedTensor:
+        tensor = Tensor._make_wrapper_subclass(
+            cls,
+            elem.size(),
+            strides=elem.stride(),
+            storage_offset=elem.storage_offset(),
+            dtype=elem.dtype,
+            device=torch.device(NAME, 0),
+        )
+        tensor.elem = elem
+        return tensor
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Sequence[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        del types
+        return _execute(func, args, kwargs or {})
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        del tensor_contents
+        return f'{self.elem!r} on {self.device}'
+
+    # Methods that torch implements above its dispatcher.
+
+    @property
+    def data(self) -> Tensor:
+        """As in torch."""
+        return Tensor.data.__get__(self)
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        Tensor.data.__set__(self, value)
+        self.elem = value.elem
+
+    def tolist(self) -> Any:
+        """As in torch."""
+        _record_wait('copy to host')
+        return self.elem.tolist()
+
+    def new_tensor(self, data: Any, *, dtype: torch.dtype | None = None, **kwargs: Any) -> Tensor:
+        """As in torch."""
+        kwargs.setdefault('device', self.device)
+        return torch.tensor(data, dtype=self.dtype if dtype is None else dtype, **kwargs)
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return super().__getitem__(_index_to_device(index))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        super().__setitem__(_index_to_device(index), value)
+
+
+def _index_to_device(index: Any) -> Any:
+    """Copy lists and arrays of numbers that index a tensor, as torch does."""
+    if isinstance(index, tuple):
+        return tuple(_index_to_device(one) for one in index)
+    if isinstance(index, list | np.ndarray):
+        return torch.as_tensor(index, device=torch.device(NAME, 0))
+    return index
+
+
+# --- operators -----------------------------------------------------------------------------------------------------
+
+_active: list[SimulatedDevice] = []  # of the contexts that are entered, the innermost last
+
+
+class _DispatchMode(TorchDispatchMode):
+    """Sees the operators that have no tensor of the device among their arguments, such as factory functions."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if _is_composite(func):  # in inference mode torch does not take these apart by itself
+            with self:
+                return func.decompose(*args, **kwargs)
+        return _execute(func, args, kwargs)
+
+
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    key = 'CompositeImplicitAutograd'
+    return func.namespace == 'aten' and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
+
+
+def _record_wait(name: str) -> None:
+    for sim in _active[-1:]:
+        sim._record(sim.waits, name)
+
+
+def _record_copy(name: str) -> None:
+    for sim in _active[-1:]:
+        sim._record(sim.copies, name)
+
+
+def _execute(func: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+    """Run an operator on the CPU tensors that its arguments stand for."""
+    flat, _ = tree_flatten((args, kwargs))
+    ours = [arg for arg in flat if isinstance(arg, SimulatedTensor)]
+    device = kwargs.get('device')
+    to_device = bool(ours) if device is None else torch.device(device).type == NAME
+    if not ours and not to_device:
+        return func(*args, **kwargs)
+
+    name = func.overloadpacket.__name__
+    hosts = [arg for arg in flat if isinstance(arg, Tensor) and not isinstance(arg, SimulatedTensor)]
+    _check_devices(func, name, args, ours, hosts)
+    _check_generator(name, kwargs.get('generator'))
+    _record_events(name, args, kwargs, ours, hosts, to_device)
+    for sim in _active[-1:]:
+        if name != 'detach':  # autograd detaches wrappers when it saves and reads them
+            sim.operators[name] += 1
+
+    elems = tree_map_only(SimulatedTensor, lambda tensor: tensor.elem, (args, dict(kwargs)))
+    if device is not None:
+        elems[1]['device'] = torch.device('cpu')
+    if kwargs.get('pin_memory'):
+        elems[1]['pin_memory'] = False
+    out = func(*elems[0], **elems[1])
+    if torch.Tag.inplace_view in func.tags:
+        _copy_metadata(args[0])
+    if name == 'copy_':
+        return args[0]
+    if not to_device:
+        return out
+    given = {id(tensor.elem): tensor for tensor in ours}  # in-place operators return what they were given
+    return tree_map_only(Tensor, lambda elem: given.get(id(elem)) if id(elem) in given else SimulatedTensor(elem), out)
+
+
+def _copy_metadata(tensor: SimulatedTensor) -> None:
+    """Give a tensor the shape that an in-place operator has given to its values."""
+    elem = tensor.elem
+    Tensor.data.__set__(tensor, SimulatedTensor(elem))
+
+
+def _check_devices(
+    func: Any, name: str, args: tuple, ours: Sequence[Tensor], hosts: Sequence[Tensor]
+) -> None:
+    """Raise RuntimeError, as CUDA's operators do, if tensors of both devices meet."""
+    if not ours or not hosts or name in {'copy_', '_to_copy'}:
+        return
+    allowed: list[Tensor] = []
+    if torch.Tag.pointwise in func.tags or name in TAKES_NUMBERS or name in INDEXING or name.startswith('_foreach_'):
+        allowed += [tensor for tensor in hosts if tensor.dim() == 0]
+    if name in INDEXING and isinstance(args[0], SimulatedTensor):
+        allowed += [index for index in args[1] if index is not None]
+    wrong = [tensor for tensor in hosts if not any(tensor is one for one in allowed)]
+    if wrong:
+        shapes = [tuple(tensor.shape) for tensor in wrong]
+        raise RuntimeError(
+            f'Expected all tensors to be on the same device, but {name} got tensors of shape {shapes} on the CPU and'
+            f' {[tuple(tensor.shape) for tensor in ours]} on {ours[0].device}; create or move them to one device'
+        )
+
+
+def _check_generator(name: str, generator: torch.Generator | None) -> None:
+    if generator is not None:
+        raise RuntimeError(
+            f'Expected a {NAME!r} device type for generator but {name} got {generator.device.type!r}; draw on the CPU'
+            ' and copy, or leave the generator out'
+        )
+
+
+def _record_events(
+    name: str,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    ours: Sequence[Tensor],
+    hosts: Sequence[Tensor],
+    to_device: bool,
+) -> None:
+    """Count the waits and the copies of an operator."""
+    if name in {'_to_copy', 'copy_'}:
+        into_device = isinstance(args[0], SimulatedTensor) if name == 'copy_' else to_device
+        if into_device and hosts:
+            _record_copy('copy to device')
+        elif ours and not into_device:
+            _record_wait('copy to host')
+    elif name in WAITING:
+        _record_wait(WAITING[name])
+    elif name == 'repeat_interleave' and kwargs.get('output_size') is None:
+        _record_wait('repeat_interleave without output_size')
+    elif name == 'histc' and args[2:4] in {(), (0, 0)}:
+        _record_wait('histc without a range')
+    elif name in INDEXING:
+        indices = [index for index in args[1] if index is not None]
+        for _ in range(sum(not isinstance(index, SimulatedTensor) for index in indices)):
+            _record_copy('index with a CPU tensor')
+        puts = name not in {'index', '_unsafe_index'}
+        if puts and not isinstance(args[2], SimulatedTensor):
+            _record_copy('index_put with a CPU tensor')
+        masks = any(index.dtype in {torch.bool, torch.uint8} for index in indices)
+        accumulate = puts and bool(args[3:4] and args[3])
+        if masks and not (puts and args[2].numel() == 1 and not accumulate):  # the latter is a masked_fill
+            _record_wait('index with a mask')
+
+
+# --- the backend ---------------------------------------------------------------------------------------------------
+
+
+class _Backend(backend_registration._DummyBackendModule if hasattr(backend_registration, '_DummyBackendModule') else object):
+    """The module ``torch.sim``. Random numbers come from the CPU's generator."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.float16, torch.bfloat16]
+
+    def get_rng_state(self, device: Any = NAME) -> Tensor:
+        del device
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: Tensor, device: Any = NAME) -> None:
+        del device
+        torch.set_rng_state(state)
+
+    def set_device(self, device: Any) -> None:
+        del device
+
+    @contextmanager
+    def device(self, device: Any) -> Iterator[None]:
+        del device
+        yield
+
+    def synchronize(self, device: Any = None) -> None:
+        del device
+        _record_wait('synchronize')
+
+
+@functools.cache
+def _register_backend() -> None:
+    if not hasattr(backend_registration, '_setup_privateuseone_for_python_backend'):
+        raise RuntimeError(
+            f'the simulated device needs the Python backends of torch 2.10 or later; this is torch {torch.__version__}'
+        )
+    backend_registration._setup_privateuseone_for_python_backend(rename=NAME, backend_module=_Backend())
+
+
+def _on_device(device: Any) -> bool:
+    return device is not None and torch.device(device).type == NAME
+
+
+def _wrap_constructor(name: str) -> Callable[..., Tensor]:
+    """``torch.tensor`` or ``torch.as_tensor``, which read Python data above the dispatcher."""
+    real = getattr(torch, name)
+
+    @functools.wraps(real)
+    def construct(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:
+        if isinstance(data, SimulatedTensor):
+            grad = kwargs.pop('requires_grad', False)
+            out = data.to(device=data.device if device is None else device, dtype=kwargs.pop('dtype', None) or data.dtype)
+            return out if name == 'as_tensor' else out.detach().clone().requires_grad_(grad)
+        data = _to_numbers(data)
+        if not _on_device(device):
+            return real(data, *args, device=device, **kwargs)
+        grad = kwargs.pop('requires_grad', False)
+        _record_copy(name)
+        return SimulatedTensor(real(data, *args, **kwargs)).requires_grad_(grad)
+
+    return construct
+
+
+def _to_numbers(data: Any) -> Any:
+    """Read tensors of the device within lists, each of which is a wait."""
+    if isinstance(data, SimulatedTensor):
+        return data.item() if data.dim() == 0 else data.tolist()
+    if isinstance(data, list | tuple):
+        return type(data)(map(_to_numbers, data)) if type(data) in {list, tuple} else data
+    return data
+
+
+@contextmanager
+def simulated_device() -> Iterator[SimulatedDevice]:
+    """Simulate an accelerator, see the module.
+
+    Modules and tensors are moved with ``.to('sim')``; parameters stay the same objects, as when moved to a GPU.
+
+    Yields:
+        The device and its counters.
+
+    Raises:
+        RuntimeError: If torch is older than 2.10.
+    """
+    _register_backend()
+    from torch.optim import optimizer
+    from torch.utils import _foreach_utils
+
+    sim = SimulatedDevice()
+    foreach_types = [*optimizer._foreach_supported_types, SimulatedTensor]
+    swap = torch.__future__.get_swap_module_params_on_conversion()
+    with ExitStack() as stack:
+        for name in ('tensor', 'as_tensor'):
+            stack.enter_context(patch.object(torch, name, _wrap_constructor(name)))
+        for module in (optimizer, _foreach_utils):
+            if hasattr(module, '_foreach_supported_types'):
+                stack.enter_context(patch.object(module, '_foreach_supported_types', foreach_types))
+        stack.callback(torch.__future__.set_swap_module_params_on_conversion, swap)
+        torch.__future__.set_swap_module_params_on_conversion(True)
+        stack.enter_context(_DispatchMode())
+        _active.append(sim)
+        stack.callback(_active.remove, sim)
+        yield sim
