@@ -57,11 +57,11 @@ INDEXING = frozenset({'index', '_unsafe_index', 'index_put', 'index_put_', '_ind
 TAKES_NUMBERS = frozenset({'fill', 'fill_', 'masked_fill', 'masked_fill_', 'index_fill', 'index_fill_'})
 
 
-class SimulatedDevice:
-    """What :func:`simulated_device` gives: the device and its counters.
+class DeviceCounters:
+    """A device and what was counted on it.
 
     Attributes:
-        device: ``torch.device('sim', 0)``.
+        device: ``torch.device('sim', 0)``, or another device whose waits are counted.
         waits: How often the host waited for the device, by what it needed (``'item'``, ``'nonzero'``, ``'copy to
             host'``, ...).
         copies: How often data was copied from the host to the device, by the function that did it. The host waits for
@@ -71,8 +71,8 @@ class SimulatedDevice:
             this project and the frameworks of OpenMMLab.
     """
 
-    def __init__(self) -> None:
-        self.device = torch.device(NAME, 0)
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.waits: Counter[str] = Counter()
         self.copies: Counter[str] = Counter()
         self.operators: Counter[str] = Counter()
@@ -98,12 +98,18 @@ class SimulatedDevice:
         for counter in (self.waits, self.copies, self.operators, self.where):
             counter.clear()
 
-    def _record(self, counter: Counter[str], name: str) -> None:
-        counter[name] += 1
-        self.where[f'{name} @ {_asking_code()}'] += 1
+    def record_wait(self, name: str, where: str) -> None:
+        """Count a wait."""
+        self.waits[name] += 1
+        self.where[f'{name} @ {where}'] += 1
+
+    def record_copy(self, name: str, where: str) -> None:
+        """Count a copy to the device."""
+        self.copies[name] += 1
+        self.where[f'{name} @ {where}'] += 1
 
 
-def _asking_code(depth: int = 2) -> str:
+def asking_code(depth: int = 2) -> str:
     """The innermost lines of :data:`PACKAGES` on the stack, the innermost first."""
     lines: list[str] = []
     frame = sys._getframe(1)
@@ -125,14 +131,15 @@ class SimulatedTensor(Tensor):
 
     @staticmethod
     def __new__(cls, elem: Tensor) -> SimulatedTensor:
-        tensor = Tensor._make_wrapper_subclass(
-            cls,
-            elem.size(),
-            strides=elem.stride(),
-            storage_offset=elem.storage_offset(),
-            dtype=elem.dtype,
-            device=torch.device(NAME, 0),
-        )
+        with torch.inference_mode(elem.is_inference()):  # views of other tensors are none of inference mode
+            tensor = Tensor._make_wrapper_subclass(
+                cls,
+                elem.size(),
+                strides=elem.stride(),
+                storage_offset=elem.storage_offset(),
+                dtype=elem.dtype,
+                device=torch.device(NAME, 0),
+            )
         tensor.elem = elem
         return tensor
 
@@ -187,7 +194,7 @@ def _index_to_device(index: Any) -> Any:
 
 # --- operators -----------------------------------------------------------------------------------------------------
 
-_active: list[SimulatedDevice] = []  # of the contexts that are entered, the innermost last
+_active: list[DeviceCounters] = []  # of the contexts that are entered, the innermost last
 
 
 class _DispatchMode(TorchDispatchMode):
@@ -212,12 +219,12 @@ def _is_composite(func: Any) -> bool:
 
 def _record_wait(name: str) -> None:
     for sim in _active[-1:]:
-        sim._record(sim.waits, name)
+        sim.record_wait(name, asking_code())
 
 
 def _record_copy(name: str) -> None:
     for sim in _active[-1:]:
-        sim._record(sim.copies, name)
+        sim.record_copy(name, asking_code())
 
 
 def _execute(func: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
@@ -395,7 +402,7 @@ def _to_numbers(data: Any) -> Any:
 
 
 @contextmanager
-def simulated_device() -> Iterator[SimulatedDevice]:
+def simulated_device() -> Iterator[DeviceCounters]:
     """Simulate an accelerator, see the module.
 
     Modules and tensors are moved with ``.to('sim')``; parameters stay the same objects, as when moved to a GPU.
@@ -410,7 +417,7 @@ def simulated_device() -> Iterator[SimulatedDevice]:
     from torch.optim import optimizer
     from torch.utils import _foreach_utils
 
-    sim = SimulatedDevice()
+    sim = DeviceCounters(torch.device(NAME, 0))
     foreach_types = [*optimizer._foreach_supported_types, SimulatedTensor]
     swap = torch.__future__.get_swap_module_params_on_conversion()
     with ExitStack() as stack:
