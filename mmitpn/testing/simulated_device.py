@@ -130,7 +130,7 @@ class SimulatedTensor(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, elem: Tensor) -> SimulatedTensor:
+    def __new__(cls, elem: Tensor) -> SimulatedTensor:  # noqa: D102, PYI034 - documented by the class, which has no heirs
         with torch.inference_mode(elem.is_inference()):  # views of other tensors are none of inference mode
             tensor = Tensor._make_wrapper_subclass(
                 cls,
@@ -267,9 +267,7 @@ def _copy_metadata(tensor: SimulatedTensor) -> None:
     Tensor.data.__set__(tensor, SimulatedTensor(elem))
 
 
-def _check_devices(
-    func: Any, name: str, args: tuple, ours: Sequence[Tensor], hosts: Sequence[Tensor]
-) -> None:
+def _check_devices(func: Any, name: str, args: tuple, ours: Sequence[Tensor], hosts: Sequence[Tensor]) -> None:
     """Raise RuntimeError, as CUDA's operators do, if tensors of both devices meet."""
     if not ours or not hosts or name in {'copy_', '_to_copy'}:
         return
@@ -332,7 +330,9 @@ def _record_events(
 # --- the backend ---------------------------------------------------------------------------------------------------
 
 
-class _Backend(backend_registration._DummyBackendModule if hasattr(backend_registration, '_DummyBackendModule') else object):
+class _Backend(
+    backend_registration._DummyBackendModule if hasattr(backend_registration, '_DummyBackendModule') else object
+):
     """The module ``torch.sim``. Random numbers come from the CPU's generator."""
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
@@ -380,7 +380,9 @@ def _wrap_constructor(name: str) -> Callable[..., Tensor]:
     def construct(data: Any, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:
         if isinstance(data, SimulatedTensor):
             grad = kwargs.pop('requires_grad', False)
-            out = data.to(device=data.device if device is None else device, dtype=kwargs.pop('dtype', None) or data.dtype)
+            out = data.to(
+                device=data.device if device is None else device, dtype=kwargs.pop('dtype', None) or data.dtype
+            )
             return out if name == 'as_tensor' else out.detach().clone().requires_grad_(grad)
         data = _to_numbers(data)
         if not _on_device(device):
