@@ -229,6 +229,9 @@ def _record_copy(name: str) -> None:
 
 def _execute(func: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
     """Run an operator on the CPU tensors that its arguments stand for."""
+    name = func.overloadpacket.__name__
+    if name in {'is_pinned', '_pin_memory'}:
+        return _pinned(name, args[0])
     flat, _ = tree_flatten((args, kwargs))
     ours = [arg for arg in flat if isinstance(arg, SimulatedTensor)]
     device = kwargs.get('device')
@@ -236,7 +239,6 @@ def _execute(func: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
     if not ours and not to_device:
         return func(*args, **kwargs)
 
-    name = func.overloadpacket.__name__
     hosts = [arg for arg in flat if isinstance(arg, Tensor) and not isinstance(arg, SimulatedTensor)]
     _check_devices(func, name, args, ours, hosts)
     _check_generator(name, kwargs.get('generator'))
@@ -259,6 +261,15 @@ def _execute(func: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
         return out
     given = {id(tensor.elem): tensor for tensor in ours}  # in-place operators return what they were given
     return tree_map_only(Tensor, lambda elem: given.get(id(elem)) if id(elem) in given else SimulatedTensor(elem), out)
+
+
+def _pinned(name: str, tensor: Tensor) -> Any:
+    """Memory that is said to be pinned: it is not, but remembered."""
+    if name == 'is_pinned':
+        return getattr(tensor, 'is_said_to_be_pinned', False)
+    copy = tensor.clone()
+    copy.is_said_to_be_pinned = True
+    return copy
 
 
 def _copy_metadata(tensor: SimulatedTensor) -> None:
@@ -305,7 +316,10 @@ def _record_events(
     if name in {'_to_copy', 'copy_'}:
         into_device = isinstance(args[0], SimulatedTensor) if name == 'copy_' else to_device
         if into_device and hosts:
-            _record_copy('copy to device')
+            source = hosts[0]
+            ahead = kwargs.get('non_blocking') or (name == 'copy_' and any(args[2:]))
+            pinned = getattr(source, 'is_said_to_be_pinned', False) and ahead
+            _record_copy('copy to device from pinned memory' if pinned else 'copy to device')
         elif ours and not into_device:
             _record_wait('copy to host')
     elif name in WAITING:
@@ -359,13 +373,86 @@ class _Backend(
         _record_wait('synchronize')
 
 
+# Operators that autocast runs in the lower precision, and in fp32, as on CUDA. Those that promote to the widest type of
+# their arguments are left out: they do so without autocast, or fail.
+LOWER_PRECISION = (
+    'addbmm addmm addmv addr baddbmm bmm chain_matmul conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d'
+    ' conv_transpose3d convolution linalg_multi_dot linalg_vecdot linear matmul mm mv prelu'
+).split()
+FULL_PRECISION = (
+    'acos asin binary_cross_entropy_with_logits cdist cosh cosine_embedding_loss cosine_similarity cross_entropy_loss'
+    ' cumprod cumsum dist erfinv exp expm1 group_norm hinge_embedding_loss huber_loss kl_div l1_loss layer_norm log'
+    ' log10 log1p log2 log_softmax margin_ranking_loss mse_loss native_layer_norm nll_loss nll_loss2d norm'
+    ' nuclear_norm pdist poisson_nll_loss pow prod reciprocal renorm rsqrt sinh smooth_l1_loss soft_margin_loss softmax'
+    ' softplus sum tan triplet_margin_loss'
+).split()
+
+
+def _register_autocast() -> list[torch.library.Library]:
+    """Give ``torch.autocast('sim')`` its operators; the libraries must be kept."""
+
+    def lower(value: Any) -> Any:
+        narrow = torch.get_autocast_dtype(NAME)
+        cast = value.is_floating_point() and value.dtype != torch.float64 and value.device.type == NAME
+        return value.to(narrow) if cast else value
+
+    def full(value: Any) -> Any:
+        return value.float() if value.dtype in {torch.float16, torch.bfloat16} and value.device.type == NAME else value
+
+    def kernel(op: Any, cast: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with torch._C._ExcludeDispatchKeyGuard(below):
+                args, kwargs = tree_map_only(Tensor, cast, (args, kwargs))
+                return op(*args, **kwargs)
+
+        return run
+
+    below = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+    library = torch.library.Library('aten', 'IMPL')
+    for names, cast in ((LOWER_PRECISION, lower), (FULL_PRECISION, full)):
+        for packet in (getattr(torch.ops.aten, name) for name in names):
+            for overload in packet.overloads():
+                if 'out' not in overload:
+                    op = getattr(packet, overload)
+                    library.impl(op, kernel(op, cast), 'AutocastPrivateUse1')
+    others = torch.library.Library('_', 'IMPL')
+    others.fallback(torch.library.fallthrough_kernel, 'AutocastPrivateUse1')
+    return [library, others]
+
+
+def _attention(
+    real: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0, is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False
+) -> Tensor:
+    """``scaled_dot_product_attention`` by the kernel that the CPU chooses; above the dispatcher torch would take none."""
+    settings = {'dropout_p': dropout_p, 'is_causal': is_causal, 'scale': scale}
+    given = [one for one in (query, key, value, attn_mask) if one is not None]
+    if not all(isinstance(one, SimulatedTensor) for one in given) or enable_gqa:
+        return real(query, key, value, attn_mask, **settings, enable_gqa=enable_gqa)
+    if torch.is_autocast_enabled(NAME):
+        query, key, value = (one.to(torch.get_autocast_dtype(NAME)) for one in (query, key, value))
+    mask = attn_mask
+    if mask is not None:
+        if mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, float('-inf'))
+        mask = mask.to(query.dtype)
+    elems = [None if one is None else one.elem for one in (query, key, value, mask)]
+    fused = torch._fused_sdp_choice(*elems, **settings) == torch.nn.attention.SDPBackend.FLASH_ATTENTION.value
+    if not fused or (mask is not None and mask.requires_grad):
+        return real(query, key, value, attn_mask, **settings)
+    del settings['dropout_p']  # it is 0
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=mask, **settings)[0]
+
+
 @functools.cache
-def _register_backend() -> None:
+def _register_backend() -> list[torch.library.Library]:
+    """Name the backend; what is returned has to be kept, as the cache does."""
     if not hasattr(backend_registration, '_setup_privateuseone_for_python_backend'):
         raise RuntimeError(
             f'the simulated device needs the Python backends of torch 2.10 or later; this is torch {torch.__version__}'
         )
     backend_registration._setup_privateuseone_for_python_backend(rename=NAME, backend_module=_Backend())
+    return _register_autocast()
 
 
 def _on_device(device: Any) -> bool:
@@ -416,6 +503,7 @@ def simulated_device() -> Iterator[DeviceCounters]:
         RuntimeError: If torch is older than 2.10.
     """
     _register_backend()
+    from torch.nn import functional
     from torch.optim import optimizer
     from torch.utils import _foreach_utils
 
@@ -428,6 +516,10 @@ def simulated_device() -> Iterator[DeviceCounters]:
         for module in (optimizer, _foreach_utils):
             if hasattr(module, '_foreach_supported_types'):
                 stack.enter_context(patch.object(module, '_foreach_supported_types', foreach_types))
+        real = functional.scaled_dot_product_attention
+        stack.enter_context(
+            patch.object(functional, 'scaled_dot_product_attention', functools.partial(_attention, real))
+        )
         stack.callback(torch.__future__.set_swap_module_params_on_conversion, swap)
         torch.__future__.set_swap_module_params_on_conversion(True)
         stack.enter_context(_DispatchMode())
