@@ -12,8 +12,8 @@ would wait for the device is counted together with the line of code that asked f
         sim.waits, sim.copies, sim.num_operators, sim.where
 
 The device is one of torch's Python backends (torch 2.10 or later). The first :func:`simulated_device` of a process
-renames torch's ``privateuseone`` backend to ``sim``, which holds for the whole process and cannot be undone: use it in
-a process of its own. Tensors of the device are wrappers: custom C++ operators that do not pass torch's dispatcher, as
+renames torch's ``privateuseone`` backend to ``sim``, which holds for the whole process and cannot be undone, and has to
+come before the first backward pass: use it in a process of its own. Tensors of the device are wrappers: custom C++ operators that do not pass torch's dispatcher, as
 those of mmcv's extension, do not run on them.
 """
 
@@ -452,7 +452,21 @@ def _register_backend() -> list[torch.library.Library]:
             f'the simulated device needs the Python backends of torch 2.10 or later; this is torch {torch.__version__}'
         )
     backend_registration._setup_privateuseone_for_python_backend(rename=NAME, backend_module=_Backend())
-    return _register_autocast()
+    libraries = _register_autocast()
+    _check_autograd()
+    return libraries
+
+
+def _check_autograd() -> None:
+    """Raise RuntimeError if autograd's engine started without the device."""
+    with _DispatchMode():
+        try:
+            torch.ones((), device=NAME, requires_grad=True).mul(1).backward()
+        except RuntimeError as error:
+            raise RuntimeError(
+                'the simulated device must be entered before the first backward pass of the process, whose engine keeps'
+                ' the devices that it finds; this process has had one'
+            ) from error
 
 
 def _on_device(device: Any) -> bool:
