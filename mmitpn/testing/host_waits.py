@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .demo_inputs import inference_call, model_kind
-from .simulated_device import DeviceCounters, asking_code, simulated_device
+from .simulation import DeviceCounters, asking_code, simulated_device
 
 SYNC_WARNING = 'called a synchronizing CUDA operation'
 FORWARD, BACKWARD, PREDICTION = 'forward + loss', 'backward + step', 'prediction'
@@ -24,7 +24,7 @@ def counted_device(name: str) -> Iterator[DeviceCounters]:
     """A device and the counters of its waits.
 
     Args:
-        name: ``'sim'``: :func:`~mmitpn.testing.simulated_device.simulated_device`; ``'cuda'``: the GPU, whose waits
+        name: ``'sim'``: :func:`~mmitpn.testing.simulated_device`; ``'cuda'``: the GPU, whose waits
             are those that torch warns of (``torch.cuda.set_sync_debug_mode``), copies among them; its operators are
             not counted; ``'cpu'``: nothing is counted.
 
@@ -67,7 +67,7 @@ def _cuda_waits() -> Iterator[DeviceCounters]:
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts of one phase of a step; see :class:`~mmitpn.testing.simulated_device.DeviceCounters`."""
+    """Counts of one phase of a step; see :class:`~mmitpn.testing.simulation.DeviceCounters`."""
 
     waits: Counter[str]
     copies: Counter[str]

@@ -1,6 +1,6 @@
 """What the processes of test_simulated_device.py run: every model takes a step on the CPU and on another device.
 
-    python tests/testing/device_worker.py sim|cuda OUT.json CASE...
+    python tests/testing/device_worker.py OUT.json sim|cuda CASE...
 
 A process of its own, because the simulated device renames a backend of torch for all of it.
 """
@@ -15,27 +15,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from mmengine.model import BaseModel, ExponentialMovingAverage
 from mmengine.optim import build_optim_wrapper
-from mmengine.structures import BaseDataElement
+from mmengine.structures import BaseDataElement, InstanceData
+from simulated_checks import CHECKS  # this folder is the process's first path
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from mmitpn.models.backbones import ITPN, FastITPN
 from mmitpn.models.necks import ITPNPyramid
-from mmitpn.testing.demo_inputs import build_from_config, make_samples, quiet_logger, set_training_progress
+from mmitpn.testing.demo_inputs import build_from_config, make_samples, model_kind, quiet_logger, set_training_progress
 from mmitpn.testing.host_waits import Counts, count, counted_device
-from mmitpn.testing.simulated_device import DeviceCounters
+from mmitpn.testing.simulation import DeviceCounters, simulated_device
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 NANO = {'depths': (1, 1, 4), 'embed_dim': 64, 'num_heads': 2}
 SIZE, SIDE = (64, 96), 64  # pixels; pre-training has square images
 OBJECTS = (3, 0)  # of each image
+TOLERANCE = 1e-3  # of scores and boxes of the same detection, relative to their range
 BATCHES = ((2, 1), (4,), (1, 0, 5))  # objects of each image, for counting
 
 # --- models --------------------------------------------------------------------------------------------------------
@@ -119,6 +121,7 @@ CASES: Mapping[str, Callable[[], nn.Module]] = {
         roi_head__bbox_head__norm_cfg={'type': 'GN', 'num_groups': 8},
         train_cfg__rpn_proposal__max_per_img=50,
         test_cfg__rpn__max_per_img=50,
+        test_cfg__rcnn__score_thr=0.0,
     ),
     'classifier': partial(
         small, 'classification/fast-itpn-t_16xb64-100e_in1k-224.py', head__in_channels=192, head__num_classes=7
@@ -138,6 +141,20 @@ CASES: Mapping[str, Callable[[], nn.Module]] = {
     'pre-training-pipeline': partial(pre_training, 'pixel', masking='pipeline'),
 }
 
+
+def build(name: str) -> nn.Module:
+    """A model of ``CASES`` with weights that are the same each time."""
+    seed()
+    with quiet_logger():
+        model = CASES[name]()
+    for key, weight in model.named_parameters():
+        if key.endswith('sampling_offsets.bias'):
+            # Untrained, deformable attention samples at the centers of pixels, where its derivative has two values.
+            weight.data.add_(0.3)
+    set_training_progress()
+    return model
+
+
 # --- steps ---------------------------------------------------------------------------------------------------------
 
 
@@ -148,7 +165,11 @@ class CPURandomNumbers(TorchDispatchMode):
         kwargs = kwargs or {}
         found = next((one.device for one in args if isinstance(one, Tensor)), kwargs.get('device'))
         attention = 'attention' in func.name()
-        if torch.Tag.nondeterministic_seeded not in func.tags or attention or torch.device(found or 'cpu').type == 'cpu':
+        if (
+            torch.Tag.nondeterministic_seeded not in func.tags
+            or attention
+            or torch.device(found or 'cpu').type == 'cpu'
+        ):
             return func(*args, **kwargs)
         moved = tree_map_only(Tensor, Tensor.cpu, (args, kwargs))
         if moved[1].get('device') is not None:
@@ -172,7 +193,8 @@ def optimizer_of(model: nn.Module) -> Any:
         model,
         {
             'constructor': 'mmitpn.LayerDecayOptimWrapperConstructor',
-            'optimizer': {'type': 'AdamW', 'lr': 1e-3, 'weight_decay': 0.05},
+            # With this eps the step hardly depends on the sign of a gradient that is nearly 0.
+            'optimizer': {'type': 'AdamW', 'lr': 1e-3, 'weight_decay': 0.05, 'eps': 1e-3},
             'clip_grad': {'max_norm': 1.0},
             'paramwise_cfg': {'decay_rate': 0.8},
         },
@@ -184,7 +206,13 @@ def samples_of(model: nn.Module, objects: Sequence[int], device: torch.device) -
     seed()
     if isinstance(model, Maps):
         return None
-    return [one for number in objects for one in make_samples(model, size_of(model), batch=1, objects=number, device=device)]
+    samples = [
+        one for number in objects for one in make_samples(model, size_of(model), batch=1, objects=number, device=device)
+    ]
+    if model_kind(model) == 'classifier':  # as Mixup and CutMix of the data preprocessor give them
+        for sample in samples:
+            sample.set_gt_score(torch.full((model.head.num_classes,), 1 / model.head.num_classes, device=device))
+    return samples
 
 
 def size_of(model: nn.Module) -> tuple[int, int]:
@@ -195,10 +223,36 @@ def predict_mode(model: nn.Module) -> str:
     return 'tensor' if type(model).__name__ in {'Maps', 'ITPNPretrain'} else 'predict'
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The floating-point and integer tensors of results, in their order."""
+class Instances(NamedTuple):
+    """Detections of an image: their order depends on the last digits of scores.
+
+    Attributes:
+        rows: Score, label and box of each, ``(N, 6)``, each from 0 to about 1.
+        masks: ``(N, H, W)``, or ``(N, 0)`` where there are none.
+    """
+
+    rows: Tensor
+    masks: Tensor
+
+    def difference(self, other: Instances) -> float:
+        """Fraction of the detections that the other has not, plus that of the pixels of masks."""
+        if not len(self.rows) or not len(other.rows):
+            return float(len(self.rows) != len(other.rows))
+        distances, nearest = torch.cdist(self.rows, other.rows, p=float('inf')).min(1)
+        wrong = self.masks[distances < TOLERANCE] != other.masks[nearest][distances < TOLERANCE]
+        return float((distances > TOLERANCE).float().mean()) + float(wrong.float().mean() if wrong.numel() else 0)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor | Instances]:
+    """The tensors of results, in their order."""
+    if isinstance(value, InstanceData):
+        masks = value.get('masks', torch.zeros(len(value), 0))
+        boxes = value.bboxes.cpu() / max(SIZE)
+        rows = torch.cat((value.scores.cpu()[:, None], value.labels.cpu()[:, None], boxes), 1)
+        yield Instances(rows, torch.as_tensor(masks).cpu())
+        return
     if isinstance(value, BaseDataElement):
-        value = [one for key, one in sorted(value.items()) if not key.startswith('gt_')]
+        value = [one for key, one in sorted(value.items()) if 'pred' in key or 'logits' in key]
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, Tensor):
@@ -216,7 +270,7 @@ def turn_dropout_off(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def step(name: str, device_name: str, *, dropout: bool) -> tuple[dict[str, list[Tensor]], dict[str, Any]]:
+def step(name: str, device_name: str, *, dropout: bool) -> tuple[dict[str, list[Tensor | Instances]], dict[str, Any]]:
     """A training step with optimizer and average, then a prediction.
 
     Args:
@@ -227,10 +281,7 @@ def step(name: str, device_name: str, *, dropout: bool) -> tuple[dict[str, list[
     Returns:
         Losses, results, weights and averaged weights on the CPU, and counts of waits, unless the device is the CPU.
     """
-    seed()
-    with quiet_logger():
-        model = CASES[name]()
-    set_training_progress()
+    model = build(name)
     if not dropout:
         turn_dropout_off(model)
     inputs = torch.randn(len(OBJECTS), 3, *size_of(model))
@@ -281,16 +332,25 @@ def described(counts: Counts) -> dict[str, Any]:
     return {'total': counts.total, 'operators': counts.num_operators, 'where': dict(counts.where)}
 
 
-def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """Largest difference of two lists of tensors, relative to the largest value of each."""
-    if [one.shape for one in ours] != [one.shape for one in theirs]:
-        raise ValueError('the shapes of the results differ')
-    worst = 0.0
+def difference(ours: Sequence[Tensor | Instances], theirs: Sequence[Tensor | Instances]) -> float:
+    """Largest difference of two lists of results.
+
+    Of numbers it is relative to the largest of each tensor and at least to 1; of label maps the fraction of pixels.
+    """
+    if len(ours) != len(theirs):
+        raise ValueError(f'{len(ours)} results on the device, {len(theirs)} on the CPU')
+    found = [0.0]
     for one, other in zip(ours, theirs, strict=True):
-        if one.numel():
-            scale = max(float(other.double().abs().max()), 1.0)
-            worst = max(worst, float((one.double() - other.double()).abs().max()) / scale)
-    return worst
+        if isinstance(one, Instances):
+            found.append(one.difference(other))
+        elif one.shape != other.shape:
+            raise ValueError(f'a result of shape {tuple(one.shape)} on the device, {tuple(other.shape)} on the CPU')
+        elif one.numel() and one.is_floating_point():
+            scale = max(float(other.abs().max()), 1.0)
+            found.append(float((one - other).abs().max()) / scale)
+        elif one.numel():
+            found.append(float((one != other).float().mean()))
+    return max(found)
 
 
 def compare(name: str, device: str) -> dict[str, Any]:
@@ -300,13 +360,18 @@ def compare(name: str, device: str) -> dict[str, Any]:
     return {'difference': {what: difference(ours[what], theirs[what]) for what in theirs}, **counts}
 
 
-def main(device: str, out: str, *names: str) -> None:
+def main(out: str, device: str, *names: str) -> None:
     torch.set_num_threads(1)
     found = {}
     for name in names:
         try:
-            found[name] = compare(name, device)
-        except Exception:  # noqa: BLE001 - reported by the test of this case
+            if name in CHECKS:
+                with simulated_device() as sim:
+                    CHECKS[name](sim)
+                found[name] = {}
+            else:
+                found[name] = compare(name, device)
+        except BaseException:  # noqa: BLE001 - reported by the test of this case
             found[name] = {'error': traceback.format_exc()}
     Path(out).write_text(json.dumps(found, indent=1))
 

@@ -12,9 +12,9 @@ would wait for the device is counted together with the line of code that asked f
         sim.waits, sim.copies, sim.num_operators, sim.where
 
 The device is one of torch's Python backends (torch 2.10 or later). The first :func:`simulated_device` of a process
-renames torch's ``privateuseone`` backend to ``sim``, which holds for the whole process and cannot be undone, and has to
-come before the first backward pass: use it in a process of its own. Tensors of the device are wrappers: custom C++ operators that do not pass torch's dispatcher, as
-those of mmcv's extension, do not run on them.
+renames torch's ``privateuseone`` backend to ``sim``. This holds for the whole process, cannot be undone, and has to
+come before the first backward pass: use it in a process of its own. Tensors of the device are wrappers: custom C++
+operators that do not pass torch's dispatcher, as those of mmcv's extension, do not run on them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Union, get_args
 from unittest.mock import patch
 
 import numpy as np
@@ -181,6 +181,23 @@ class SimulatedTensor(Tensor):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         super().__setitem__(_index_to_device(index), value)
+
+
+class _TensorOf(type):
+    """A type of tensors as ``torch.cuda.LongTensor`` is one: those of a dtype."""
+
+    dtype: torch.dtype
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, SimulatedTensor) and instance.dtype == cls.dtype
+
+
+class _SimulatedBoolTensor(metaclass=_TensorOf):
+    dtype = torch.bool
+
+
+class _SimulatedLongTensor(metaclass=_TensorOf):
+    dtype = torch.long
 
 
 def _index_to_device(index: Any) -> Any:
@@ -378,14 +395,14 @@ class _Backend(
 LOWER_PRECISION = (
     'addbmm addmm addmv addr baddbmm bmm chain_matmul conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d'
     ' conv_transpose3d convolution linalg_multi_dot linalg_vecdot linear matmul mm mv prelu'
-).split()
+)
 FULL_PRECISION = (
     'acos asin binary_cross_entropy_with_logits cdist cosh cosine_embedding_loss cosine_similarity cross_entropy_loss'
     ' cumprod cumsum dist erfinv exp expm1 group_norm hinge_embedding_loss huber_loss kl_div l1_loss layer_norm log'
     ' log10 log1p log2 log_softmax margin_ranking_loss mse_loss native_layer_norm nll_loss nll_loss2d norm'
     ' nuclear_norm pdist poisson_nll_loss pow prod reciprocal renorm rsqrt sinh smooth_l1_loss soft_margin_loss softmax'
     ' softplus sum tan triplet_margin_loss'
-).split()
+)
 
 
 def _register_autocast() -> list[torch.library.Library]:
@@ -410,7 +427,7 @@ def _register_autocast() -> list[torch.library.Library]:
     below = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
     library = torch.library.Library('aten', 'IMPL')
     for names, cast in ((LOWER_PRECISION, lower), (FULL_PRECISION, full)):
-        for packet in (getattr(torch.ops.aten, name) for name in names):
+        for packet in (getattr(torch.ops.aten, name) for name in names.split()):
             for overload in packet.overloads():
                 if 'out' not in overload:
                     op = getattr(packet, overload)
@@ -421,10 +438,18 @@ def _register_autocast() -> list[torch.library.Library]:
 
 
 def _attention(
-    real: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0, is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False
+    real: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
-    """``scaled_dot_product_attention`` by the kernel that the CPU chooses; above the dispatcher torch would take none."""
+    """``scaled_dot_product_attention`` by the kernel that the CPU takes; of itself torch would take none."""
     settings = {'dropout_p': dropout_p, 'is_causal': is_causal, 'scale': scale}
     given = [one for one in (query, key, value, attn_mask) if one is not None]
     if not all(isinstance(one, SimulatedTensor) for one in given) or enable_gqa:
@@ -467,6 +492,15 @@ def _check_autograd() -> None:
                 'the simulated device must be entered before the first backward pass of the process, whose engine keeps'
                 ' the devices that it finds; this process has had one'
             ) from error
+
+
+def _extend_instance_data(stack: ExitStack) -> None:
+    """Let mmengine's ``InstanceData`` take the device's tensors as indices, for which it has a list of types."""
+    module = sys.modules.get('mmengine.structures.instance_data')
+    if module is not None:
+        masks = Union[(*get_args(module.BoolTypeTensor), _SimulatedBoolTensor)]
+        types = Union[(*get_args(module.IndexType), _SimulatedBoolTensor, _SimulatedLongTensor)]
+        stack.enter_context(patch.multiple(module, BoolTypeTensor=masks, IndexType=types))
 
 
 def _on_device(device: Any) -> bool:
@@ -530,6 +564,7 @@ def simulated_device() -> Iterator[DeviceCounters]:
         for module in (optimizer, _foreach_utils):
             if hasattr(module, '_foreach_supported_types'):
                 stack.enter_context(patch.object(module, '_foreach_supported_types', foreach_types))
+        _extend_instance_data(stack)
         real = functional.scaled_dot_product_attention
         stack.enter_context(
             patch.object(functional, 'scaled_dot_product_attention', functools.partial(_attention, real))
