@@ -204,7 +204,7 @@ def _index_to_device(index: Any) -> Any:
     """Copy lists and arrays of numbers that index a tensor, as torch does."""
     if isinstance(index, tuple):
         return tuple(_index_to_device(one) for one in index)
-    if isinstance(index, list | np.ndarray):
+    if isinstance(index, list | range | np.ndarray):
         return torch.as_tensor(index, device=torch.device(NAME, 0))
     return index
 
