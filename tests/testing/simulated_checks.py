@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from mmitpn.engine import StopOnInvalidLossHook
 from mmitpn.testing import simulated_device
 from mmitpn.testing.simulation import DeviceCounters
 
@@ -120,6 +122,16 @@ def operators_are_counted(sim):
     with torch.inference_mode():
         F.linear(x, x)
     assert sim.operators['mm'] == 2
+
+
+@check
+def losses_are_copied_for_the_log_at_once(sim):
+    losses = {f'loss_{i}': torch.tensor(i / 3, device='sim') for i in range(5)}
+    outputs = {**losses, 'recall': torch.tensor(0.5), 'number': 3}
+    sim.reset()
+    StopOnInvalidLossHook().after_train_iter(SimpleNamespace(iter=0), 0, outputs=outputs)
+    assert sim.waits == {'item': 1, 'copy to host': 1}  # whether they are finite, and their values
+    assert outputs == {name: loss.item() for name, loss in losses.items()} | {'recall': torch.tensor(0.5), 'number': 3}
 
 
 @check
