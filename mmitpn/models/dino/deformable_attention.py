@@ -12,7 +12,7 @@ from mmcv.ops import get_compiling_cuda_version
 from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction, multi_scale_deformable_attn_pytorch
 from torch import Tensor
 
-from mmitpn.ops.deformable_attention import sample_on_cpu, triton_kernels
+from mmitpn.ops.deformable_attention import sample_levels
 from mmitpn.registry import MODELS
 
 from .levels import Shapes, level_sizes
@@ -142,13 +142,10 @@ class MultiScaleDeformableAttention(MMCVAttention):
         level_shapes: Shapes,
     ) -> Tensor:
         """Weighted samples ``(B, Q, C)`` of ``value`` ``(B, N, heads, C / heads)``."""
-        if value.device.type == 'cpu':
-            return sample_on_cpu(value, level_shapes, points, weights)
-        if value.is_cuda and compiled_for_cuda():
+        if torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+            return multi_scale_deformable_attn_pytorch(value, level_shapes, points, weights)
+        if value.is_cuda and compiled_for_cuda() and not torch.compiler.is_compiling():
             return MultiScaleDeformableAttnFunction.apply(
                 value, spatial_shapes, level_start_index, points, weights, self.im2col_step
             )
-        kernels = triton_kernels(value)
-        if kernels is not None:
-            return kernels.TritonSample.apply(value, spatial_shapes, level_start_index, points, weights)
-        return multi_scale_deformable_attn_pytorch(value, level_shapes, points, weights)
+        return sample_levels(value, level_shapes, points, weights)

@@ -120,31 +120,36 @@ def fresh_decision():
 
 
 @pytest.mark.parametrize(
-    ('version', 'triton', 'expected'),
-    [
-        ('12.8', True, 'compiled'),
-        ('not available', True, 'triton'),
-        ('none: PyTorch operators of mmitpn', True, 'triton'),
-        ('not available', False, 'pytorch'),
-    ],
+    ('version', 'expected'),
+    [('12.8', 'mmcv'), ('not available', 'ours'), ('none: PyTorch operators of mmitpn', 'ours')],
 )
 @pytest.mark.usefixtures('fresh_decision')
-def test_a_gpu_uses_compiled_operators_only_where_there_are_any(attention, monkeypatch, version, triton, expected):
+def test_a_gpu_uses_compiled_operators_only_where_there_are_any(attention, monkeypatch, version, expected):
     asked = []
     monkeypatch.setattr(deformable_attention, 'get_compiling_cuda_version', lambda: asked.append(1) or version)
     monkeypatch.setattr(
-        deformable_attention, 'MultiScaleDeformableAttnFunction', SimpleNamespace(apply=lambda *_: 'compiled')
+        deformable_attention, 'MultiScaleDeformableAttnFunction', SimpleNamespace(apply=lambda *_: 'mmcv')
     )
     monkeypatch.setattr(deformable_attention, 'multi_scale_deformable_attn_pytorch', lambda *_: 'pytorch')
-    monkeypatch.setattr(deformable_attention, 'sample_on_cpu', lambda *_: 'cpu')
-    kernels = SimpleNamespace(TritonSample=SimpleNamespace(apply=lambda *_: 'triton'))
-    monkeypatch.setattr(deformable_attention, 'triton_kernels', lambda _: kernels if triton else None)
-    on_gpu = SimpleNamespace(is_cuda=True, device=torch.device('cuda'))
-    on_cpu = SimpleNamespace(is_cuda=False, device=torch.device('cpu'))
-    assert attention._sample(on_cpu, None, None, None, None, None) == 'cpu'
+    monkeypatch.setattr(deformable_attention, 'sample_levels', lambda *_: 'ours')
+    on_gpu, on_cpu = SimpleNamespace(is_cuda=True), SimpleNamespace(is_cuda=False)
+    assert attention._sample(on_cpu, None, None, None, None, None) == 'ours'
     assert not asked
     assert [attention._sample(on_gpu, None, None, None, None, None) for _ in range(2)] == [expected] * 2
     assert len(asked) == 1
+    monkeypatch.setattr('torch.compiler.is_compiling', lambda: True)
+    assert attention._sample(on_gpu, None, None, None, None, None) == 'ours'  # mmcv's would break the graph
+
+
+@pytest.mark.parametrize(
+    'flag', ['torch.compiler.is_exporting', 'torch.jit.is_tracing', 'torch.onnx.is_in_onnx_export']
+)
+def test_an_exported_graph_needs_no_operator_of_ours(attention, monkeypatch, flag):
+    inputs = make_inputs(2)
+    expected = attention(**inputs)
+    monkeypatch.setattr(deformable_attention, 'sample_levels', None)
+    monkeypatch.setattr(flag, lambda: True)
+    torch.testing.assert_close(attention(**inputs), expected)
 
 
 @pytest.mark.gpu
