@@ -124,8 +124,8 @@ def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     cfg = read_config(args)
     if args.compile is not None and cfg.get('strategy'):
         raise ValueError(
-            f'--compile does not go with strategy {type_name(cfg.strategy)} of the config, which builds the model later: leave'
-            ' one of the two out'
+            f'--compile does not go with strategy {type_name(cfg.strategy)} of the config, which builds the model'
+            ' later: leave one of the two out'
         )
     own_changes = apply_own_data(cfg, args) if args.data is not None else []
     if args.amp:
