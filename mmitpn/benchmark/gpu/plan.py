@@ -60,7 +60,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     'migration': {'token_migration': {}},
 }
-EAGER, COMPILED = 5.0, 75.0
+EAGER, COMPILED = 3.0, 60.0
 
 
 def plan_rows(
@@ -90,7 +90,7 @@ def _everything(device: torch.device, peak: Callable[[str], float | None]) -> It
     for config in WAITS:
         for train in (False, True):
             call = partial(count_waits, config_folder() / config, (256, 320), device, train=train)
-            yield PlannedRow('waits', f'{"loss" if train else "prediction"}, {config}', call, 7.0)
+            yield PlannedRow('waits', f'{"loss" if train else "prediction"}, {config}', call, 4.0)
     yield from _tokens(base, peak, ('windows, 4 global blocks', 'migration'), compiled='default')
     for variant in ('global', 'gathering'):
         yield _kernel_row(base, variant, compiled=None)
@@ -123,19 +123,19 @@ def _miniature(device: torch.device, peak: Callable[[str], float | None]) -> Ite
 
 def _peaks(device: torch.device, *, tokens: tuple[int, ...], sides: tuple[int, ...] | None) -> Iterator[PlannedRow]:
     for name, dtype in (('bf16', torch.bfloat16), ('fp32', torch.float32)):
-        yield PlannedRow('peak', f'GEMM {name}', partial(gemm_peak, device, dtype, sides=sides), 5.0)
+        yield PlannedRow('peak', f'GEMM {name}', partial(gemm_peak, device, dtype, sides=sides), 3.0)
     for count in tokens:
         for backend in (*ATTENTION, 'as torch chooses'):
             call = partial(attention_peak, device, count, backend)
-            yield PlannedRow('peak', f'attention bf16, {count} tokens, {backend}', call, 2.0)
+            yield PlannedRow('peak', f'attention bf16, {count} tokens, {backend}', call, 1.0)
 
 
 def _checks(device: torch.device, configs: tuple[str, ...]) -> Iterator[PlannedRow]:
     for name in OPERATORS:
-        yield PlannedRow('operators', name, partial(check_operator, name, device), 3.0)
+        yield PlannedRow('operators', name, partial(check_operator, name, device), 1.0)
     for config in configs:
         call = partial(check_model, config_folder() / config, device, (128, 160))
-        yield PlannedRow('models', config, call, 10.0)
+        yield PlannedRow('models', config, call, 5.0)
 
 
 def _token_row(
@@ -169,7 +169,7 @@ def _tokens(
 def _kernel_row(case: BenchmarkCase, variant: str, *, compiled: str | None) -> PlannedRow:
     case = replace(case, backbone=VARIANTS[variant])
     name = f'{variant}, {"compiled" if compiled else "eager"}'
-    return PlannedRow('kernels', name, partial(kernel_times, case, compiled=compiled), COMPILED if compiled else 8.0)
+    return PlannedRow('kernels', name, partial(kernel_times, case, compiled=compiled), COMPILED if compiled else 4.0)
 
 
 def _models(
@@ -187,7 +187,7 @@ def _models(
                 model_speed, config_folder() / config, size, device, batch=count, train=train, compiled=compiled
             )
             yield PlannedRow(
-                'detectors', f'{"compiled " if compiled else ""}{name}', call, 2 * COMPILED if compiled else 12.0
+                'detectors', f'{"compiled " if compiled else ""}{name}', call, 2 * COMPILED if compiled else 8.0
             )
 
 
@@ -198,24 +198,24 @@ def _deformable(device: torch.device) -> Iterator[PlannedRow]:
             dtypes = {'fp32': torch.float32, **({} if path == 'compiled mmcv' else {'bf16': torch.bfloat16})}
             for name, dtype in dtypes.items():
                 call = partial(deformable_attention, device, queries, path, dtype)
-                yield PlannedRow('attention', f'{where}, {path}, {name}', call, 4.0)
+                yield PlannedRow('attention', f'{where}, {path}, {name}', call, 2.0)
 
 
 def _settings(device: torch.device, size: tuple[int, int], arch: str) -> Iterator[PlannedRow]:
     for name, fused in (('as torch chooses', False), ('fused', True)):
         call = partial(optimizer_step, device, arch, fused=fused)
-        yield PlannedRow('settings', f'AdamW of {arch}, {name}', call, 4.0)
+        yield PlannedRow('settings', f'AdamW of {arch}, {name}', call, 2.0)
     for name, pinned in (('pageable', False), ('pinned, without a wait', True)):
         call = partial(copy_of_images, device, size, pinned=pinned)
         yield PlannedRow('settings', f'copy of 8 images, {name}', call, 2.0)
     case = BenchmarkCase('backbone+pyramid', size, arch=arch, batch=2, device=device.type)
     for name, tf32 in (('fp32', False), ('TF32', True)):
-        yield PlannedRow('settings', f'{arch} and pyramid, {name}', partial(fp32_speed, case, tf32=tf32), 6.0)
+        yield PlannedRow('settings', f'{arch} and pyramid, {name}', partial(fp32_speed, case, tf32=tf32), 4.0)
     config, shape = UPERNET
     if device.type == 'cpu':
         config, shape = CHECKED[4], (64, 64)
     call = partial(model_speed, config_folder() / config, shape, device, batch=1, train=False, channels_last=True)
-    yield PlannedRow('settings', f'prediction, channels-last weights, {config}', call, 12.0)
+    yield PlannedRow('settings', f'prediction, channels-last weights, {config}', call, 8.0)
 
 
 def _sizes(
