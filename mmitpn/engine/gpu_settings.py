@@ -24,8 +24,8 @@ SETTINGS = {'pin_memory': True, 'fused_optimizer': True, 'tf32': False, 'static_
 # torch's optimizers with a fused kernel, and the wrappers that call nothing but their step().
 FUSED = ('AdamW', 'Adam', 'SGD')
 WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper', 'BFloat16OptimWrapper')
-# Data preprocessors that take non_blocking (mmseg's does not), and the framework whose models need not name theirs.
-PREPROCESSORS = ('DetDataPreprocessor', 'ClsDataPreprocessor', 'SelfSupDataPreprocessor')
+# Data preprocessors that take non_blocking (those of segmentors and classifiers do not), and models that imply one.
+PREPROCESSORS, IMPLY = ('DetDataPreprocessor', 'SelfSupDataPreprocessor'), ('ITPNPretrain',)
 
 
 def add_gpu_settings_argument(parser: argparse.ArgumentParser) -> None:
@@ -117,12 +117,11 @@ def _pin_memory(cfg: Config, names: tuple[str, ...]) -> list[str]:
         if isinstance(loader, Mapping) and 'pin_memory' not in loader:
             loader.pin_memory = True
             changes.append(f'{name}.pin_memory=True: images are copied to the GPU without a copy in between')
-    owner = cfg.get('model') if (cfg.get('model') or {}).get('data_preprocessor') else cfg
-    preprocessor = (owner or {}).get('data_preprocessor')
+    model = cfg.get('model') or {}
+    preprocessor = model.get('data_preprocessor')
     if not changes or not isinstance(preprocessor, Mapping) or 'non_blocking' in preprocessor:
         return changes
-    unnamed = not preprocessor.get('type') and cfg.get('default_scope') == 'mmpretrain'
-    if unnamed or is_type(preprocessor, *PREPROCESSORS):
+    if is_type(preprocessor, *PREPROCESSORS) or ('type' not in preprocessor and is_type(model, *IMPLY)):
         preprocessor.non_blocking = True
         changes.append('data_preprocessor.non_blocking=True: the host does not wait for that copy')
     return changes
