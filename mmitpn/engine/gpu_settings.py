@@ -93,9 +93,9 @@ def apply_gpu_settings(cfg: Config, option: bool | None = None, *, training: boo
     if settings['tf32']:
         # Off by default: what autocast leaves in fp32 (losses, matching costs, boxes, sampling points) is there for the
         # sake of precision, and TF32 keeps 10 of its 23 bits. torch's own default is the same for matrix products.
+        # (Its convolutions are in TF32 unless torch.backends.cudnn.allow_tf32 is False.)
         torch.set_float32_matmul_precision('high')
-        torch.backends.cudnn.allow_tf32 = True
-        changes.append('TF32 in fp32 matrix products and convolutions: tensor cores run them, with 10 bits of mantissa')
+        changes.append('TF32 in fp32 matrix products: tensor cores compute them, with 10 bits of mantissa')
     if settings['static_graph'] and training:
         changes += _use_static_graph(cfg)
     return changes
