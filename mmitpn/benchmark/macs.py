@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import mmitpn.ops.deformable_attention  # noqa: F401 (registers torch.ops.mmitpn)
+
 aten = torch.ops.aten
 
 
@@ -39,8 +41,19 @@ def _sampling(_map: tuple, _grid: tuple, *_: Any, out_shape: tuple, **__: Any) -
 
 
 def _embedding_bag(_rows: tuple, indices: tuple, *_: Any, out_shape: tuple, **__: Any) -> int:
-    """Weighted sums of rows, deformable attention on a CPU: one multiply-add per row and channel."""
+    """Weighted sums of rows, of mmcv's operators in PyTorch: one multiply-add per row and channel."""
     return 2 * prod(indices) * out_shape[0][-1]
+
+
+def _deformable_attention(value: tuple, _points: tuple, weights: tuple, *_: Any, **__: Any) -> int:
+    """Four multiply-adds per sampled value."""
+    return 2 * 4 * prod(weights) * value[-1]
+
+
+def _deformable_attention_backward(_grad: tuple, *inputs: Any, **__: Any) -> int:
+    """The gradients of the values, and those of points and weights."""
+    *inputs, value_needed, points_needed = inputs
+    return _deformable_attention(*inputs) * (value_needed + points_needed)
 
 
 # Operators that torch's table lacks. Where a later torch has one of them, these formulas are used.
@@ -50,9 +63,11 @@ _FORMULAS = {
     aten.grid_sampler_2d: _sampling,
     aten._embedding_bag: _embedding_bag,
     aten._embedding_bag_forward_only: _embedding_bag,
+    torch.ops.mmitpn.sample_levels: _deformable_attention,
+    torch.ops.mmitpn.sample_levels_backward: _deformable_attention_backward,
 }
 # Operators in ``by_op`` that are the sampling of deformable attention. No counter sees mmcv's compiled operator.
-SAMPLING_OPS = ('grid_sampler_2d', '_embedding_bag', '_embedding_bag_forward_only')
+SAMPLING_OPS = ('grid_sampler_2d', 'sample_levels', 'sample_levels_backward')
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from functools import cache
+from itertools import accumulate
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from .sampling import (
@@ -138,41 +137,41 @@ def ms_deform_attn_backward(
     """
     if not sampling_locations.numel() or not value.numel():
         return
+    maps = value, value_spatial_shapes, value_level_start_index
+    of_value, of_points, of_weights = _gradients(*maps, sampling_locations, attention_weights, grad_output)
+    grad_value.add_(of_value.to(grad_value.dtype))
+    grad_sampling_loc.copy_(of_points)
+    grad_attn_weight.copy_(of_weights)
+
+
+def _gradients(
+    value: Tensor, spatial_shapes: Tensor, starts: Tensor, points: Tensor, weights: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of value, points and weights in the dtype of the sums."""
     kernels = triton_kernels(value)
     if kernels is not None:
-        maps = value, value_spatial_shapes, value_level_start_index
-        of_value, of_points, of_weights = kernels.gradients(*maps, sampling_locations, attention_weights, grad_output)
-        grad_value.add_(of_value.to(grad_value.dtype))
-        grad_sampling_loc.copy_(of_points)
-        grad_attn_weight.copy_(of_weights)
-        return
+        return kernels.gradients(value, spatial_shapes, starts, points, weights, grad)
     dtype = accumulation_dtype(value.dtype)
-    values, points, weights = value.to(dtype), sampling_locations.to(dtype), attention_weights.to(dtype)
-    grad = grad_output.to(dtype)
-    shapes = _shapes_for_cpu(value, value_spatial_shapes, value_level_start_index)
+    shapes = _shapes_for_cpu(value, spatial_shapes, starts)
+    value, points, weights, grad = (tensor.to(dtype) for tensor in (value, points, weights, grad))
     if shapes is not None:
-        of_value, of_points, of_weights = _gradients_on_cpu(values, points, weights, shapes, grad)
-        grad_value.add_(of_value.to(grad_value.dtype))
-        grad_sampling_loc.copy_(of_points)
-        grad_attn_weight.copy_(of_weights)
-        return
-    rows = values.reshape(-1, value.shape[3])
-    total = torch.zeros_like(rows)
+        return _gradients_on_cpu(value, points, weights, shapes, grad)
+    rows = value.reshape(-1, value.shape[3])
+    of_value, of_points, of_weights = torch.zeros_like(rows), torch.empty_like(points), torch.empty_like(weights)
     heads = points.shape[2]
     for part in _query_parts(points):
-        corners = _Corners.of(points[:, part], value_spatial_shapes)
-        index, factors = corners.rows(value_level_start_index, value.shape[1]), corners.factors(weights[:, part])
+        corners = _Corners.of(points[:, part], spatial_shapes)
+        index, factors = corners.rows(starts, value.shape[1]), corners.factors(weights[:, part])
         of_sums = grad[:, part].unflatten(-1, (heads, -1)).reshape(-1, rows.shape[1])
-        group = torch.arange(len(index), device=index.device).repeat_interleave(index.shape[1])
-        total += transposed_sums(of_sums, group, index.flatten(), factors.flatten(), len(rows))
-        of_points, of_weights = corners.gradients(dot_products(of_sums, rows, index), weights[:, part])
-        grad_sampling_loc[:, part] = of_points.to(grad_sampling_loc.dtype)
-        grad_attn_weight[:, part] = of_weights.to(grad_attn_weight.dtype)
-    grad_value.add_(total.view(value.shape).to(grad_value.dtype))
+        group = torch.arange(len(index), device=index.device)[:, None].expand_as(index)
+        of_value += transposed_sums(of_sums, group.flatten(), index.flatten(), factors.flatten(), len(rows))
+        slopes = corners.gradients(dot_products(of_sums, rows, index), weights[:, part])
+        of_points[:, part], of_weights[:, part] = slopes
+    return of_value.view(value.shape), of_points, of_weights
 
 
 def _shapes_for_cpu(value: Tensor, spatial_shapes: Tensor, starts: Tensor) -> Shapes | None:
-    """The shapes of the maps if :func:`sample_on_cpu` can sample them: on a CPU, one after the other."""
+    """The shapes of the maps if the functions for a CPU can sample them: on a CPU, one after the other."""
     if value.device.type != 'cpu':
         return None
     shapes, position = spatial_shapes.tolist(), 0
@@ -261,8 +260,12 @@ class _Corners(NamedTuple):
         return slopes * weights[..., None], sample
 
 
-def sample_on_cpu(value: Tensor, level_shapes: Shapes, points: Tensor, weights: Tensor) -> Tensor:
+def sample_levels(value: Tensor, level_shapes: Shapes, points: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum of bilinear samples: mmcv's ``multi_scale_deformable_attn_pytorch`` with less time and memory.
+
+    It is one operator of torch (``mmitpn::sample_levels``), which ``torch.compile`` puts into its graph as it is, with
+    static and with dynamic sizes, and which CUDA graphs can capture. Only the inputs are saved for the backward pass.
+    A graph that is exported, to run without this package, needs mmcv's function.
 
     Args:
         value: ``(B, N, heads, C / heads)``, the flattened maps, level by level.
@@ -273,28 +276,103 @@ def sample_on_cpu(value: Tensor, level_shapes: Shapes, points: Tensor, weights: 
     Returns:
         ``(B, Q, C)``.
     """
-    return _Sample.apply(value, points, weights, level_shapes)
+    return _sample_levels(value, points, weights, [size for shape in level_shapes for size in shape])
 
 
-class _Sample(Function):
-    @staticmethod
-    def forward(ctx, value: Tensor, points: Tensor, weights: Tensor, level_shapes: Shapes) -> Tensor:
-        ctx.save_for_backward(value, points, weights)
-        ctx.level_shapes = level_shapes
-        return _forward_on_cpu(value, points, weights, level_shapes)
+@torch.library.custom_op(
+    'mmitpn::sample_levels',
+    mutates_args=(),
+    schema='(Tensor value, Tensor points, Tensor weights, SymInt[] sizes) -> Tensor',
+)
+def _sample_levels(value: Tensor, points: Tensor, weights: Tensor, sizes: list[int]) -> Tensor:
+    """:func:`sample_levels`, with the height and width of one map after the other."""
+    if value.device.type != 'cpu':
+        return ms_deform_attn_forward(value, *level_tensors(_pairs(sizes), value.device), points, weights, 0)
+    if not points.numel() or not value.numel():
+        return value.new_zeros(*points.shape[:2], value.shape[2] * value.shape[3])
+    return _forward_on_cpu(value, points, weights, _pairs(sizes))
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
-        return *_gradients_on_cpu(*ctx.saved_tensors, ctx.level_shapes, grad, *needed), None
+
+@_sample_levels.register_fake
+def _(value: Tensor, points: Tensor, weights: Tensor, sizes: list[int]) -> Tensor:
+    return value.new_empty(*points.shape[:2], value.shape[2] * value.shape[3])
+
+
+@torch.library.custom_op(
+    'mmitpn::sample_levels_backward',
+    mutates_args=(),
+    schema='(Tensor grad, Tensor value, Tensor points, Tensor weights, SymInt[] sizes, bool value_needed, '
+    'bool points_needed) -> (Tensor, Tensor, Tensor)',
+)
+def _sample_levels_backward(
+    grad: Tensor,
+    value: Tensor,
+    points: Tensor,
+    weights: Tensor,
+    sizes: list[int],
+    value_needed: bool,
+    points_needed: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of value, points and weights; without elements where not needed."""
+    inputs = value, points, weights
+    if not points.numel() or not value.numel():
+        found = tuple(torch.zeros_like(tensor) for tensor in inputs)
+    elif value.device.type == 'cpu':
+        return _gradients_on_cpu(*inputs, _pairs(sizes), grad, value_needed, points_needed)
+    else:
+        gradients = operator(_gradients)(value, *level_tensors(_pairs(sizes), value.device), points, weights, grad)
+        found = tuple(gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, inputs, strict=True))
+    needed = value_needed, points_needed, points_needed
+    return tuple(each if wanted else each.new_empty(0) for each, wanted in zip(found, needed, strict=True))
+
+
+@_sample_levels_backward.register_fake
+def _(grad, value, points, weights, sizes, value_needed, points_needed):
+    needed = value_needed, points_needed, points_needed
+    return tuple(
+        tensor.new_empty(tensor.shape if wanted else 0)
+        for tensor, wanted in zip((value, points, weights), needed, strict=True)
+    )
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.sizes = inputs[3]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    value_needed, points_needed = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
+    gradients = _sample_levels_backward(grad, *ctx.saved_tensors, ctx.sizes, value_needed, points_needed)
+    needed = value_needed, points_needed, points_needed
+    return *(each if wanted else None for each, wanted in zip(gradients, needed, strict=True)), None
+
+
+_sample_levels.register_autograd(_backward, setup_context=_save_inputs)
+
+
+def _pairs(sizes: list[int]) -> Shapes:
+    return [list(pair) for pair in zip(sizes[::2], sizes[1::2], strict=True)]
+
+
+def level_tensors(level_shapes: Shapes, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Height and width ``(levels, 2)`` and first position ``(levels,)`` of each map.
+
+    The numbers reach the device as arguments of a kernel. A copy from the host would wait for the device, which CUDA
+    graphs cannot capture, and a tensor that outlives the call may belong to the memory of such a graph.
+    """
+    sizes = [size for shape in level_shapes for size in shape]
+    positions = [height * width for height, width in level_shapes]
+    numbers = [*sizes, 0, *accumulate(positions[:-1])]
+    filled = torch.zeros(len(numbers), dtype=torch.int64, device=device)
+    torch._foreach_add_(filled.unbind(), numbers)
+    return filled[: len(sizes)].view(-1, 2), filled[len(sizes) :]
 
 
 def _forward_on_cpu(value: Tensor, points: Tensor, weights: Tensor, level_shapes: Shapes) -> Tensor:
     rows = _bordered(value, level_shapes)
     first, factors = _corners(points, weights, level_shapes)
-    output = _summed(rows, first, factors, level_shapes, heads=value.shape[2])
-    return output.view(points.shape[0], points.shape[1], -1)
+    index = _indices(first, level_shapes, heads=value.shape[2])
+    return weighted_sums(rows, index, factors.flatten(1)).view(points.shape[0], points.shape[1], -1)
 
 
 def _gradients_on_cpu(
@@ -305,19 +383,18 @@ def _gradients_on_cpu(
     grad: Tensor,
     value_needed: bool = True,
     points_needed: bool = True,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of value, points and weights; None where not needed."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of value, points and weights; without elements where not needed."""
     heads, channels = value.shape[2:]
     grad = grad.reshape(-1, channels)
-    of_value = of_points = of_weights = None
-    with torch.enable_grad():
-        points, weights = points.detach().requires_grad_(), weights.detach().requires_grad_()
-        first, factors = _corners(points, weights, level_shapes)
-        if points_needed:
-            output = _summed(_bordered(value, level_shapes), first, factors, level_shapes, heads)
-            of_points, of_weights = torch.autograd.grad(output, (points, weights), grad)
+    first, factors = _corners(points, weights, level_shapes)
+    of_value, of_points, of_weights = (value.new_empty(0) for _ in range(3))
     if value_needed:
-        of_value = _scattered(grad, first, factors.detach(), level_shapes, value.shape)
+        of_value = _scattered(grad, first, factors, level_shapes, value.shape)
+    if points_needed:
+        dots = dot_products(grad, _bordered(value, level_shapes), _indices(first, level_shapes, heads))
+        dots = dots.view(-1, points.shape[1], heads, *points.shape[3:5], 4)
+        of_points, of_weights = _slopes(dots, points, weights, level_shapes)
     return of_value, of_points, of_weights
 
 
@@ -346,8 +423,8 @@ def _corners(points: Tensor, weights: Tensor, level_shapes: Shapes) -> tuple[Ten
     sizes = _bordered_sizes(level_shapes)
     shapes = torch.tensor(level_shapes, dtype=points.dtype)
     starts = torch.tensor([sum(sizes[:level]) for level in range(len(sizes))], dtype=torch.int32)[:, None]
-    left, right = _along(points[..., 0], shapes[:, 1:])
-    top, bottom = _along(points[..., 1], shapes[:, :1])
+    left, right, _ = _along(points[..., 0], shapes[:, 1:])
+    top, bottom, _ = _along(points[..., 1], shapes[:, :1])
 
     # 32-bit indices suffice for 2 ** 31 rows; PyTorch sorts and gathers them faster than 64-bit ones.
     position = (top.int() * (shapes[:, 1:] + 2).int()).add_(left.int()).add_(starts)
@@ -361,27 +438,38 @@ def _corners(points: Tensor, weights: Tensor, level_shapes: Shapes) -> tuple[Ten
     return first.flatten(3).flatten(0, 2), factors.flatten(3, 4).flatten(0, 2)
 
 
-def _along(fraction: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """First of two neighboring cells of the bordered map along one side, and the fraction of the second."""
+def _along(fraction: Tensor, size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """First of two neighboring cells of the bordered map along one side, fraction of the second, whether it is inside.
+
+    Points outside the map and NaN go to the border, where the sample and its gradients are zero.
+    """
     cell = fraction * size + 0.5
-    # Points outside the map and NaN go to the border, where the sample and its gradients are zero.
-    cell = torch.where((cell > 0) & (cell < size + 1), cell, 0)
-    first = cell.detach().floor().minimum(size)
-    return first, cell - first
+    inside = (cell > 0) & (cell < size + 1)
+    cell = torch.where(inside, cell, 0)
+    first = cell.floor().minimum(size)
+    return first, cell - first, inside
 
 
-def _steps(level_shapes: Shapes, heads: int) -> Tensor:
-    """Rows from the first corner to each of the four, ``(levels, 1, 4)``."""
+def _slopes(dots: Tensor, points: Tensor, weights: Tensor, level_shapes: Shapes) -> tuple[Tensor, Tensor]:
+    """Gradients of points and weights, from those of the weights of the four corners ``(..., 4)``."""
+    shapes = torch.tensor(level_shapes, dtype=points.dtype)
+    _, right, inside_x = _along(points[..., 0], shapes[:, 1:])
+    _, bottom, inside_y = _along(points[..., 1], shapes[:, :1])
+    upper_left, upper_right, lower_left, lower_right = dots.unbind(-1)
+    upper_slope, lower_slope = upper_right - upper_left, lower_right - lower_left
+    upper, lower = upper_left + right * upper_slope, lower_left + right * lower_slope
+    slope_x = (upper_slope + bottom * (lower_slope - upper_slope)) * inside_x
+    slope_y = (lower - upper) * inside_y
+    of_points = torch.stack((slope_x * shapes[:, 1:], slope_y * shapes[:, :1]), dim=-1) * weights[..., None]
+    return of_points, upper + bottom * (lower - upper)
+
+
+def _indices(first: Tensor, level_shapes: Shapes, heads: int) -> Tensor:
+    """Rows of all four corners ``(B * Q * heads, levels * points * 4)``, from those of the first."""
     widths = torch.tensor([width + 2 for _, width in level_shapes], dtype=torch.int32)
     none = torch.zeros_like(widths)
-    return torch.stack((none, none + 1, widths, widths + 1), dim=-1)[:, None] * heads
-
-
-def _summed(rows: Tensor, first: Tensor, factors: Tensor, level_shapes: Shapes, heads: int) -> Tensor:
-    """Sum of the rows that each query and head samples, ``(B * Q * heads, C / heads)``."""
-    steps = _steps(level_shapes, heads)
-    indices = first.unflatten(1, (len(level_shapes), -1, 1)) + steps
-    return weighted_sums(rows, indices.flatten(1), factors.flatten(1))
+    steps = torch.stack((none, none + 1, widths, widths + 1), dim=-1)[:, None] * heads
+    return (first.unflatten(1, (len(level_shapes), -1, 1)) + steps).flatten(1)
 
 
 def _scattered(grad: Tensor, first: Tensor, factors: Tensor, level_shapes: Shapes, shape: torch.Size) -> Tensor:

@@ -137,10 +137,17 @@ def dot_products(grad: Tensor, rows: Tensor, index: Tensor, starts: Tensor | Non
     """Gradient of the ``weight`` of :func:`weighted_sums`: ``grad[group] . rows[index]``, shaped as ``index``."""
     if not index.numel():
         return rows.new_zeros(index.shape)
-    with torch.enable_grad():
-        weight = torch.zeros(index.shape, dtype=rows.dtype, device=rows.device, requires_grad=True)
-        sums = weighted_sums(rows, index, weight, starts)
-        return torch.autograd.grad(sums, weight, grad)[0]
+    flat = index.flatten()
+    if starts is None:
+        groups = torch.arange(len(index), dtype=flat.dtype, device=flat.device)
+        starts, group = groups * index.shape[1], groups[:, None].expand_as(index).flatten()
+    else:
+        starts = starts.to(flat.dtype)
+        element = torch.arange(len(flat), dtype=flat.dtype, device=flat.device)
+        group = torch.searchsorted(starts, element, right=True).to(flat.dtype) - 1
+    # What autograd calls, which cannot be called where autograd is off: in an operator of torch.library.
+    dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(grad, rows, flat, starts, group, 0)
+    return dots.view(index.shape)
 
 
 def ragged_grids(heights: Tensor, widths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

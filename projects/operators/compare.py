@@ -31,7 +31,7 @@ import torch
 from torch import Generator, Tensor
 
 from mmitpn.ops import extension
-from mmitpn.ops.deformable_attention import sample_on_cpu
+from mmitpn.ops.deformable_attention import sample_levels
 from mmitpn.ops.install import COMPILED, status
 
 Results = dict[str, Tensor]
@@ -428,7 +428,7 @@ def deformable_attention(
 
     def both(ext: ModuleType) -> Results:
         if ext is extension:
-            output = sample_on_cpu(inputs[0], shapes, *inputs[1:])
+            output = sample_levels(inputs[0], shapes, *inputs[1:])
         elif attention_is_compiled():
             output = mmcv_attention.MultiScaleDeformableAttnFunction.apply(inputs[0], sizes, starts, *inputs[1:], 64)
         else:

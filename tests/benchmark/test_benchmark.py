@@ -17,7 +17,7 @@ from mmitpn.benchmark.case import BenchmarkCase, build_case, set_checkpointing
 from mmitpn.benchmark.macs import SAMPLING_OPS, count_macs
 from mmitpn.benchmark.memory import gradient_difference, measure_step, peak_tensor_bytes, process_peak_bytes
 from mmitpn.benchmark.speed import MatmulPeak, describe_machine, interleave
-from mmitpn.ops.deformable_attention import sample_on_cpu
+from mmitpn.ops.deformable_attention import sample_levels
 
 CPU = torch.device('cpu')
 
@@ -206,11 +206,15 @@ def test_sampling_counts_four_per_value() -> None:
     assert report.by_op == {'grid_sampler_2d': 4 * 6 * 4 * 5}
 
 
-def test_sampling_on_a_cpu_counts_the_same() -> None:
+def test_deformable_attention_counts_the_same() -> None:
     value, locations, weights = torch.rand(2, 20, 3, 8), torch.rand(2, 7, 3, 1, 4, 2), torch.rand(2, 7, 3, 1, 4)
-    report = count_macs(nn.Identity(), call=lambda: sample_on_cpu(value, [[4, 5]], locations, weights))
-    assert report.total == 4 * locations[..., 0].numel() * 8
+    report = count_macs(nn.Identity(), call=lambda: sample_levels(value, [[4, 5]], locations, weights))
+    assert report.by_op == {'sample_levels': 4 * locations[..., 0].numel() * 8}
     assert set(report.by_op) <= set(SAMPLING_OPS)
+
+    value.requires_grad_()
+    report = count_macs(nn.Identity(), call=lambda: sample_levels(value, [[4, 5]], locations, weights).sum().backward())
+    assert report.total == 2 * report.by_op['sample_levels']  # only the values need a gradient
 
 
 def test_a_module_called_past_its_parent_is_still_counted_for_itself() -> None:

@@ -16,11 +16,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.autograd import Function
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmitpn.ops
 from mmitpn.ops import deformable_attention
 from mmitpn.ops import deformable_attention as module
-from mmitpn.ops.deformable_attention import ms_deform_attn_backward, ms_deform_attn_forward, sample_on_cpu
+from mmitpn.ops.deformable_attention import ms_deform_attn_backward, ms_deform_attn_forward, sample_levels
 
 needs_triton = pytest.mark.skipif(
     find_spec('triton') is None, reason='Triton, which comes with torch on Linux, is missing'
@@ -31,7 +32,7 @@ COMPARE = """
 import torch
 from mmitpn.ops import deformable_attention, extension
 from mmitpn.ops import deformable_attention_triton as kernels
-from mmitpn.ops.deformable_attention import sample_on_cpu as on_cpu
+from mmitpn.ops.deformable_attention import sample_levels
 from mmitpn.ops.deformable_attention_triton import TritonSample
 
 DEVICE = 'cpu'
@@ -42,7 +43,7 @@ BOUNDS = {F32: 1e-5, BF16: 2**-7, F16: 2**-10}
 
 def sample_on_cpu(value, shapes, points, weights):
     with torch.device('cpu'):
-        return on_cpu(value.cpu(), shapes, points.cpu(), weights.cpu()).to(DEVICE)
+        return sample_levels(value.cpu(), shapes, points.cpu(), weights.cpu()).to(DEVICE)
 
 def level_tensors(shapes):
     sizes = torch.tensor(shapes)
@@ -182,6 +183,13 @@ except ValueError as raised:
     assert 'is (1, 2, 8); allowed: (1, 3, 8)' in str(raised), raised
 else:
     raise SystemExit('a gradient of another shape was taken')
+# The operator of torch, which fills the tensors that describe the levels on the device.
+def operator(value, sizes, starts, points, weights):
+    return sample_levels(value, sizes.tolist(), points, weights)
+
+if DEVICE != 'cpu':
+    compare('sample_levels', MAPS[:2], make(MAPS[:2], 2, 17, 2, 24, 3), operator)
+    compare('sample_levels without Triton', MAPS[:2], make(MAPS[:2], 2, 17, 2, 12, 3), operator)
 print('all compared')
 """
 
@@ -219,7 +227,7 @@ def by_grid_sample(value, shapes, points, weights):
 def test_samples_and_gradients_are_those_of_grid_sample(shapes, spread):
     inputs = make_inputs(shapes, spread=spread)
     expected = with_gradients(by_grid_sample, inputs, shapes)
-    for ours, theirs in zip(with_gradients(sample_on_cpu, inputs, shapes), expected, strict=True):
+    for ours, theirs in zip(with_gradients(sample_levels, inputs, shapes), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -229,7 +237,7 @@ def test_a_point_nowhere_samples_zero(point):
     value, points, weights = make_inputs(shapes)
     points = points.detach()
     points[0, 3] = point
-    output = sample_on_cpu(value, shapes, points, weights)
+    output = sample_levels(value, shapes, points, weights)
     assert output.isfinite().all()
     assert (output[0, 3] == 0).all()
     assert (output[0, 4] != 0).any()
@@ -238,12 +246,12 @@ def test_a_point_nowhere_samples_zero(point):
 def test_what_needs_no_gradient_gets_none():
     shapes = [[4, 5]]
     value, points, weights = (tensor.detach() for tensor in make_inputs(shapes))
-    sample_on_cpu(value.requires_grad_(), shapes, points, weights).sum().backward()
+    sample_levels(value.requires_grad_(), shapes, points, weights).sum().backward()
     assert value.grad is not None
     assert points.grad is None
 
     value = value.detach()
-    sample_on_cpu(value, shapes, points, weights.requires_grad_()).sum().backward()
+    sample_levels(value, shapes, points, weights.requires_grad_()).sum().backward()
     assert weights.grad is not None
     assert value.grad is None
 
@@ -253,8 +261,54 @@ def test_keeps_only_its_inputs_for_the_backward_pass():
     inputs = make_inputs(shapes, queries=64)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()), lambda none: none):
-        sample_on_cpu(inputs[0], shapes, *inputs[1:])
+        sample_levels(inputs[0], shapes, *inputs[1:])
     assert sum(kept) == sum(tensor.numel() for tensor in inputs)
+
+
+@pytest.mark.parametrize('queries', [0, 11])
+def test_the_operator_keeps_the_rules_of_torch_library(queries):
+    inputs = make_inputs([[3, 4], [1, 2]], queries=queries)
+    sizes = [3, 4, 1, 2]
+    torch.library.opcheck(torch.ops.mmitpn.sample_levels.default, (*inputs, sizes))
+    inputs = [tensor.detach() for tensor in inputs]
+    grad = torch.rand(2, queries, 24)
+    for needed in itertools.product((True, False), repeat=2):
+        torch.library.opcheck(torch.ops.mmitpn.sample_levels_backward.default, (grad, *inputs, sizes, *needed))
+
+
+@pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('dynamic', [False, True])
+def test_a_compiled_graph_has_no_break(request, backend, dynamic):
+    if backend == 'inductor':
+        request.getfixturevalue('inductor')
+    torch.compiler.reset()
+    compiled = torch.compile(
+        lambda value, shapes, *rest: sample_levels(value * 2, shapes, *rest) + 1,
+        backend=backend,
+        dynamic=dynamic,
+        fullgraph=True,
+    )
+    for shapes, queries in (([[4, 5], [2, 3]], 7), ([[6, 5], [3, 4]], 9)):
+        inputs = make_inputs(shapes, queries=queries)
+        expected = with_gradients(lambda value, *rest: sample_levels(value * 2, *rest) + 1, inputs, shapes)
+        for found, wanted in zip(with_gradients(compiled, inputs, shapes), expected, strict=True):
+            torch.testing.assert_close(found, wanted)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(inputs[0], shapes, *inputs[1:]), expected[0])
+    torch.compiler.reset()
+
+
+def test_other_devices_get_the_levels_without_a_copy_from_the_host():
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert func.overloadpacket.__name__ not in {'_to_copy', 'lift_fresh', 'copy_', '_local_scalar_dense'}, func
+            return func(*args, **kwargs or {})
+
+    sizes = [4, 5, 2, 3, 1, 1]
+    with Copies():
+        shapes, starts = module.level_tensors(module._pairs(sizes), torch.device('cpu'))
+    assert shapes.tolist() == [[4, 5], [2, 3], [1, 1]]
+    assert starts.tolist() == [0, 20, 26]
 
 
 class DeformableAttention(Function):
@@ -344,7 +398,7 @@ def test_maps_with_gaps_between_them():
     shapes, gap = torch.tensor([[2, 3], [3, 2]]), torch.tensor([1, 12])
     packed = torch.cat([value[:, 1:7], value[:, 12:18]], 1)
     output = ms_deform_attn_forward(value, shapes, gap, points, weights, 64)
-    torch.testing.assert_close(output, sample_on_cpu(packed, shapes.tolist(), points, weights))
+    torch.testing.assert_close(output, sample_levels(packed, shapes.tolist(), points, weights))
 
 
 def test_no_queries_no_images_and_half_precision():
@@ -444,7 +498,7 @@ def check_pytorch_samples_after_one_warning(text):
         warnings.simplefilter('error')
         module.ms_deform_attn_forward(*inputs, 64)
         module.ms_deform_attn_backward(*inputs, torch.ones_like(output), *gradients, 64)
-    expected = module.sample_on_cpu(value, shapes.tolist(), points, weights)
+    expected = module.sample_levels(value, shapes.tolist(), points, weights)
     torch.testing.assert_close(output, expected)
     for ours, theirs in zip(gradients, torch.autograd.grad(expected.sum(), (value, points, weights)), strict=True):
         torch.testing.assert_close(ours, theirs)

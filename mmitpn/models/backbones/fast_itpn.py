@@ -32,6 +32,7 @@ from ..layers import (
     layer_norm,
     maybe_checkpoint,
     nhwc_to_nchw,
+    plain_sizes,
     resample_abs_pos_embed,
     run_blocks,
 )
@@ -257,7 +258,7 @@ class BaseITPN(StateDictAdapter, PretrainedModule):
         """
         check_images(x, self.in_channels)
         self._remind_of_init_cfg()
-        height, width = map(int, x.shape[-2:])  # numbers also where a tracer gives tensors
+        height, width = plain_sizes(x.shape[-2:])
         x = self.patch_embed(pad_to_multiple(x, STRIDES[-1]))
         maps = self.forward_stages(x)
         maps = [maps[i] for i in self.out_indices] + maps[len(maps) - len(self.out_blocks) :]
@@ -623,7 +624,7 @@ class FastITPN(BaseITPN):
         batches = [len(x) for x in tokens]
         if len(set(batches)) > 1:
             raise ValueError(f'the batch sizes are {batches}; give the same number of samples of every image')
-        grids = [tuple(map(int, x.shape[1:3])) for x in tokens]
+        grids = [plain_sizes(x.shape[1:3]) for x in tokens]
         x = torch.cat([x.flatten(1, 2) for x in tokens], 1)  # B, N, C
         counts = [height * width for height, width in grids]
         parts = [out.split(counts, 1) for out in self.forward_main(x)]

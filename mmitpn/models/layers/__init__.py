@@ -22,6 +22,7 @@ from .patch import (
     PatchSplit,
     nchw_to_nhwc,
     nhwc_to_nchw,
+    plain_sizes,
 )
 from .pos_embed import (
     resample_abs_pos_embed,
@@ -53,6 +54,7 @@ __all__ = [
     'maybe_checkpoint',
     'nchw_to_nhwc',
     'nhwc_to_nchw',
+    'plain_sizes',
     'resample_abs_pos_embed',
     'resample_rel_pos',
     'resample_rel_pos_table',

@@ -5,7 +5,7 @@ Inside the networks a map is channels-last, ``(B, H, W, C)``, so that LayerNorm 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,14 @@ def nhwc_to_nchw(x: Tensor) -> Tensor:
 def nchw_to_nhwc(x: Tensor) -> Tensor:
     """View ``(B, C, H, W)`` as channels-last ``(B, H, W, C)``; copies only memory in another order."""
     return x.permute(0, 2, 3, 1).contiguous()
+
+
+# --- sizes in a graph that is traced ---------------------------------------------------------------------------------
+
+
+def plain_sizes(sizes: Iterable[int]) -> tuple[int, ...]:
+    """Sizes as numbers where ``torch.jit.trace`` gives tensors; the symbols of an export or a compiler stay."""
+    return tuple(map(int, sizes)) if torch.jit.is_tracing() else tuple(sizes)
 
 
 # --- changes of resolution -----------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,6 +40,11 @@ def _resampling_matrix(source: int, target: int, mode: str, device: torch.device
     return resized[0, :, :, 0].T.contiguous()
 
 
+def _are_equal(source: Sequence[int], target: Sequence[int]) -> bool:
+    """Whether two grids are known to be the same; dynamic sides are not, and resampling to the same grid is exact."""
+    return not any(isinstance(side, torch.SymInt) for side in target) and tuple(source) == tuple(target)
+
+
 def resample_abs_pos_embed(embedding: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
     """Resize a position embedding bicubically.
 
@@ -49,7 +56,7 @@ def resample_abs_pos_embed(embedding: Tensor, source: tuple[int, int], target: t
     Returns:
         ``(1, target[0] * target[1], C)``: the embedding itself where the two grids are the same, else fp32.
     """
-    if tuple(source) == tuple(target):
+    if _are_equal(source, target):
         return embedding
     return resample(embedding.reshape(*source, -1), target).view(1, target[0] * target[1], -1)
 
@@ -65,7 +72,7 @@ def resample_rel_pos_table(table: Tensor, source: tuple[int, int], target: tuple
     Returns:
         The table of the wanted grid: the given one where the two are the same, else fp32.
     """
-    if tuple(source) == tuple(target):
+    if _are_equal(source, target):
         return table
     (rows, columns), (height, width) = ((2 * side - 1 for side in grid) for grid in (source, target))
     return resample(table.reshape(rows, columns, -1), (height, width)).view(height * width, -1)
@@ -73,6 +80,6 @@ def resample_rel_pos_table(table: Tensor, source: tuple[int, int], target: tuple
 
 def resample_rel_pos(vectors: Tensor, side: int) -> Tensor:
     """Resize the vectors of all offsets along one side linearly: ``(2 * s - 1, C)`` to ``(2 * side - 1, C)``."""
-    if len(vectors) == 2 * side - 1:
+    if _are_equal((len(vectors),), (2 * side - 1,)):
         return vectors
     return resample(vectors[:, None], (2 * side - 1, 1), 'linear')[:, 0]

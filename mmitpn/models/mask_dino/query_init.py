@@ -11,13 +11,11 @@ import torch.nn.functional as F
 from mmdet.models.layers import inverse_sigmoid
 from torch import Tensor
 
+from mmitpn.models.dino import FeatureLevels
+
 BOX_STARTS = ('mask2box', 'bitmask', 'no')
 DENOISING = ('seg', 'standard', 'no')
 EPS = 1e-5
-
-# Width and height of a proposal on the first level in the decoder's order, in fractions of the image; they double with
-# each next level. Proposals closer to a border than the margin are invalid.
-_PROPOSAL_SIZE, _PROPOSAL_MARGIN = 0.05, 0.01
 
 
 def box_logits(boxes: Tensor) -> Tensor:
@@ -48,38 +46,9 @@ class SelectedQueries(NamedTuple):
         return SelectedQueries(self.content[:, :number], self.boxes[:, :number], self.index[:, :number], self.scores)
 
 
-def gen_encoder_output_proposals(
-    shapes: Sequence[tuple[int, int]], padding_mask: Tensor | None, like: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One proposal box per position of the levels.
-
-    Args:
-        shapes: Heights and widths of the levels, in the decoder's order.
-        padding_mask: ``(B, N)``, True on padding, or None.
-        like: Any tensor on the device of the result.
-
-    Returns:
-        Box logits ``(B or 1, N, 4)``, ``inf`` where invalid, and the valid positions, ``(B or 1, N, 1)``.
-    """
-    boxes = []
-    for level, (height, width) in enumerate(shapes):
-        y = (torch.arange(height, device=like.device, dtype=torch.float32) + 0.5) / height
-        x = (torch.arange(width, device=like.device, dtype=torch.float32) + 0.5) / width
-        size = torch.full((height, width), _PROPOSAL_SIZE * 2**level, device=like.device)
-        centers = [x.expand(height, width), y[:, None].expand(height, width)]
-        boxes.append(torch.stack([*centers, size, size], -1).flatten(0, 1))
-    proposals = torch.cat(boxes)[None]
-    valid = ((proposals > _PROPOSAL_MARGIN) & (proposals < 1 - _PROPOSAL_MARGIN)).all(-1, keepdim=True)
-    if padding_mask is not None:
-        valid = valid & ~padding_mask.unsqueeze(-1)
-    logits = torch.log(proposals / (1 - proposals)).masked_fill(~valid, float('inf'))
-    return logits, valid
-
-
 def select_queries(
     memory: Tensor,
-    shapes: Sequence[tuple[int, int]],
-    padding_mask: Tensor | None,
+    levels: FeatureLevels,
     *,
     number: int,
     transform: Callable[[Tensor], Tensor],
@@ -93,8 +62,7 @@ def select_queries(
 
     Args:
         memory: The encoder's levels in the decoder's order, flattened, ``(B, N, C)``.
-        shapes: Heights and widths of the levels.
-        padding_mask: ``(B, N)``, True on padding, or None.
+        levels: The levels, with their padding.
         number: Number of queries to select.
         transform: Projection and norm of the memory.
         classify: Class logits of transformed memory.
@@ -104,7 +72,7 @@ def select_queries(
         The ``number`` selected queries.
     """
     missing = max(number - memory.shape[1], 0)
-    boxes, valid = gen_encoder_output_proposals(shapes, padding_mask, memory)
+    boxes, valid = levels.proposals()
     memory = transform(memory.masked_fill(~valid, 0.0))
     scores = classify(memory).amax(-1)
     index = F.pad(scores, (0, missing), value=float('-inf')).topk(number, dim=1).indices

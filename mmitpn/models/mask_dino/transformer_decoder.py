@@ -11,9 +11,8 @@ from mmdet.models.layers import MLP
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmitpn.models.dino import DinoTransformerDecoder, autocast_disabled
+from mmitpn.models.dino import DinoTransformerDecoder, FeatureLevels, autocast_disabled
 
-from .pixel_decoder import flatten_padding_mask, level_start_index
 from .query_init import (
     BOX_STARTS,
     EPS,
@@ -227,27 +226,22 @@ class MaskDINOTransformerDecoder(BaseModule):
         *,
         all_layers: bool,
     ) -> DecoderOutputs:
-        shapes = [tuple(level.shape[-2:]) for level in levels]
-        memory = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1)
-        padding_mask = flatten_padding_mask(padding_mask, shapes)
+        memory = FeatureLevels.flatten(levels)
+        levels = FeatureLevels.of(levels, padding_mask, fractions_of_padded=True)
         batch_size, num_dn = len(memory), 0 if dn_queries is None else dn_queries.number
 
-        content, boxes, selected, encoder_outputs = self._init_queries(memory, shapes, padding_mask, mask_features)
+        content, boxes, selected, encoder_outputs = self._init_queries(memory, levels, mask_features)
         num_padded = max(self.num_queries - memory.shape[1], 0) if self.two_stage else 0
         num_real = self.num_queries - num_padded
         if dn_queries is not None:
             content = torch.cat((dn_queries.scatter(self.label_embed(dn_queries.labels), batch_size), content), 1)
             boxes = torch.cat((dn_queries.scatter(dn_queries.boxes, batch_size), boxes), 1)
-        spatial_shapes = torch.tensor(shapes, device=memory.device)
         states, references = self.decoder(
-            query=content,
-            value=memory,
-            key_padding_mask=padding_mask,
+            content,
+            memory,
+            levels,
             self_attn_mask=None if dn_queries is None else dn_queries.attention_mask(self.num_queries),
             reference_points=boxes.sigmoid(),
-            spatial_shapes=spatial_shapes,
-            level_start_index=level_start_index(spatial_shapes),
-            valid_ratios=memory.new_ones(batch_size, len(shapes), 2),
             reg_branches=[self.box_embed] * self.decoder.num_layers,
             num_padded=num_padded,
         )
@@ -264,7 +258,7 @@ class MaskDINOTransformerDecoder(BaseModule):
         )
 
     def _init_queries(
-        self, memory: Tensor, shapes: list[tuple[int, int]], padding_mask: Tensor | None, mask_features: Tensor
+        self, memory: Tensor, levels: FeatureLevels, mask_features: Tensor
     ) -> tuple[Tensor, Tensor, SelectedQueries | None, LayerOutputs | None]:
         """Content ``(B, Q, C)`` and box logits ``(B, Q, 4)`` of the matching queries, and where they were selected."""
         batch_size = len(memory)
@@ -273,8 +267,7 @@ class MaskDINOTransformerDecoder(BaseModule):
             return content.expand(batch_size, -1, -1), boxes.expand(batch_size, -1, -1), None, None
         selected = select_queries(
             memory,
-            shapes,
-            padding_mask,
+            levels,
             number=self.num_queries,
             transform=lambda x: self.memory_norm(self.memory_proj(x)),
             classify=self.class_embed,

@@ -173,8 +173,8 @@ class GatheringAttention:
         weighted = member if tokens.weight is None else member * tokens.weight.unsqueeze(-2)
         size = weighted.sum(-1)  # B or 1, W or 1, K
         self._pool = weighted / size.clamp(min=1).unsqueeze(-1)
-        windows = torch.arange(grid.num_windows, device=x.device)
-        others = torch.stack([torch.cat((windows[:i], windows[i + 1 :])) for i in range(grid.num_windows)])  # W, W - 1
+        other = torch.arange(grid.num_windows - 1, device=x.device)
+        others = other + (other >= torch.arange(grid.num_windows, device=x.device)[:, None])  # W, W - 1: without its own
         self.others = (others[..., None] * num_tokens + torch.arange(num_tokens, device=x.device)).flatten()
         far = (
             size.log().expand(-1, grid.num_windows, -1).flatten(1)[:, self.others].view(-1, grid.num_windows, self._far)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmitpn.config_types import type_name
 
-from ..layers import maybe_checkpoint
+from ..layers import maybe_checkpoint, plain_sizes
 from .gathering import GatheringAttention, ProportionalAttention, TokenGathering
 from .migration import REDUCERS, BaseTokenReducer
 from .windows import WindowedTokens, WindowPartition
@@ -53,7 +53,7 @@ class TokenReduction(nn.Module):
         Returns:
             The outputs of ``out_blocks``, then that of ``last_block``: ``(B, H, W, C)``, all tokens where they were.
         """
-        height, width = map(int, x.shape[1:3])  # numbers also where a tracer gives tensors
+        height, width = plain_sizes(x.shape[1:3])
         grid = WindowPartition(height, width) if self.gathering is None else self.gathering.windows(height, width)
         tokens = WindowedTokens.of(x, grid)
         attends: dict[bool, Any] = {}  # windowed or not -> how the present tokens attend

@@ -13,7 +13,7 @@ from mmdet.models.task_modules.assigners import BBoxL1Cost
 from mmitpn.models.mask_dino import LayerOutputs, MaskDINOTargets
 from mmitpn.models.mask_dino.criterion import HungarianMatcher, targets_from_label_map
 from mmitpn.models.mask_dino.pixel_decoder import LevelLayout, MaskDINOPixelDecoder
-from mmitpn.models.mask_dino.query_init import gen_encoder_output_proposals, masks_to_boxes
+from mmitpn.models.mask_dino.query_init import masks_to_boxes
 
 R50 = (256, 512, 1024, 2048)
 STRIDES = (4, 8, 16, 32)
@@ -133,16 +133,6 @@ def test_an_empty_mask_has_a_box_of_zeros():
     assert boxes.tolist() == [[0, 0, 0, 0], [5, 3, 5, 3]]
     assert filled.tolist() == [False, True]
     assert masks_to_boxes(masks[:0])[0].shape == (0, 4)
-
-
-def test_proposals_grow_with_the_level_and_are_invalid_on_padding():
-    padding_mask = torch.zeros(1, 2 * 2 + 1, dtype=torch.bool)
-    padding_mask[0, 1] = True
-    logits, valid = gen_encoder_output_proposals([(2, 2), (1, 1)], padding_mask, torch.zeros(1))
-    assert valid.flatten().tolist() == [True, False, True, True, True]
-    assert logits[0, 1].isinf().all()
-    torch.testing.assert_close(logits[0, 0].sigmoid(), torch.tensor([0.25, 0.25, 0.05, 0.05]))
-    torch.testing.assert_close(logits[0, 4].sigmoid(), torch.tensor([0.5, 0.5, 0.1, 0.1]))
 
 
 class ScaledL1Cost(BBoxL1Cost):
