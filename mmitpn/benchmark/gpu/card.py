@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import partial
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -17,8 +18,9 @@ ATTENTION = {
     'cuDNN': SDPBackend.CUDNN_ATTENTION,
     'efficient': SDPBackend.EFFICIENT_ATTENTION,
 }
-# Of deformable attention: the layer takes the first that is there.
-PATHS = ('compiled mmcv', 'triton', 'pytorch')
+# Of deformable attention: mmcv's kernels, this project's operator with its Triton kernels and in PyTorch, and
+# mmcv's function around grid_sample.
+PATHS = ('compiled mmcv', 'triton', 'pytorch', 'grid_sample')
 
 
 def gemm_peak(device: torch.device, dtype: torch.dtype, *, sides: tuple[int, ...] | None = None) -> Row:
@@ -64,7 +66,7 @@ def deformable_attention(device: torch.device, queries: int | None, path: str, d
     """
     from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction, multi_scale_deformable_attn_pytorch
 
-    from mmitpn.ops.deformable_attention import triton_kernels
+    from mmitpn.ops import deformable_attention as ours
     from mmitpn.ops.install import status
 
     shapes = [(100, 167), (50, 84), (25, 42), (13, 21)] if device.type == 'cuda' else [(10, 17), (5, 9)]
@@ -73,20 +75,18 @@ def deformable_attention(device: torch.device, queries: int | None, path: str, d
     value = torch.randn(2, positions, 8, 32, device=device).to(dtype).requires_grad_()
     points = torch.rand(2, count, 8, len(shapes), 4, 2, device=device).requires_grad_()
     weights = torch.rand(2, count, 8, len(shapes), 4, device=device).requires_grad_()
-    sizes = torch.tensor(shapes, device=device)
-    starts = torch.cat((sizes.new_zeros(1), sizes.prod(1).cumsum(0)[:-1]))
-    if path == 'triton':
-        kernels = triton_kernels(value)
-        if kernels is None:
-            raise RowSkippedError('no Triton kernels on this device')
-        call = partial(kernels.TritonSample.apply, value, sizes, starts, points, weights)
-    elif path == 'compiled mmcv':
+    call = partial(ours.sample_levels, value, shapes, points, weights)
+    if path == 'triton' and ours.triton_kernels(value) is None:
+        raise RowSkippedError('no Triton kernels on this device')
+    if path == 'compiled mmcv':
         if status().kind != 'compiled':
             raise RowSkippedError(f'mmcv has no compiled operators ({status().kind})')
-        call = partial(MultiScaleDeformableAttnFunction.apply, value, sizes, starts, points, weights, 64)
-    else:
+        levels = ours.level_tensors(shapes, device)
+        call = partial(MultiScaleDeformableAttnFunction.apply, value, *levels, points, weights, 64)
+    elif path == 'grid_sample':
         call = partial(multi_scale_deformable_attn_pytorch, value, shapes, points.to(dtype), weights.to(dtype))
-    forward = latency(torch.no_grad()(call), device, seconds=0.5)
-    gradient = torch.randn_like(call())
-    both = latency(lambda: torch.autograd.grad(call(), (value, points, weights), gradient), device, seconds=0.5)
+    with patch.object(ours, 'triton_kernels', lambda _: None) if path == 'pytorch' else nullcontext():
+        forward = latency(torch.no_grad()(call), device, seconds=0.5)
+        gradient = torch.randn_like(call())
+        both = latency(lambda: torch.autograd.grad(call(), (value, points, weights), gradient), device, seconds=0.5)
     return {'forward ms': forward['ms'], 'step ms': both['ms'], 'peak_GB': both.get('peak_GB', 0.0)}

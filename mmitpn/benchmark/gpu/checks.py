@@ -26,6 +26,7 @@ OPERATORS = (
     'sigmoid_focal_loss',
     'box_iou_rotated',
     'point_sample',
+    'deformable attention',
 )
 OPERATOR_LIMIT, MODEL_LIMIT = 1e-4, 1e-2
 
@@ -68,6 +69,8 @@ def _operators() -> Iterator[tuple[str, Callable[..., Tensor], list[Tensor]]]:
     """Name, function and inputs of the operators of detectors; gradients are compared of inputs that require them."""
     from mmcv import ops
 
+    from mmitpn.ops.deformable_attention import sample_levels
+
     torch.manual_seed(0)
     maps = torch.randn(2, 8, 25, 30, requires_grad=True)
     start = torch.rand(40, 2) * 60
@@ -97,10 +100,14 @@ def _operators() -> Iterator[tuple[str, Callable[..., Tensor], list[Tensor]]]:
     yield 'box_iou_rotated', lambda a: ops.box_iou_rotated(a, a), [rotated]
     points = torch.rand(2, 60, 2, requires_grad=True)
     yield 'point_sample', ops.point_sample, [maps, points]
+    shapes = [(12, 10), (6, 5)]
+    value = torch.randn(2, 150, 4, 8, requires_grad=True)
+    places, weights = torch.rand(2, 30, 4, 2, 3, 2, requires_grad=True), torch.rand(2, 30, 4, 2, 3, requires_grad=True)
+    yield 'deformable attention', lambda v, p, w: sample_levels(v, shapes, p, w), [value, places, weights]
 
 
 def check_operator(name: str, device: torch.device) -> Row:
-    """Output and gradients of an operator of mmcv on the device against the CPU.
+    """Output and gradients of an operator of detectors on the device against the CPU.
 
     Args:
         name: One of ``OPERATORS``.

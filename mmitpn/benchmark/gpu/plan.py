@@ -194,8 +194,9 @@ def _models(
 def _deformable(device: torch.device) -> Iterator[PlannedRow]:
     for where, queries in (('encoder', None), ('900 queries', 900)):
         for path in PATHS:
-            # mmcv's kernels have no bf16.
-            dtypes = {'fp32': torch.float32, **({} if path == 'compiled mmcv' else {'bf16': torch.bfloat16})}
+            dtypes = {'fp32': torch.float32}
+            if device.type == 'cuda' and path != 'compiled mmcv':  # whose kernels have no bf16
+                dtypes['bf16'] = torch.bfloat16
             for name, dtype in dtypes.items():
                 call = partial(deformable_attention, device, queries, path, dtype)
                 yield PlannedRow('attention', f'{where}, {path}, {name}', call, 2.0)
