@@ -128,9 +128,15 @@ def _pin_memory(cfg: Config, names: tuple[str, ...]) -> list[str]:
 
 
 def _fuse_optimizer(cfg: Config) -> list[str]:
-    """One kernel for all parameters of a group: equal up to rounding, and GradScaler asks the host for no decision."""
+    """One kernel for all parameters of a group: equal up to rounding, and GradScaler asks the host for no decision.
+
+    A run that is resumed takes the setting of its checkpoint's groups. An optimizer that was built as fused and loads
+    groups that are not fails under GradScaler, which gives it the scale to divide by; the other way around works.
+    """
     wrapper = cfg.get('optim_wrapper') or {}
     optimizer: Any = wrapper.get('optimizer')
+    if cfg.get('resume'):
+        return []
     if cfg.get('strategy') or (type_name(wrapper) or 'OptimWrapper') not in WRAPPERS:
         return []  # sharded models and other engines step in their own way
     if not isinstance(optimizer, Mapping) or not is_type(optimizer, *FUSED):

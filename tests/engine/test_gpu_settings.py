@@ -182,6 +182,29 @@ def test_a_fused_step_is_equal_up_to_rounding():
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize('fused', [True, None])
+def test_a_resumed_run_has_the_optimizer_of_its_checkpoint(on_gpu, fused):
+    """Also under the scaler of fp16, which fails where the groups that are loaded are not those that were built."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 4)
+
+    def step(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        scaler = torch.amp.GradScaler('cpu')
+        scaler.scale(model(torch.randn(2, 4)).sum()).backward()
+        scaler.step(optimizer)
+        return optimizer
+
+    saved = step(torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)).state_dict()
+    cfg = small()
+    cfg.resume = True
+    apply_gpu_settings(cfg, training=True)
+    assert 'fused' not in cfg.optim_wrapper.optimizer
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer.load_state_dict(saved)
+    step(optimizer)
+    assert optimizer.param_groups[0]['fused'] is fused
+
+
 @pytest.mark.parametrize(
     ('device', 'bf16', 'kind'),
     [
