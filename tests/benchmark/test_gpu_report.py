@@ -12,10 +12,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from mmitpn import FastITPN
 from mmitpn.benchmark.gpu.aims import AIMS, aims_table, row_name
-from mmitpn.benchmark.gpu.checks import check_model, check_operator
+from mmitpn.benchmark.gpu.checks import OPERATORS, check_model, check_operator
 from mmitpn.benchmark.gpu.networks import kind_of
-from mmitpn.benchmark.gpu.plan import CHECKED, plan_rows
+from mmitpn.benchmark.gpu.plan import CHECKED, VARIANTS, plan_rows
 from mmitpn.benchmark.gpu.report import SECTIONS, GpuReport, PlannedRow, Row, RowSkippedError
 from mmitpn.utils import config_folder
 
@@ -97,13 +98,16 @@ def test_aims_are_compared():
         row_name('both'): 2.5,
         row_name('global', mode='CUDA graphs', batch=1): 4.3,
     }
-    rows = {f'tokens: {name}': {'ms/image': time} for name, time in times.items()}
+    rows = {f'tokens: {name}': {'section': 'tokens', 'ms/image': time} for name, time in times.items()}
+    for number in (2, 3):
+        rows[f'waits: {number}'] = {'section': 'waits', 'waits': number, 'at most': 2}
     table = '\n'.join(aims_table(rows))
     assert '| at most 4.4 ms per image | 4 | yes |' in table
     assert '| at least 1.5 times as fast | 2 | yes |' in table
     assert '| at least 2 times as fast | 1.6 | no |' in table
     assert '| at least 0.9 of the rate of batch 8 | 0.93 | yes |' in table
-    assert '\n'.join(aims_table({})).count('not measured') == len(AIMS)
+    assert '| 1 of 2 rows within | no |' in table
+    assert '\n'.join(aims_table({})).count('not measured') == len(AIMS) + 1
 
 
 def test_everything_is_planned_once_and_the_aims_within_the_quick_run():
@@ -144,3 +148,42 @@ def test_rows_without_mmdet_or_mmcv_are_skipped(tmp_path, monkeypatch):
 )
 def test_kernels_are_grouped_by_what_they_do(name, kind):
     assert kind_of(name) == kind
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('name', OPERATORS)
+def test_operators_on_a_gpu_equal_the_cpu(name, exact_fp32):
+    pytest.importorskip('mmcv')
+    check_operator(name, CUDA)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('config', CHECKED)
+def test_models_on_a_gpu_equal_the_cpu(config, exact_fp32):
+    try:
+        row = check_model(config_folder() / config, CUDA, (128, 160))
+    except ModuleNotFoundError as error:
+        pytest.skip(f'{error.name} is not installed')
+    assert row['loss'] < 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_cuda_graphs_of_the_backbone_equal_eager(variant, exact_fp32):
+    torch.manual_seed(0)
+    backbone = FastITPN('tiny', **VARIANTS[variant] if 'windows' not in variant else {}).cuda().eval()
+    images = torch.randn(1, 3, 512, 512, device='cuda')
+    compiled = torch.compile(backbone, mode='reduce-overhead', dynamic=False)
+    with torch.inference_mode():
+        expected = backbone(images)
+        for _ in range(3):  # warm-up, capture, replay
+            found = [one.clone() for one in compiled(images)]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def exact_fp32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, 'allow_tf32', False)
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from importlib import import_module
 
 import pytest
 import torch
@@ -155,6 +156,14 @@ def test_tf32_and_static_graph_are_asked_for(on_gpu, monkeypatch):
 def test_mistakes_are_reported(given, error, words):
     with pytest.raises(error, match=words.replace('(', r'\(')):
         read_gpu_settings(Config({'gpu_settings': given}))
+
+
+@pytest.mark.parametrize('command', [['train', 'a.py'], ['test', 'a.py', 'b.pth']])
+def test_the_command_lines_have_the_option(command):
+    parse = import_module(f'mmitpn.commands.{command[0]}').parse_args
+    assert parse(command[1:]).gpu_settings is None
+    assert parse([*command[1:], '--no-gpu-settings']).gpu_settings is False
+    assert parse([*command[1:], '--gpu-settings']).gpu_settings is True
 
 
 def test_the_log_names_each_change(monkeypatch):

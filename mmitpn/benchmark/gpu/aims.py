@@ -70,4 +70,15 @@ def aims_table(rows: Rows) -> list[str]:
         else:
             reached = value <= limit if at_most else value >= limit
             lines.append(f'| {name} | {bound} | {value:.3g} | {"yes" if reached else "no"} |')
-    return [*lines, '']
+    return [*lines, _waits(rows), '']
+
+
+def _waits(rows: Rows) -> str:
+    """The line on waits of the host: how many rows of ``waits`` are within their budget."""
+    name = '| waits of the host | as each row of `waits` says |'
+    limited = [row for row in rows.values() if row['section'] == 'waits' and isinstance(row.get('at most'), int)]
+    if not limited:
+        return f'{name} not measured | |'
+    within = sum(row['waits'] <= row['at most'] for row in limited)
+    reached = 'yes' if within == len(limited) else 'no'
+    return f'{name} {within} of {len(limited)} rows within | {reached} |'

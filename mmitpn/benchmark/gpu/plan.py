@@ -43,7 +43,14 @@ MEASURED = (
     UPERNET,
     ('dino/dino-4scale_fast-itpn-b_8xb2-12e_coco.py', (800, 1333)),
 )
-WAITS = (CHECKED[0], CHECKED[1], CHECKED[4], MEASURED[0][0], MEASURED[1][0])
+# Config, and at most how many waits of the host a prediction and a loss may have; mmseg's losses have their own.
+WAITS = (
+    (CHECKED[0], 2, 4),
+    (CHECKED[1], 2, 4),
+    (CHECKED[4], 0, None),
+    (MEASURED[0][0], 2, 4),
+    (MEASURED[1][0], 2, 4),
+)
 SIZES = ((1024, 1024), (800, 1333), (512, 512), (224, 224))
 GATHERING = {'window_size': 16, 'num_tokens': 4}
 DEPTH = ARCHS['base']['depths'][-1]
@@ -87,10 +94,7 @@ def _everything(device: torch.device, peak: Callable[[str], float | None]) -> It
     yield from _models(device, MEASURED)
     yield from _deformable(device)
     yield from _tokens(base, peak, tuple(VARIANTS), compiled=None)
-    for config in WAITS:
-        for train in (False, True):
-            call = partial(count_waits, config_folder() / config, (256, 320), device, train=train)
-            yield PlannedRow('waits', f'{"loss" if train else "prediction"}, {config}', call, 4.0)
+    yield from _waits(device)
     yield from _tokens(base, peak, ('windows, 4 global blocks', 'migration'), compiled='default')
     for variant in ('global', 'gathering'):
         yield _kernel_row(base, variant, compiled=None)
@@ -189,6 +193,13 @@ def _models(
             yield PlannedRow(
                 'detectors', f'{"compiled " if compiled else ""}{name}', call, 2 * COMPILED if compiled else 8.0
             )
+
+
+def _waits(device: torch.device) -> Iterator[PlannedRow]:
+    for config, prediction, loss in WAITS:
+        for train, at_most in ((False, prediction), (True, loss)):
+            call = partial(count_waits, config_folder() / config, (256, 320), device, train=train, at_most=at_most)
+            yield PlannedRow('waits', f'{"loss" if train else "prediction"}, {config}', call, 4.0)
 
 
 def _deformable(device: torch.device) -> Iterator[PlannedRow]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import torch
 
 from mmitpn.benchmark.case import BenchmarkCase, build_case
 from mmitpn.benchmark.gpu.report import Row, RowSkippedError
-from mmitpn.benchmark.speed import latency
+from mmitpn.benchmark.speed import latency, synchronize
 
 
 def import_framework(config: Path) -> None:
@@ -68,35 +71,68 @@ def model_speed(
     model, step = build_case(_case(config, size, device, batch=batch, train=train))
     if channels_last:
         model.to(memory_format=torch.channels_last)
-    if compiled:
-        try:
-            from mmitpn.engine.compile import compile_model
-        except ModuleNotFoundError as error:
-            raise RowSkippedError('there is no mmitpn.engine.compile') from error
-        compile_model(model)
-    return latency(step, device, seconds=2.0, min_runs=10)
+    if not compiled:
+        return latency(step, device, seconds=2.0, min_runs=10)
+    try:
+        from mmitpn.engine.compile import compile_model
+    except ModuleNotFoundError as error:
+        raise RowSkippedError('there is no mmitpn.engine.compile') from error
+    compile_model(model)
+    start = time.perf_counter()
+    step()
+    synchronize(device)
+    return {'compile s': time.perf_counter() - start, **latency(step, device, seconds=2.0, min_runs=10)}
 
 
-def count_waits(config: Path, size: tuple[int, int], device: torch.device, *, train: bool) -> Row:
-    """How often the host waits for the GPU in a step with two images, by torch's own warnings.
+def count_waits(
+    config: Path, size: tuple[int, int], device: torch.device, *, train: bool, at_most: int | None = None
+) -> Row:
+    """How often the host waits for the GPU with two images, by torch's own warnings.
+
+    Counted from the normalized batch on: up to the results on the device, or up to the loss.
 
     Args:
         config: Config file.
         size: Height and width in pixels.
         device: A CUDA device.
-        train: The loss (forward and backward) instead of a prediction.
+        train: The loss instead of a prediction.
+        at_most: The number that it should not exceed, which the row shows.
+
+    Returns:
+        ``waits``, with ``train`` those in the ``backward`` pass, and the lines with the most.
     """
     if device.type != 'cuda':
         raise RowSkippedError('torch counts waits on CUDA devices only')
-    _, step = build_case(_case(config, size, device, batch=2, train=train))
-    step()
+    import_framework(config)
+    from mmitpn.testing.demo_inputs import build_from_config, inference_call, loss_call, make_samples
+
+    model = build_from_config(config).to(device).train(train)
+    inputs = torch.randn(2, 3, *size, device=device)
+    samples = make_samples(model, size, batch=2, objects=8, device=device)
+    call = loss_call(model, inputs, samples) if train else inference_call(model, inputs, samples, predict=True)
+    gradients = nullcontext() if train else torch.inference_mode()
+    with gradients, torch.autocast(device.type, torch.bfloat16):
+        call()  # constants are made once per size
+        with _waits() as waits:
+            result = call()
+    lines = Counter(f'{Path(one.filename).name}:{one.lineno}' for one in waits)
+    row: Row = {'waits': len(waits), 'at most': '' if at_most is None else at_most}
+    if train:
+        with _waits() as backward:
+            result.backward()
+        row['backward'] = len(backward)
+    return {**row, 'lines': ', '.join(f'{line} ({count})' for line, count in lines.most_common(8))}
+
+
+@contextmanager
+def _waits() -> Iterator[list[warnings.WarningMessage]]:
+    """The waits in this block: a list that is filled at its end."""
+    found: list[warnings.WarningMessage] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         torch.cuda.set_sync_debug_mode('warn')
         try:
-            step()
+            yield found
         finally:
             torch.cuda.set_sync_debug_mode('default')
-    waits = [one for one in caught if 'synchroniz' in str(one.message)]
-    lines = Counter(f'{Path(one.filename).name}:{one.lineno}' for one in waits)
-    return {'waits': len(waits), 'lines': ', '.join(f'{line} ({count})' for line, count in lines.most_common(8))}
+    found += [one for one in caught if 'synchroniz' in str(one.message)]
