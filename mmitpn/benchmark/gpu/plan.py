@@ -67,6 +67,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     'migration': {'token_migration': {}},
 }
+MODES = {None: 'eager', 'default': 'compiled', 'reduce-overhead': 'CUDA graphs'}  # of torch.compile
 EAGER, COMPILED = 3.0, 60.0
 
 
@@ -102,7 +103,8 @@ def _everything(device: torch.device, peak: Callable[[str], float | None]) -> It
     yield _token_row(one, peak, 'global', compiled=None)
     yield _token_row(base, peak, 'global', compiled=None, half_weights=True)
     yield from _sizes(device, peak, SIZES, batches=(1, 8), compiled=None)
-    yield from _models(device, MEASURED[:3], compiled=True)
+    yield from _models(device, MEASURED[:3], compiled='default')
+    yield from _models(device, MEASURED[:3], compiled='reduce-overhead', modes=(False,))
     for variant in ('global', 'gathering'):
         yield _kernel_row(base, variant, compiled='default')
     yield _token_row(base, peak, 'global', compiled='default', half_weights=True)
@@ -158,8 +160,7 @@ def _token_row(
     if depth != DEPTH and 'global_blocks' in backbone.get('token_gathering', {}):
         backbone = {'token_gathering': {**backbone['token_gathering'], 'global_blocks': (depth - 1,)}}
     case = replace(case, backbone=backbone)
-    mode = {None: 'eager', 'default': 'compiled', 'reduce-overhead': 'CUDA graphs'}[compiled]
-    name = row_name(variant, mode=mode, batch=case.batch) + (', bf16 weights' if half_weights else '')
+    name = row_name(variant, mode=MODES[compiled], batch=case.batch) + (', bf16 weights' if half_weights else '')
     return PlannedRow('tokens', name, call, COMPILED if compiled else EAGER)
 
 
@@ -180,19 +181,19 @@ def _models(
     device: torch.device,
     configs: tuple[tuple[str, tuple[int, int]], ...],
     *,
-    compiled: bool = False,
+    compiled: str | None = None,
+    modes: tuple[bool, ...] = (False, True),
     batch: int = 2,
 ) -> Iterator[PlannedRow]:
+    """Predictions of one image (False in ``modes``), and training steps of ``batch`` images (True)."""
     for config, size in configs:
-        for train in (False, True):
+        for train in modes:
             count = batch if train else 1
-            name = f'{"training step" if train else "prediction"}, batch {count}, {config}'
+            name = f'{"training step" if train else "prediction"}, batch {count}, {MODES[compiled]}, {config}'
             call = partial(
                 model_speed, config_folder() / config, size, device, batch=count, train=train, compiled=compiled
             )
-            yield PlannedRow(
-                'detectors', f'{"compiled " if compiled else ""}{name}', call, 2 * COMPILED if compiled else 8.0
-            )
+            yield PlannedRow('detectors', name, call, 2 * COMPILED if compiled else 8.0)
 
 
 def _waits(device: torch.device) -> Iterator[PlannedRow]:

@@ -54,7 +54,7 @@ def model_speed(
     *,
     batch: int,
     train: bool,
-    compiled: bool = False,
+    compiled: str | None = None,
     channels_last: bool = False,
 ) -> Row:
     """A prediction, or forward and backward of a training step, of a whole model in bf16 autocast.
@@ -65,19 +65,17 @@ def model_speed(
         device: The device.
         batch: Number of images.
         train: A training step instead of a prediction.
-        compiled: Compile the tensor part (``mmitpn.engine.compile.compile_model``).
+        compiled: Mode of :func:`mmitpn.engine.compile.compile_model`; None: eager.
         channels_last: Weights of convolutions in channels-last order.
     """
     model, step = build_case(_case(config, size, device, batch=batch, train=train))
     if channels_last:
         model.to(memory_format=torch.channels_last)
-    if not compiled:
+    if compiled is None:
         return latency(step, device, seconds=2.0, min_runs=10)
-    try:
-        from mmitpn.engine.compile import compile_model
-    except ModuleNotFoundError as error:
-        raise RowSkippedError('there is no mmitpn.engine.compile') from error
-    compile_model(model)
+    from mmitpn.engine.compile import compile_model
+
+    compile_model(model, mode=compiled)
     start = time.perf_counter()
     step()
     synchronize(device)
