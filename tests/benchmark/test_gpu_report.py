@@ -14,7 +14,7 @@ from rich.console import Console
 
 from mmitpn import FastITPN
 from mmitpn.benchmark.gpu.aims import AIMS, aims_table, row_name
-from mmitpn.benchmark.gpu.checks import OPERATORS, check_model, check_operator
+from mmitpn.benchmark.gpu.checks import OPERATORS, check_compiled, check_model, check_operator
 from mmitpn.benchmark.gpu.networks import kind_of
 from mmitpn.benchmark.gpu.plan import CHECKED, VARIANTS, plan_rows
 from mmitpn.benchmark.gpu.report import SECTIONS, GpuReport, PlannedRow, Row, RowSkippedError
@@ -165,6 +165,17 @@ def test_models_on_a_gpu_equal_the_cpu(config, exact_fp32):
     except ModuleNotFoundError as error:
         pytest.skip(f'{error.name} is not installed')
     assert row['loss'] < 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.parametrize('config', [CHECKED[0], CHECKED[1], CHECKED[4]])
+def test_compiled_models_on_a_gpu_equal_eager(config, exact_fp32):
+    try:
+        check_compiled(config_folder() / config, CUDA, (128, 160))
+    except ModuleNotFoundError as error:
+        pytest.skip(f'{error.name} is not installed')
+    torch._dynamo.reset()
 
 
 @pytest.mark.gpu

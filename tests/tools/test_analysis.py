@@ -267,7 +267,7 @@ def test_gpu_report_in_miniature(tmp_path, capsys):
     command = ['--out', str(tmp_path), '--device', 'cpu']
     assert report.main(command) == 0
     rows = json.loads((tmp_path / 'report.json').read_text())['rows']
-    assert max(row['gradients'] for row in rows.values() if row['section'] in ('operators', 'models')) == 0
+    assert max(row['gradients'] for row in rows.values() if row['section'] in ('operators', 'models')) < 1e-6
     assert rows['attention: encoder, triton, fp32']['skipped']
     skipped = {row['section'] for row in rows.values() if 'skipped' in row}
     assert skipped <= {'peak', 'attention'}  # kernels of GPUs

@@ -1,11 +1,11 @@
-"""Checks: operators, losses, gradients and predictions on the device against the CPU, in fp32."""
+"""Checks in fp32: operators, losses, gradients, predictions on the device against the CPU, compiled against eager."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -156,51 +156,92 @@ def check_model(config: Path, device: torch.device, size: tuple[int, int]) -> Ro
     Raises:
         RuntimeError: If one is above ``MODEL_LIMIT``.
     """
+    model = _build(config)
+    with SameRandomNumbers():
+        expected = _results(copy.deepcopy(model), size, torch.device('cpu'))
+        return _compare(_results(model, size, device), expected, 'the CPU')
+
+
+def check_compiled(config: Path, device: torch.device, size: tuple[int, int], *, backend: str = 'inductor') -> Row:
+    """Losses, gradients and predictions of a compiled model against those of the same one as it is, on the device.
+
+    Args:
+        config: Config file.
+        device: The device.
+        size: Height and width of two images in pixels.
+        backend: Of ``torch.compile``.
+
+    Returns:
+        As :func:`check_model`.
+
+    Raises:
+        RuntimeError: If a difference is above ``MODEL_LIMIT``.
+    """
+    model = _build(config)
+    from torch._inductor import config as inductor
+
+    from mmitpn.engine.compile import compile_model
+
+    with inductor.patch(fallback_random=True):  # the same random numbers as eager
+        expected = _results(copy.deepcopy(model), size, device)
+        compile_model(model, backend=backend)
+        return _compare(_results(model, size, device), expected, 'the model that is not compiled')
+
+
+def _build(config: Path) -> nn.Module:
     import_framework(config)
-    from mmitpn.testing.demo_inputs import build_from_config, loss_call, make_samples, model_kind
+    from mmitpn.testing.demo_inputs import build_from_config
 
     torch.manual_seed(0)
-    original = build_from_config(config)
-    for name, module in original.named_modules():
+    model = build_from_config(config)
+    for name, module in model.named_modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
         elif name.endswith('sampling_offsets'):
             # Untrained, they point at centers of cells, where the gradient jumps and rounding decides.
             module.bias.data += 0.01 * torch.randn_like(module.bias)
-    kind, results = model_kind(original), []
-    for where in (torch.device('cpu'), device):
-        model = copy.deepcopy(original).to(where).train()
-        torch.manual_seed(1)
-        inputs = torch.randn(2, 3, *size).to(where)
-        samples = make_samples(model, size, batch=2, objects=5, device=where)
-        with SameRandomNumbers():
-            loss = loss_call(model, inputs, samples)()
-            loss.backward()
-        gradients = torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None])
-        results.append((loss.detach().cpu(), gradients, _scores(model, kind, inputs, samples)))
-    (loss, gradients, scores), (found_loss, found_gradients, found_scores) = results
+    return model
+
+
+class _Results(NamedTuple):
+    loss: Tensor
+    gradients: Tensor
+    scores: Tensor  # or logits; empty where the model predicts nothing
+
+
+def _results(model: nn.Module, size: tuple[int, int], device: torch.device) -> _Results:
+    """Loss, gradients of all parameters, and a prediction of a model moved to a device, on the CPU."""
+    from mmitpn.testing.demo_inputs import loss_call, make_samples, model_kind
+
+    model.to(device).train()
+    torch.manual_seed(1)
+    inputs = torch.randn(2, 3, *size, device='cpu').to(device)
+    samples = make_samples(model, size, batch=2, objects=5, device=device)
+    loss = loss_call(model, inputs, samples)()
+    loss.backward()
+    gradients = torch.cat([p.grad.flatten().cpu() for p in model.parameters() if p.grad is not None])
+    kind, scores = model_kind(model), []
+    if kind != 'pretraining':
+        model.eval()
+        with torch.no_grad():
+            predicted = model(inputs, samples, mode='predict')
+        if kind == 'segmentor':
+            scores = [each.seg_logits.data for each in predicted]
+        elif kind == 'classifier':
+            scores = [each.pred_score for each in predicted]
+        else:
+            scores = [each.pred_instances.scores for each in predicted if 'pred_instances' in each]
+    return _Results(loss.detach().cpu(), gradients, torch.cat(scores).cpu() if scores else torch.zeros(0))
+
+
+def _compare(found: _Results, expected: _Results, name: str) -> Row:
     row = {
-        'loss': largest_difference(found_loss, loss),
-        'gradients': float((found_gradients - gradients).norm() / gradients.norm()),
+        'loss': largest_difference(found.loss, expected.loss),
+        'gradients': float((found.gradients - expected.gradients).norm() / expected.gradients.norm()),
     }
-    if scores.numel() or found_scores.numel():
-        same = scores.shape == found_scores.shape
-        row['predictions'] = largest_difference(found_scores, scores) if same else float('nan')
-    if not all(value <= MODEL_LIMIT for value in row.values()):
-        raise RuntimeError(f'differs from the CPU: {row}')
+    if expected.scores.numel() or found.scores.numel():
+        same = expected.scores.shape == found.scores.shape
+        row['predictions'] = largest_difference(found.scores, expected.scores) if same else float('nan')
+    if not all(value <= MODEL_LIMIT for value in row.values()):  # also true for NaN
+        raise RuntimeError(f'differs from {name}: {row}')
     return row
-
-
-def _scores(model: nn.Module, kind: str, inputs: Tensor, samples: list[Any]) -> Tensor:
-    """Scores or logits of a prediction, on the CPU; empty where the model predicts nothing or has none."""
-    if kind == 'pretraining':
-        return torch.zeros(0)
-    model.eval()
-    with torch.no_grad():
-        predicted = model(inputs, samples, mode='predict')
-    if kind == 'segmentor':
-        return torch.cat([each.seg_logits.data for each in predicted]).cpu()
-    if kind == 'classifier':
-        return torch.cat([each.pred_score for each in predicted]).cpu()
-    found = [each.pred_instances.scores for each in predicted if 'pred_instances' in each]
-    return torch.cat(found).cpu() if found else torch.zeros(0)

@@ -16,7 +16,7 @@ import torch
 from mmitpn.benchmark.case import BenchmarkCase
 from mmitpn.benchmark.gpu.aims import BATCH, row_name
 from mmitpn.benchmark.gpu.card import ATTENTION, PATHS, attention_peak, deformable_attention, gemm_peak
-from mmitpn.benchmark.gpu.checks import OPERATORS, check_model, check_operator
+from mmitpn.benchmark.gpu.checks import OPERATORS, check_compiled, check_model, check_operator
 from mmitpn.benchmark.gpu.networks import kernel_times, network_speed
 from mmitpn.benchmark.gpu.report import SECTIONS, PlannedRow, Row
 from mmitpn.benchmark.gpu.settings import copy_of_images, fp32_speed, optimizer_step
@@ -103,6 +103,7 @@ def _everything(device: torch.device, peak: Callable[[str], float | None]) -> It
     yield _token_row(one, peak, 'global', compiled=None)
     yield _token_row(base, peak, 'global', compiled=None, half_weights=True)
     yield from _sizes(device, peak, SIZES, batches=(1, 8), compiled=None)
+    yield from _compiled(device, (CHECKED[0], CHECKED[1], CHECKED[4]), backend='inductor', seconds=2 * COMPILED)
     yield from _models(device, MEASURED[:3], compiled='default')
     yield from _models(device, MEASURED[:3], compiled='reduce-overhead', modes=(False,))
     for variant in ('global', 'gathering'):
@@ -114,6 +115,7 @@ def _everything(device: torch.device, peak: Callable[[str], float | None]) -> It
 def _miniature(device: torch.device, peak: Callable[[str], float | None]) -> Iterator[PlannedRow]:
     yield from _peaks(device, tokens=(64,), sides=(128,))
     yield from _checks(device, CHECKED[:1])
+    yield from _compiled(device, CHECKED[4:5], backend='eager', seconds=0.0)
     nano = BenchmarkCase('backbone+pyramid', (64, 64), arch='nano', dtype='bf16', device=device.type)
     for variant in VARIANTS:
         yield _token_row(nano, peak, variant, compiled=None, depth=ARCHS['nano']['depths'][-1])
@@ -142,6 +144,12 @@ def _checks(device: torch.device, configs: tuple[str, ...]) -> Iterator[PlannedR
     for config in configs:
         call = partial(check_model, config_folder() / config, device, (128, 160))
         yield PlannedRow('models', config, call, 5.0)
+
+
+def _compiled(device: torch.device, configs: tuple[str, ...], *, backend: str, seconds: float) -> Iterator[PlannedRow]:
+    for config in configs:
+        call = partial(check_compiled, config_folder() / config, device, (128, 160), backend=backend)
+        yield PlannedRow('models', f'compiled, {config}', call, seconds)
 
 
 def _token_row(
