@@ -43,14 +43,14 @@ MEASURED = (
     UPERNET,
     ('dino/dino-4scale_fast-itpn-b_8xb2-12e_coco.py', (800, 1333)),
 )
-# Config, and at most how many waits of the host a prediction and a loss may have; mmseg's losses have their own.
-WAITS = (
-    (CHECKED[0], 2, 4),
-    (CHECKED[1], 2, 4),
-    (CHECKED[4], 0, None),
-    (MEASURED[0][0], 2, 4),
-    (MEASURED[1][0], 2, 4),
-)
+# Config, and the largest numbers of waits of the host in a prediction and in the loss; mmseg's losses have their own.
+WAITS = {
+    CHECKED[0]: (2, 4),
+    CHECKED[1]: (2, 4),
+    CHECKED[4]: (0, None),
+    MEASURED[0][0]: (2, 4),
+    MEASURED[1][0]: (2, 4),
+}
 SIZES = ((1024, 1024), (800, 1333), (512, 512), (224, 224))
 GATHERING = {'window_size': 16, 'num_tokens': 4}
 DEPTH = ARCHS['base']['depths'][-1]
@@ -205,10 +205,9 @@ def _models(
 
 
 def _waits(device: torch.device) -> Iterator[PlannedRow]:
-    for config, prediction, loss in WAITS:
-        for train, at_most in ((False, prediction), (True, loss)):
-            call = partial(count_waits, config_folder() / config, (256, 320), device, train=train, at_most=at_most)
-            yield PlannedRow('waits', f'{"loss" if train else "prediction"}, {config}', call, 4.0)
+    for config, budgets in WAITS.items():
+        call = partial(count_waits, config_folder() / config, (256, 320), device, budgets=budgets)
+        yield PlannedRow('waits', config, call, 6.0)
 
 
 def _deformable(device: torch.device) -> Iterator[PlannedRow]:

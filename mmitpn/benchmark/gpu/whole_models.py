@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -82,55 +78,36 @@ def model_speed(
     return {'compile s': time.perf_counter() - start, **latency(step, device, seconds=2.0, min_runs=10)}
 
 
-def count_waits(
-    config: Path, size: tuple[int, int], device: torch.device, *, train: bool, at_most: int | None = None
-) -> Row:
-    """How often the host waits for the GPU with two images, by torch's own warnings.
-
-    Counted from the normalized batch on: up to the results on the device, or up to the loss.
+def count_waits(config: Path, size: tuple[int, int], device: torch.device, *, budgets: tuple[int, int | None]) -> Row:
+    """How often the host waits for the GPU with two images (:func:`mmitpn.testing.host_waits.count_steps`).
 
     Args:
         config: Config file.
         size: Height and width in pixels.
         device: A CUDA device.
-        train: The loss instead of a prediction.
-        at_most: The number that it should not exceed, which the row shows.
+        budgets: Largest numbers of waits of a prediction and of the loss; None: any.
 
     Returns:
-        ``waits``, with ``train`` those in the ``backward`` pass, and the lines with the most.
+        Waits of a ``prediction``, of forward and ``loss``, and of backward and optimizer ``step``; the budgets of the
+        first two (``at most``) and whether they are kept (``within``); the lines with the most.
     """
     if device.type != 'cuda':
-        raise RowSkippedError('torch counts waits on CUDA devices only')
+        raise RowSkippedError('counted on GPUs; tools/analysis/count_waits.py counts on a simulated device')
     import_framework(config)
-    from mmitpn.testing.demo_inputs import build_from_config, inference_call, loss_call, make_samples
+    from mmitpn.testing.demo_inputs import build_from_config, make_samples
+    from mmitpn.testing.host_waits import BACKWARD, FORWARD, PREDICTION, count_steps, counted_device
 
-    model = build_from_config(config).to(device).train(train)
-    inputs = torch.randn(2, 3, *size, device=device)
-    samples = make_samples(model, size, batch=2, objects=8, device=device)
-    call = loss_call(model, inputs, samples) if train else inference_call(model, inputs, samples, predict=True)
-    gradients = nullcontext() if train else torch.inference_mode()
-    with gradients, torch.autocast(device.type, torch.bfloat16):
-        call()  # constants are made once per size
-        with _waits() as waits:
-            result = call()
-    lines = Counter(f'{Path(one.filename).name}:{one.lineno}' for one in waits)
-    row: Row = {'waits': len(waits), 'at most': '' if at_most is None else at_most}
-    if train:
-        with _waits() as backward:
-            result.backward()
-        row['backward'] = len(backward)
-    return {**row, 'lines': ', '.join(f'{line} ({count})' for line, count in lines.most_common(8))}
-
-
-@contextmanager
-def _waits() -> Iterator[list[warnings.WarningMessage]]:
-    """The waits in this block: a list that is filled at its end."""
-    found: list[warnings.WarningMessage] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        torch.cuda.set_sync_debug_mode('warn')
-        try:
-            yield found
-        finally:
-            torch.cuda.set_sync_debug_mode('default')
-    found += [one for one in caught if 'synchroniz' in str(one.message)]
+    with counted_device('cuda') as counters:
+        model = build_from_config(config).to(counters.device)
+        inputs = torch.randn(2, 3, *size).to(counters.device)
+        samples = make_samples(model, size, batch=2, objects=8, device=counters.device)
+        counts = count_steps(model, inputs, samples, counters)
+    found = [counts[phase].total for phase in (PREDICTION, FORWARD, BACKWARD)]
+    kept = all(limit is None or number <= limit for number, limit in zip(found[:2], budgets, strict=True))
+    lines = (counts[PREDICTION].where + counts[FORWARD].where).most_common(8)
+    return {
+        **dict(zip(('prediction', 'loss', 'step'), found, strict=True)),
+        'at most': ' / '.join('any' if limit is None else str(limit) for limit in budgets),
+        'within': 'yes' if kept else 'no',
+        'lines': ', '.join(f'{line} ({count})' for line, count in lines),
+    }
