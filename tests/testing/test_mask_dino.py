@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 pytest.importorskip('mmdet')
 
+from mmitpn.models.dino.matching import assign
 from mmitpn.models.mask_dino import MaskDINOTargets
 from mmitpn.models.mask_dino.query_init import (
     init_reference_boxes,
@@ -162,12 +163,13 @@ def test_losses_and_gradients_equal_the_released_criterion(batch, reference, fil
         assert dn_queries.labels[where].tolist() == dn['labels_after']
     fixed_points()
     criterion = head.criterion
-    criterion.num_points = criterion.matcher.num_points = 512
+    criterion.num_points = criterion.match_costs.num_points = 512
     for variant in ('importance', 'fixed'):
         settings = expected['criterion'][variant]
         criterion.oversample_ratio = settings['oversample_ratio']
         criterion.importance_sample_ratio = settings['importance_sample_ratio']
-        losses = criterion(outputs, targets, dn_queries, denoising=True)
+        queries = assign(criterion.match_costs(outputs.matched(), targets), targets.counts)
+        losses = criterion(outputs, targets, queries, dn_queries, denoising=True)
         assert len(losses) == len(settings['losses'])
         for name, value in settings['losses'].items():
             key = loss_name(name)

@@ -10,6 +10,7 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from mmitpn.models.dino import autocast_disabled, make_padding_mask
+from mmitpn.models.dino.matching import assign
 from mmitpn.utils import check_int
 
 from .criterion import MaskDINOCriterion
@@ -197,7 +198,10 @@ class MaskDINOCore(BaseModule):
         """
         outputs, dn_queries = self(x, padding_mask, targets)
         with autocast_disabled(x[0]):
-            losses = self.criterion(outputs, targets, dn_queries, denoising=self.denoising['kind'] != 'no')
+            costs = self.criterion.match_costs(outputs.matched(), targets)
+        queries = assign(costs, targets.counts)
+        with autocast_disabled(x[0]):
+            losses = self.criterion(outputs, targets, queries, dn_queries, denoising=self.denoising['kind'] != 'no')
         # A batch without denoising queries must keep their embedding in the graph: otherwise other processes would wait
         # for its gradient.
         unused = self.predictor.label_embed.weight.flatten()[:0].sum()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mmitpn.registry import MODELS, TASK_UTILS
 
 from ..layers import maybe_checkpoint
-from .matching import HungarianMatcher
+from .matching import MatchingCosts
 from .query_init import DenoisingQueries
 from .targets import MaskDINOTargets, sample_masks
 from .transformer_decoder import DecoderOutputs, LayerOutputs, mask_logits
@@ -48,7 +48,7 @@ class UnitGIoULoss(nn.Module):
 
 
 class MaskDINOCriterion(nn.Module):
-    """Matches the predictions of every layer with the targets and computes their losses.
+    """The losses of matched predictions of all layers, and the costs of matching (``match_costs``).
 
     Losses are mmdet's or others that take ``reduction_override='none'``.
 
@@ -64,7 +64,7 @@ class MaskDINOCriterion(nn.Module):
         oversample_ratio: Candidate points sampled per point.
         importance_sample_ratio: Fraction of the points chosen by uncertainty (PointRend).
         denoise_masks: Whether denoising queries learn masks too (``seg``).
-        stuff_box_cost: See :class:`HungarianMatcher`.
+        stuff_box_cost: See :class:`~.matching.MatchingCosts`.
 
     Raises:
         ValueError: If ``class_weight`` of ``loss_cls`` has the wrong length.
@@ -105,7 +105,7 @@ class MaskDINOCriterion(nn.Module):
         self.loss_dice = MODELS.build(loss_dice)
         self.loss_bbox = MODELS.build(loss_bbox)
         self.loss_iou = MODELS.build(loss_iou)
-        self.matcher = HungarianMatcher(
+        self.match_costs = MatchingCosts(
             [TASK_UTILS.build(cost) for cost in match_costs], num_points, stuff_box_cost=stuff_box_cost
         )
         self.num_points = num_points
@@ -114,13 +114,6 @@ class MaskDINOCriterion(nn.Module):
         self.denoise_masks = denoise_masks
 
     def forward(
-        self, outputs: DecoderOutputs, targets: MaskDINOTargets, dn_queries: DenoisingQueries | None, *, denoising: bool
-    ) -> dict[str, Tensor]:
-        """Match, then compute all losses: see :meth:`losses`."""
-        queries = self.matcher(outputs.matched(), targets)
-        return self.losses(outputs, targets, queries, dn_queries, denoising=denoising)
-
-    def losses(
         self,
         outputs: DecoderOutputs,
         targets: MaskDINOTargets,
@@ -134,7 +127,8 @@ class MaskDINOCriterion(nn.Module):
         Args:
             outputs: Predictions of all layers.
             targets: Targets of the batch.
-            queries: The query of each object in each of ``outputs.matched()``, ``(L, B, N)``; -1 without any.
+            queries: The query of each object in each of ``outputs.matched()``, ``(L, B, N)``; -1 without any. See
+                :func:`~mmitpn.models.dino.matching.assign`.
             dn_queries: The denoising queries of the batch, if there are any.
             denoising: Whether the model has a denoising loss; it is 0 for a batch without denoising queries.
 

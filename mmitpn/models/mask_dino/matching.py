@@ -1,4 +1,4 @@
-"""Matching of MaskDINO: costs of classes, boxes and masks, of all layers and images."""
+"""Costs of matching queries with objects in MaskDINO: of classes, boxes and masks, for all layers and images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmcv.ops import point_sample
 from mmdet.models.task_modules.assigners import BBoxL1Cost, CrossEntropyLossCost, DiceCost, IoUCost
 from torch import Tensor
 
-from mmitpn.models.dino.matching import BOX_COSTS, BoxPredictions, assign, call_per_image
+from mmitpn.models.dino.matching import BOX_COSTS, BoxPredictions, call_per_image
 
 from .targets import MaskDINOTargets, sample_masks
 from .transformer_decoder import LayerOutputs
@@ -36,8 +36,8 @@ MASK_COSTS: dict[type, Callable[[Any, Tensor, Tensor], Tensor]] = {
 }
 
 
-class HungarianMatcher:
-    """Assigns one query to every object: the assignment of least cost by class, mask and box.
+class MatchingCosts:
+    """Costs of assigning a query to an object: the weighted sum of costs of class, mask and box.
 
     Args:
         costs: mmdet's match costs. Classes other than those of ``BOX_COSTS`` and ``MASK_COSTS`` are called for each
@@ -55,23 +55,17 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def __call__(self, outputs: LayerOutputs, targets: MaskDINOTargets) -> Tensor:
-        """Match all layers and images.
+        """Costs of all layers and images.
 
         Args:
             outputs: Predictions of L layers.
             targets: Targets of the batch.
 
         Returns:
-            The query of each object, ``(L, B, N)``; -1 on padding, and for objects that are left over where there are
-            more of them than queries.
+            ``(L, B, Q, N)``, for :func:`~mmitpn.models.dino.matching.assign`; values on padding have no meaning.
         """
         if not any(targets.counts):
-            return torch.full((*outputs.logits.shape[:2], 1), -1, device=outputs.logits.device)
-        return assign(self.compute_costs(outputs, targets), targets.counts)
-
-    @torch.no_grad()
-    def compute_costs(self, outputs: LayerOutputs, targets: MaskDINOTargets) -> Tensor:
-        """The weighted sum of the costs, ``(L, B, Q, N)``; values on padding have no meaning."""
+            return outputs.logits.new_zeros(*outputs.logits.shape[:3], 1)
         total = torch.zeros((), device=outputs.logits.device)
         others = []
         for cost in self.costs:

@@ -73,6 +73,7 @@ class MaskDINOTargets:
         return self.masks.split(self.counts)
 
 
+@torch.compiler.disable
 def targets_from_instances(
     instances: Sequence[Any],
     label_maps: Sequence[Tensor] | None = None,
@@ -112,6 +113,7 @@ def targets_from_instances(
     return MaskDINOTargets.of(labels, boxes, masks, counts)
 
 
+@torch.compiler.disable
 def targets_from_label_maps(label_maps: Sequence[Tensor], classes: range, size: tuple[int, int]) -> MaskDINOTargets:
     """One target for each class in a label map: the region of the class and the box around it.
 

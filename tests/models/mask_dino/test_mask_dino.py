@@ -10,8 +10,9 @@ pytest.importorskip('mmdet')
 import torchvision
 from mmdet.models.task_modules.assigners import BBoxL1Cost, CrossEntropyLossCost, DiceCost, FocalLossCost
 
+from mmitpn.models.dino.matching import assign
 from mmitpn.models.mask_dino import LayerOutputs, MaskDINOTargets, UnitGIoULoss
-from mmitpn.models.mask_dino.matching import HungarianMatcher
+from mmitpn.models.mask_dino.matching import MatchingCosts
 from mmitpn.models.mask_dino.pixel_decoder import LevelLayout, MaskDINOPixelDecoder
 from mmitpn.models.mask_dino.query_init import masks_to_boxes
 from mmitpn.models.mask_dino.targets import targets_from_label_maps
@@ -150,9 +151,9 @@ def test_boxes_of_stuff_count_in_matching_only_if_switched_on(cost, has_box, stu
     masks = torch.ones(1, 16, 16, dtype=torch.bool)
     corners = torch.tensor([[0.6, 0.6, 0.8, 0.8]]) * 16
     targets = MaskDINOTargets.of([torch.tensor([1])], [corners], masks, [int(has_box)])
-    matcher = HungarianMatcher([cost(box_format='xywh')], 8, stuff_box_cost=stuff_box_cost)
+    costs = MatchingCosts([cost(box_format='xywh')], 8, stuff_box_cost=stuff_box_cost)
     # Without any cost, all assignments are equal, and the first query is taken.
-    assert matcher(outputs, targets).tolist() == [[[query]]]
+    assert assign(costs(outputs, targets), targets.counts).tolist() == [[[query]]]
 
 
 class OwnFocalCost(FocalLossCost):
@@ -186,9 +187,8 @@ def test_costs_of_all_layers_equal_those_of_mmdet(naive):
         [FocalLossCost(weight=4.0), CrossEntropyLossCost(weight=5.0), DiceCost(**dice)],
         [OwnFocalCost(weight=4.0), OwnMaskCost(weight=5.0), OwnDiceCost(**dice)],
     ):
-        matcher = HungarianMatcher(kinds, points, stuff_box_cost=False)
         torch.manual_seed(4)
-        found.append(matcher.compute_costs(outputs, targets))
+        found.append(MatchingCosts(kinds, points, stuff_box_cost=False)(outputs, targets))
     for image, count in enumerate(targets.counts):
         torch.testing.assert_close(*(one[:, image, :, :count] for one in found))
 
