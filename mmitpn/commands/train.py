@@ -24,10 +24,11 @@ from mmitpn.commands.own_data import (
     evaluate,
     resolved_path,
 )
-from mmitpn.config_types import is_type
+from mmitpn.config_types import is_type, type_name
 from mmitpn.engine.amp import apply_amp
-from mmitpn.engine.checkpointing import read_without_tensors
+from mmitpn.engine.checkpointing import read_without_tensors, unwrap
 from mmitpn.engine.cli import FirstStepHook, add_common_arguments, build_runner, read_config, run_command
+from mmitpn.engine.compile import add_compile_argument, compile_model
 from mmitpn.engine.hooks import terminate_with_launcher
 from mmitpn.engine.pretrained import download_init_cfg, use_checkpoint_grid, use_pretrained, warn_if_random
 from mmitpn.engine.resume import (
@@ -77,6 +78,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_own_data_arguments(parser)
     add_train_options(parser)
+    add_compile_argument(parser)
     add_report_argument(parser)
     add_common_arguments(parser)
     return parser.parse_args(argv)
@@ -151,6 +153,13 @@ def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
         write_resolved_config(resolved, resolved_path(resolved))
     changes = enable_exact_resume(cfg) if wants_exact_resume(cfg, args.exact_resume) else []
     runner, first_step = build_runner(cfg)
+    if args.compile is not None:
+        if cfg.get('strategy'):
+            raise ValueError(
+                f'--compile does not go with strategy {type_name(cfg.strategy)} of the config, which wraps the model'
+                ' later: leave one of the two out'
+            )
+        compile_model(unwrap(runner.model), mode=args.compile)
     for line in own_changes:
         print_log(f'--data: {line}', 'current')
     log_changes(changes)  # into the log file of the run, which the runner opens

@@ -168,7 +168,7 @@ def test_losses_and_gradients_equal_the_released_criterion(batch, reference, fil
         settings = expected['criterion'][variant]
         criterion.oversample_ratio = settings['oversample_ratio']
         criterion.importance_sample_ratio = settings['importance_sample_ratio']
-        queries = assign(criterion.match_costs(outputs.matched(), targets), targets.counts)
+        queries = assign(criterion.match_costs(outputs.matched(), targets), targets.objects.valid)
         losses = criterion(outputs, targets, queries, dn_queries, denoising=True)
         assert len(losses) == len(settings['losses'])
         for name, value in settings['losses'].items():

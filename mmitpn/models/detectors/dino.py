@@ -24,7 +24,7 @@ from mmitpn.models.dino import (
     make_padding_mask,
 )
 from mmitpn.models.dino.denoising import ContrastiveDenoising
-from mmitpn.models.dino.matching import BoxTargets
+from mmitpn.models.dino.matching import BoxTargets, assign
 from mmitpn.models.heads.dino_head import DINOHead
 from mmitpn.registry import MODELS
 from mmitpn.utils import check_int
@@ -187,13 +187,26 @@ class DINO(QuietInit, MMDetDINO):
         Returns:
             The losses by name: of every decoder layer, of the encoder's boxes and of the denoising queries.
         """
-        targets = _targets_of(batch_data_samples)
         padding_mask = _padding_mask_of(batch_data_samples, batch_inputs.device)
-        outputs = self.forward_queries(self.extract_feat(batch_inputs), padding_mask, targets)
-        with autocast_disabled(batch_inputs):
-            logits, boxes = self.bbox_head(outputs['hidden_states'], outputs['references'])
+        return self.loss_tensors(batch_inputs, padding_mask, _targets_of(batch_data_samples))
+
+    def loss_tensors(self, images: Tensor, padding_mask: Tensor | None, targets: BoxTargets) -> dict[str, Tensor]:
+        """Losses without data samples, for ``torch.compile``: two graphs, before and after the matching on the host.
+
+        Args:
+            images: Normalized images ``(B, 3, H, W)``.
+            padding_mask: See :meth:`forward_tensors`.
+            targets: Objects of the batch.
+        """
+        outputs = self.forward_queries(self.extract_feat(images), padding_mask, targets)
+        dn_meta, head = outputs['dn_meta'], self.bbox_head
+        with autocast_disabled(images):
             encoder = outputs['enc_outputs_class'], outputs['enc_outputs_coord']
-            return self.bbox_head.loss_by_targets(logits, boxes, *encoder, targets, outputs['dn_meta'])
+            predictions = head.with_encoder(*head(outputs['hidden_states'], outputs['references']), *encoder, dn_meta)
+            costs = head.match_costs(predictions, targets, dn_meta)
+        assigned = assign(costs, targets.valid)
+        with autocast_disabled(images):
+            return head.loss_by_assignment(predictions, targets, assigned, dn_meta)
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
         """Detect objects.

@@ -10,7 +10,9 @@ from mmengine.config import ConfigDict
 from torch import Tensor
 
 from mmitpn.checkpoint import QuietInit
+from mmitpn.models.dino.matching import assign
 from mmitpn.models.mask_dino.core import padding_mask_of
+from mmitpn.models.mask_dino.targets import MaskDINOTargets
 from mmitpn.models.mask_dino.transformer_decoder import LayerOutputs
 from mmitpn.registry import MODELS
 
@@ -64,6 +66,32 @@ class MaskDINO(QuietInit, MaskFormer):
             data_preprocessor=data_preprocessor,
             init_cfg=init_cfg,
         )
+
+    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
+        """Losses of a batch.
+
+        Args:
+            batch_inputs: Normalized images ``(B, 3, H, W)``.
+            batch_data_samples: See :meth:`MaskDINOHead.targets_of`.
+
+        Returns:
+            The losses by name; see :class:`~mmitpn.models.mask_dino.MaskDINOCriterion`.
+        """
+        padding_mask = padding_mask_of([sample.metainfo for sample in batch_data_samples], batch_inputs.device)
+        return self.loss_tensors(batch_inputs, padding_mask, self.panoptic_head.targets_of(batch_data_samples))
+
+    def loss_tensors(self, images: Tensor, padding_mask: Tensor | None, targets: MaskDINOTargets) -> dict[str, Tensor]:
+        """Losses without data samples, for ``torch.compile``: two graphs, before and after the matching on the host.
+
+        Args:
+            images: Normalized images ``(B, 3, H, W)``.
+            padding_mask: See :meth:`forward_tensors`.
+            targets: Targets of the batch.
+        """
+        head = self.panoptic_head
+        outputs, dn_queries = head(self.extract_feat(images), padding_mask, targets)
+        queries = assign(head.match_costs(outputs, targets), targets.objects.valid)
+        return head.loss_by_assignment(outputs, targets, queries, dn_queries)
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
         """Predict instances, panoptic segments and label maps.

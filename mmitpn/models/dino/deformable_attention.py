@@ -12,7 +12,7 @@ from mmcv.ops import get_compiling_cuda_version
 from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction, multi_scale_deformable_attn_pytorch
 from torch import Tensor
 
-from mmitpn.ops.deformable_attention import sample_levels
+from mmitpn.ops.deformable_attention import level_tensors, sample_levels
 from mmitpn.registry import MODELS
 
 from .levels import Shapes, level_sizes
@@ -137,14 +137,16 @@ class MultiScaleDeformableAttention(MMCVAttention):
         value: Tensor,
         points: Tensor,
         weights: Tensor,
-        spatial_shapes: Tensor,
-        level_start_index: Tensor,
+        spatial_shapes: Tensor | None,
+        level_start_index: Tensor | None,
         level_shapes: Shapes,
     ) -> Tensor:
         """Weighted samples ``(B, Q, C)`` of ``value`` ``(B, N, heads, C / heads)``."""
         if torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
             return multi_scale_deformable_attn_pytorch(value, level_shapes, points, weights)
         if value.is_cuda and compiled_for_cuda() and not torch.compiler.is_compiling():
+            if spatial_shapes is None:
+                spatial_shapes, level_start_index = level_tensors(level_shapes, value.device)
             return MultiScaleDeformableAttnFunction.apply(
                 value, spatial_shapes, level_start_index, points, weights, self.im2col_step
             )

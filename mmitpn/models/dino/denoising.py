@@ -66,15 +66,14 @@ class ContrastiveDenoising(nn.Module):
         """Number of groups for a batch with at most this number of objects in an image."""
         if self.num_dn_queries is None:
             return self.num_groups
-        return max(self.num_dn_queries // max(most_objects, 1), 1)
+        return max(self.num_dn_queries // most_objects, 1)
 
     def forward(self, targets: BoxTargets) -> ContrastiveQueries | None:
         """Denoising queries of a batch; None without objects."""
-        most = max(targets.counts)
-        if not most:
+        if targets.empty:
             return None
+        batch, most = targets.labels.shape
         groups = self.groups_for(most)
-        batch = len(targets.labels)
         valid = targets.valid[:, None].expand(-1, 2 * groups, -1).flatten(1, 2)[..., None]
         labels = self.add_label_noise(targets.labels[:, None].expand(-1, 2 * groups, -1))
         boxes = self.add_box_noise(targets.boxes[:, None, None].expand(-1, groups, 2, -1, -1))

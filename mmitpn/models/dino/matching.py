@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmdet.models.task_modules.assigners import BBoxL1Cost, ClassificationCost, FocalLossCost, IoUCost
-from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, get_box_tensor
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_xyxy_to_cxcywh, get_box_tensor
 from mmengine.structures import InstanceData
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -17,21 +17,22 @@ from torch import Tensor
 from mmitpn.utils import copy_to_device
 
 
-@dataclass(frozen=True)
-class BoxTargets:
-    """Objects of a batch, padded to the same number for each image.
+class BoxTargets(NamedTuple):
+    """Objects of a batch, padded to the same number N for each image: the largest, or 1 where there are none.
 
     Attributes:
         labels: ``(B, N)``, 0 on padding.
         boxes: ``(B, N, 4)`` (cx, cy, w, h) in fractions of the image, 0 on padding.
+        valid: Which are objects and no padding, ``(B, N)`` bool.
         sizes: ``(B, 4)`` width, height, width, height of what the boxes are fractions of, in pixels.
-        counts: Number of objects of each image. N is the largest of them, or 1 where there are none.
+        empty: Whether the batch has no object.
     """
 
     labels: Tensor
     boxes: Tensor
+    valid: Tensor
     sizes: Tensor
-    counts: tuple[int, ...]
+    empty: bool
 
     @classmethod
     def pad(cls, labels: Sequence[Tensor], boxes: Sequence[Tensor], shapes: Sequence[tuple[int, int]]) -> BoxTargets:
@@ -43,10 +44,9 @@ class BoxTargets:
             shapes: Height and width of each image, in pixels.
         """
         sizes = copy_to_device([[width, height] * 2 for height, width in shapes], boxes[0].device).to(boxes[0].dtype)
-        padded = pad_objects(boxes) / sizes[:, None]
-        x1, y1, x2, y2 = padded.unbind(-1)
-        boxes = torch.stack(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), -1)
-        return cls(pad_objects(labels), boxes, sizes, tuple(map(len, labels)))
+        normalized = bbox_xyxy_to_cxcywh(pad_objects(boxes) / sizes[:, None])
+        valid = pad_objects([torch.ones_like(one, dtype=torch.bool) for one in labels])
+        return cls(pad_objects(labels), normalized, valid, sizes, not any(map(len, labels)))
 
     @classmethod
     def of(cls, instances: Sequence[InstanceData], metas: Sequence[Mapping[str, Any]]) -> BoxTargets:
@@ -55,14 +55,12 @@ class BoxTargets:
         return cls.pad([one.labels for one in instances], boxes, [meta['img_shape'][:2] for meta in metas])
 
     def repeat(self, times: int) -> BoxTargets:
-        """All objects several times, ``(B, times * N)``; ``counts`` stay those of one time."""
-        return BoxTargets(self.labels.repeat(1, times), self.boxes.repeat(1, times, 1), self.sizes, self.counts)
-
-    @property
-    def valid(self) -> Tensor:
-        """Which are objects and no padding, ``(B, N)``."""
-        index = torch.arange(self.labels.shape[1], device=self.labels.device)
-        return torch.stack([index < count for count in self.counts])
+        """All objects several times, ``(B, times * N)``."""
+        return self._replace(
+            labels=self.labels.repeat(1, times),
+            boxes=self.boxes.repeat(1, times, 1),
+            valid=self.valid.repeat(1, times),
+        )
 
 
 def pad_objects(values: Sequence[Tensor]) -> Tensor:
@@ -182,14 +180,16 @@ def call_per_image(
     """
     boxes, gt_boxes = (bbox_cxcywh_to_xyxy(one) * targets.sizes[:, None] for one in (predictions.boxes, targets.boxes))
     values = boxes.new_zeros(*boxes.shape[:-1], targets.labels.shape[1])
-    for image, (count, size) in enumerate(zip(targets.counts, targets.sizes.tolist(), strict=True)):
+    counts = targets.valid.sum(1).tolist()
+    for image, (count, (width, height, *_)) in enumerate(zip(counts, targets.sizes.int().tolist(), strict=True)):
         ground_truth = InstanceData(labels=targets.labels[image, :count], bboxes=gt_boxes[image, :count])
-        meta = {'img_shape': (int(size[1]), int(size[0]))}
         for layer in range(len(boxes) if count else 0):
             found = InstanceData(scores=predictions.logits[layer, image], bboxes=boxes[layer, image])
             if masks is not None:
                 found.masks, ground_truth.masks = masks[0][layer, image], masks[1][layer, image, :count]
-            values[layer, image, :, :count] = cost(pred_instances=found, gt_instances=ground_truth, img_meta=meta)
+            values[layer, image, :, :count] = cost(
+                pred_instances=found, gt_instances=ground_truth, img_meta={'img_shape': (height, width)}
+            )
     return values
 
 
@@ -197,25 +197,25 @@ def call_per_image(
 
 
 @torch.compiler.disable  # the one break of a compiled training step
-def assign(costs: Tensor, counts: Sequence[int]) -> Tensor:
+def assign(costs: Tensor, valid: Tensor) -> Tensor:
     """The assignment of least cost of one query to each object, of each layer and image.
 
-    The costs are copied to the host once, and the queries back once. NaN or infinite costs must show in the loss, not
-    raise here.
+    The costs are copied to the host once, and the queries back once.
 
     Args:
-        costs: ``(L, B, Q, N)``.
-        counts: Number of objects of each image.
+        costs: ``(L, B, Q, N)``. NaN and infinite ones must show in the loss, not raise here.
+        valid: Which are objects and no padding, ``(B, N)``; padding comes last.
 
     Returns:
         The query of each object, ``(L, B, N)`` int64; -1 on padding, and for objects that are left over where there are
         more of them than queries.
     """
-    host = torch.nan_to_num(costs.detach(), nan=1e6, posinf=1e6, neginf=-1e6).cpu().numpy()
-    layers, batch, _, number = costs.shape
-    assigned = torch.full((layers, batch, number), -1)
-    for layer in range(layers):
-        for image, count in enumerate(counts):
-            queries, objects = linear_sum_assignment(host[layer, image, :, :count])
+    costs = torch.nan_to_num(costs.detach(), nan=1e6, posinf=1e6, neginf=-1e6)
+    host = costs.masked_fill(~valid[:, None], float('nan')).cpu().numpy()  # padding is seen there by its costs
+    counts = (~np.isnan(host[0, :, 0])).sum(-1)
+    assigned = torch.full((host.shape[0], host.shape[1], host.shape[3]), -1)
+    for layer, images in enumerate(host):
+        for image, (count, matrix) in enumerate(zip(counts, images, strict=True)):
+            queries, objects = linear_sum_assignment(matrix[:, :count])
             assigned[layer, image, objects] = torch.from_numpy(queries)
     return copy_to_device(assigned, costs.device)

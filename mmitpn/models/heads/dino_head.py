@@ -62,56 +62,63 @@ class DINOHead(MMDetDINOHead):
         """Losses from mmdet's ground truth; see :meth:`loss_by_targets`."""
         if batch_gt_instances_ignore is not None:
             raise ValueError('DINO does not use batch_gt_instances_ignore: leave it out')
-        return self.loss_by_targets(
-            all_layers_cls_scores,
-            all_layers_bbox_preds,
-            enc_cls_scores,
-            enc_bbox_preds,
-            BoxTargets.of(batch_gt_instances, batch_img_metas),
-            dn_meta,
+        targets = BoxTargets.of(batch_gt_instances, batch_img_metas)
+        predictions = self.with_encoder(
+            all_layers_cls_scores, all_layers_bbox_preds, enc_cls_scores, enc_bbox_preds, dn_meta
         )
+        assigned = assign(self.match_costs(predictions, targets, dn_meta), targets.valid)
+        return self.loss_by_assignment(predictions, targets, assigned, dn_meta)
 
-    def loss_by_targets(
-        self,
-        logits: Tensor,
-        boxes: Tensor,
-        enc_logits: Tensor,
-        enc_boxes: Tensor,
-        targets: BoxTargets,
-        dn_meta: Mapping[str, int],
-    ) -> dict[str, Tensor]:
-        """Losses of all layers.
+    @staticmethod
+    def with_encoder(
+        logits: Tensor, boxes: Tensor, enc_logits: Tensor, enc_boxes: Tensor, dn_meta: Mapping[str, int]
+    ) -> BoxPredictions:
+        """Predictions of all layers, with the encoder as the last one, whose denoising queries are not looked at.
 
         Args:
             logits: ``(layers, B, D + Q, K)``, denoising queries first.
             boxes: ``(layers, B, D + Q, 4)`` (cx, cy, w, h) in fractions of the image.
             enc_logits: Of the selected positions of the encoder, ``(B, Q, K)``.
             enc_boxes: Their boxes, ``(B, Q, 4)``.
-            targets: Objects of the batch.
             dn_meta: ``num_denoising_queries``, D, and ``num_denoising_groups``.
+        """
+        padding = (0, 0, dn_meta['num_denoising_queries'], 0)
+        return BoxPredictions(
+            torch.cat((logits, F.pad(enc_logits, padding)[None])), torch.cat((boxes, F.pad(enc_boxes, padding)[None]))
+        )
+
+    @torch.no_grad()
+    def match_costs(self, predictions: BoxPredictions, targets: BoxTargets, dn_meta: Mapping[str, int]) -> Tensor:
+        """Costs of matching, ``(layers + 1, B, Q, N)``, of the queries that are no denoising queries."""
+        number = dn_meta['num_denoising_queries']
+        matched = BoxPredictions(predictions.logits[:, :, number:], predictions.boxes[:, :, number:])
+        return box_costs(self.assigner.match_costs, matched, targets)
+
+    def loss_by_assignment(
+        self, predictions: BoxPredictions, targets: BoxTargets, assigned: Tensor, dn_meta: Mapping[str, int]
+    ) -> dict[str, Tensor]:
+        """Losses of all layers.
+
+        Args:
+            predictions: Of :meth:`with_encoder`.
+            targets: Objects of the batch.
+            assigned: The query of each object, ``(layers + 1, B, N)``, of :func:`~mmitpn.models.dino.matching.assign`.
+            dn_meta: ``num_denoising_queries`` and ``num_denoising_groups``.
 
         Returns:
             ``loss_cls``, ``loss_bbox`` and ``loss_iou`` of the last layer; with ``d0.`` and so on those of earlier
             layers, with ``enc_`` those of the encoder, with ``dn_`` and ``d0.dn_`` those of denoising queries.
         """
-        layers, num_dn = len(logits), dn_meta['num_denoising_queries']
+        logits, boxes = predictions
+        layers, num_dn = len(logits) - 1, dn_meta['num_denoising_queries']
         groups = dn_meta['num_denoising_groups'] if num_dn else 0
-        # The encoder is one more layer, whose denoising queries are not looked at.
-        logits = torch.cat((logits, F.pad(enc_logits, (0, 0, num_dn, 0))[None]))
-        boxes = torch.cat((boxes, F.pad(enc_boxes, (0, 0, num_dn, 0))[None]))
-        with torch.no_grad():
-            predictions = BoxPredictions(logits[:, :, num_dn:], boxes[:, :, num_dn:])
-            assigned = assign(box_costs(self.assigner.match_costs, predictions, targets), targets.counts)
-            assigned = torch.where(assigned < 0, assigned, assigned + num_dn)
-            dn_assigned = assign_denoising_queries(targets, num_dn, groups)
-            assigned = torch.cat((dn_assigned.expand(layers + 1, -1, -1), assigned), 2)
-        targets = targets.repeat(groups + 1)
-
-        num_matched = sum(min(count, enc_logits.shape[1]) for count in targets.counts)
-        numbers = torch.stack([logits.new_full((), float(n)) for n in (groups * sum(targets.counts), num_matched)])
+        numbers = torch.stack((targets.valid.sum() * groups, (assigned[0] >= 0).sum())).float()
         factors = reduce_mean(numbers).clamp(min=1)
         cls_factors = factors if self.sync_cls_avg_factor else numbers.clamp(min=1)
 
+        with_dn = assign_denoising_queries(targets, num_dn, groups).expand(layers + 1, -1, -1)
+        assigned = torch.cat((with_dn, torch.where(assigned < 0, -1, assigned + num_dn)), 2)
+        targets = targets.repeat(groups + 1)
         found = boxes.gather(2, assigned.clamp(min=0)[..., None].expand(-1, -1, -1, 4))
         valid = assigned >= 0
         bbox, iou = (one * valid for one in self._box_losses(found, targets))

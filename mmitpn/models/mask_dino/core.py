@@ -186,7 +186,7 @@ class MaskDINOCore(BaseModule):
     def loss_by_targets(
         self, x: Sequence[Tensor], padding_mask: Tensor | None, targets: MaskDINOTargets
     ) -> dict[str, Tensor]:
-        """Losses of a batch.
+        """Losses of a batch: two graphs for ``torch.compile``, before and after the matching on the host.
 
         Args:
             x: Maps ``(B, C_i, H_i, W_i)``, finest first.
@@ -197,10 +197,23 @@ class MaskDINOCore(BaseModule):
             The losses by name; see :class:`~.criterion.MaskDINOCriterion`.
         """
         outputs, dn_queries = self(x, padding_mask, targets)
-        with autocast_disabled(x[0]):
-            costs = self.criterion.match_costs(outputs.matched(), targets)
-        queries = assign(costs, targets.counts)
-        with autocast_disabled(x[0]):
+        queries = assign(self.match_costs(outputs, targets), targets.objects.valid)
+        return self.loss_by_assignment(outputs, targets, queries, dn_queries)
+
+    def match_costs(self, outputs: DecoderOutputs, targets: MaskDINOTargets) -> Tensor:
+        """Costs of matching, see :class:`~.matching.MatchingCosts`, of ``outputs.matched()``."""
+        with autocast_disabled(outputs.layers.logits):
+            return self.criterion.match_costs(outputs.matched(), targets)
+
+    def loss_by_assignment(
+        self,
+        outputs: DecoderOutputs,
+        targets: MaskDINOTargets,
+        queries: Tensor,
+        dn_queries: DenoisingQueries | None,
+    ) -> dict[str, Tensor]:
+        """Losses of matched predictions; see :meth:`.criterion.MaskDINOCriterion.forward` for the arguments."""
+        with autocast_disabled(queries):
             losses = self.criterion(outputs, targets, queries, dn_queries, denoising=self.denoising['kind'] != 'no')
         # A batch without denoising queries must keep their embedding in the graph: otherwise other processes would wait
         # for its gradient.

@@ -138,8 +138,7 @@ class MaskDINOCriterion(nn.Module):
             denoising queries ``dn_`` and ``d0.dn_``.
         """
         logits = outputs.layers.logits
-        num_objects = torch.full((), float(sum(targets.counts)), device=logits.device)
-        avg_factor = reduce_mean(num_objects).clamp(min=1)
+        avg_factor = reduce_mean(targets.objects.valid.sum().float()).clamp(min=1)
         two_stage = outputs.encoder is not None
         layers = [*(f'd{i}.' for i in range(len(logits) - 1)), '']
         prefixes = ['enc_', *layers] if two_stage else layers
@@ -227,45 +226,44 @@ class MaskDINOCriterion(nn.Module):
     def _mask_losses(
         self, outputs: LayerOutputs, targets: MaskDINOTargets, queries: Tensor, avg_factor: Tensor
     ) -> dict[str, Tensor]:
-        layers, _, num_queries, channels = outputs.mask_embed.shape
+        layers, batch, groups, number = queries.shape
         # In the graph also without objects: otherwise other processes would wait for this one's gradients.
         zero = _zero_in_graph(outputs.mask_embed) + _zero_in_graph(outputs.mask_features)
         losses = zero.expand(2, layers)
-        for i, masks in enumerate(targets.split_masks()):
-            if not len(masks):
+        mask_index = targets.mask_index()
+        compiling = torch.compiler.is_compiling()  # one graph then serves all numbers of objects, with padding
+        for i in range(0 if targets.objects.empty else batch):
+            count = number if compiling else targets.counts[i]
+            if not count:
                 continue
-            chosen = queries[:, i, :, : len(masks)]
-            objects = torch.arange(len(masks), device=chosen.device).expand_as(chosen).flatten(1)
-            chosen = chosen.flatten(1)
-            if len(masks) > num_queries:  # some objects have no query: those that have one, first
-                order = (chosen < 0).byte().argsort(dim=1, stable=True)[:, :num_queries]
-                chosen, objects = chosen.gather(1, order), objects.gather(1, order)
-            embed = outputs.mask_embed[:, i].gather(1, chosen.unsqueeze(-1).expand(-1, -1, channels))
-            recompute = chosen.shape[1] > _LOSS_CHUNK
+            chosen = queries[:, i, :, :count].flatten(1)
+            index = chosen.clamp(min=0).unsqueeze(-1).expand(-1, -1, outputs.mask_embed.shape[-1])
+            embed = outputs.mask_embed[:, i].gather(1, index).flatten(0, 1)
+            objects = mask_index[i, :count].repeat(layers * groups)
+            step = len(objects) if compiling else _LOSS_CHUNK
+            recompute = groups * count > _LOSS_CHUNK
             values = [
                 maybe_checkpoint(
-                    self._point_losses, some, outputs.mask_features[i], masks, some_objects, recompute=recompute
+                    self._point_losses, *chunk, outputs.mask_features[i], targets.masks, recompute=recompute
                 )
-                for some, some_objects in zip(
-                    embed.flatten(0, 1).split(_LOSS_CHUNK), objects.flatten().split(_LOSS_CHUNK), strict=True
-                )
+                for chunk in zip(embed.split(step), objects.split(step), strict=True)
             ]
-            losses = losses + torch.cat(values, 1).view(2, layers, -1).sum(2)
+            losses = losses + (torch.cat(values, 1).view(2, layers, -1) * (chosen >= 0)).sum(2)
         return dict(zip(('loss_mask', 'loss_dice'), losses / avg_factor, strict=True))
 
-    def _point_losses(self, mask_embed: Tensor, mask_features: Tensor, gt_masks: Tensor, objects: Tensor) -> Tensor:
+    def _point_losses(self, mask_embed: Tensor, objects: Tensor, mask_features: Tensor, gt_masks: Tensor) -> Tensor:
         """Mask and dice loss of some masks of one image at points, ``(2, n)``.
 
         Args:
             mask_embed: ``(n, C)``.
+            objects: Index in ``gt_masks`` of the object of each mask, ``(n,)``.
             mask_features: ``(C, H / 4, W / 4)``.
-            gt_masks: Masks of the objects of the image, ``(k, H, W)``.
-            objects: The object of each mask, ``(n,)``.
+            gt_masks: ``(T, H, W)`` bool.
         """
         masks = mask_logits(mask_embed, mask_features).unsqueeze(1)
         with torch.no_grad():
             points = self._sample_points(masks)
-            gt = sample_masks(gt_masks[objects], points)
+            gt = sample_masks(gt_masks, objects, points)
         logits = point_sample(masks, points).squeeze(1)
         values = self.loss_mask(logits.flatten(), gt.flatten(), reduction_override='none').view_as(logits).mean(1)
         return torch.stack((values, self.loss_dice(logits, gt, reduction_override='none')))

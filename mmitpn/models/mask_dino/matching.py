@@ -64,7 +64,7 @@ class MatchingCosts:
         Returns:
             ``(L, B, Q, N)``, for :func:`~mmitpn.models.dino.matching.assign`; values on padding have no meaning.
         """
-        if not any(targets.counts):
+        if targets.objects.empty:
             return outputs.logits.new_zeros(*outputs.logits.shape[:3], 1)
         total = torch.zeros((), device=outputs.logits.device)
         others = []
@@ -77,13 +77,13 @@ class MatchingCosts:
         if not others:
             return total
         points = self.draw_points(*outputs.logits.shape[:2], outputs.logits.device)
-        gt_masks = sample_objects(targets, points)
         of_layers = []
         for layer, layer_points in enumerate(points):
             # Sampling is linear: the features are sampled once, and no full mask is computed.
             masks = outputs.mask_embed[layer] @ point_sample(outputs.mask_features, layer_points)
+            gt_masks = sample_objects(targets, layer_points)
             of_layers.append(
-                sum(self._mask_cost(cost, outputs.layer(layer), masks, gt_masks[layer], targets) for cost in others)
+                sum(self._mask_cost(cost, outputs.layer(layer), masks, gt_masks, targets) for cost in others)
             )
         return total + torch.stack(of_layers)
 
@@ -110,11 +110,10 @@ class MatchingCosts:
 
 
 def sample_objects(targets: MaskDINOTargets, points: Tensor) -> Tensor:
-    """Masks of the objects at points ``(L, B, P, 2)`` of each layer and image: ``(L, B, N, P)``, 0 on padding."""
-    layers, _, number, _ = points.shape
-    samples = points.new_zeros(layers, *targets.has_box.shape, number)
-    for image, masks in enumerate(targets.split_masks()):
-        if len(masks):
-            of_layers = sample_masks(masks, points[:, image].flatten(0, 1)[None]).unflatten(1, (layers, number))
-            samples[:, image, : len(masks)] = of_layers.transpose(0, 1)
-    return samples
+    """Masks of the objects at points ``(B, P, 2)`` of each image: ``(B, N, P)``, 0 on padding."""
+    batch, number = targets.objects.valid.shape
+    index = torch.arange(len(targets.masks), device=points.device)
+    slots = (~targets.objects.valid).flatten().byte().argsort(stable=True)[: len(index)]  # of the objects in B * N
+    samples = sample_masks(targets.masks, index, points[slots // number])
+    padded = samples.new_zeros(batch * number, samples.shape[1]).index_copy(0, slots, samples)
+    return padded.unflatten(0, (batch, number))

@@ -206,14 +206,14 @@ def make_denoising_queries(
     Returns:
         The denoising queries; None without objects, or with more than ``num_queries`` in one image.
     """
-    most = max(targets.counts)
-    groups = num_queries // most if most else 0
+    groups = 0 if targets.empty else num_queries // targets.labels.shape[1]
     if not groups:
         return None
-    labels, boxes = targets.labels.repeat(1, groups), targets.boxes.repeat(1, groups, 1)
-    changed = torch.rand(labels.shape, device=labels.device) < noise_scale * 0.5
-    labels = torch.where(changed, torch.randint_like(labels, num_classes), labels)
-    reach = torch.cat((boxes[..., 2:] / 2, boxes[..., 2:]), -1) * noise_scale
-    boxes = boxes + (torch.rand_like(boxes) * 2 - 1) * reach
-    valid = targets.valid.repeat(1, groups)
-    return DenoisingQueries(groups, labels, box_logits(boxes.clamp(0, 1)) * valid.unsqueeze(-1), valid)
+    targets = targets.repeat(groups)
+    changed = torch.rand(targets.labels.shape, device=targets.labels.device) < noise_scale * 0.5
+    labels = torch.where(changed, torch.randint_like(targets.labels, num_classes), targets.labels)
+    sizes = targets.boxes[..., 2:]
+    reach = torch.cat((sizes / 2, sizes), -1) * noise_scale
+    boxes = targets.boxes + (torch.rand_like(targets.boxes) * 2 - 1) * reach
+    logits = box_logits(boxes.clamp(0, 1)) * targets.valid.unsqueeze(-1)
+    return DenoisingQueries(groups, labels, logits, targets.valid)

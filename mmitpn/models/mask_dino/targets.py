@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmcv.ops import point_sample
 from mmdet.structures.bbox import bbox_xyxy_to_cxcywh, get_box_tensor
 from torch import Tensor
 
@@ -19,12 +17,8 @@ from mmitpn.utils import copy_to_device
 
 from .query_init import masks_to_boxes
 
-# Masks that are converted to floating point at once.
-_SAMPLE_CHUNK = 16
 
-
-@dataclass(frozen=True)
-class MaskDINOTargets:
+class MaskDINOTargets(NamedTuple):
     """Ground truth of a batch: one mask, box and label for each object and each region of stuff.
 
     Attributes:
@@ -32,11 +26,13 @@ class MaskDINOTargets:
         has_box: Whether the box is learned, ``(B, N)`` bool: not on padding and not for stuff.
         masks: ``(T, H, W)`` bool, of the padded images: the objects of the first image, then those of the second, and
             so on, without padding.
+        counts: Number of objects of each image. A compiled graph does not use it, to serve all numbers.
     """
 
     objects: BoxTargets
     has_box: Tensor
     masks: Tensor
+    counts: tuple[int, ...]
 
     @classmethod
     def of(
@@ -56,21 +52,17 @@ class MaskDINOTargets:
         """
         height, width = masks.shape[-2:]
         sizes = level_sizes(((height, width),), masks.device).repeat(len(labels), 2)
-        padded = bbox_xyxy_to_cxcywh(pad_objects(boxes)) / sizes[:, None]
+        normalized = bbox_xyxy_to_cxcywh(pad_objects(boxes)) / sizes[:, None]
+        valid = pad_objects([torch.ones_like(one, dtype=torch.bool) for one in labels])
         counts = tuple(map(len, labels))
-        objects = BoxTargets(pad_objects(labels), padded, sizes, counts)
-        index = torch.arange(padded.shape[1], device=masks.device)
-        has_box = torch.stack([index < number for number in (num_with_box or counts)])
-        return cls(objects, has_box, masks)
+        objects = BoxTargets(pad_objects(labels), normalized, valid, sizes, not any(counts))
+        index = torch.arange(valid.shape[1], device=masks.device)
+        with_box = [index < number for number in (num_with_box or counts)]
+        return cls(objects, torch.stack(with_box) & valid, masks, counts)
 
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """Number of objects of each image."""
-        return self.objects.counts
-
-    def split_masks(self) -> tuple[Tensor, ...]:
-        """The masks of each image, ``(n_i, H, W)``."""
-        return self.masks.split(self.counts)
+    def mask_index(self) -> Tensor:
+        """Index in ``masks`` of each object, ``(B, N)``; on padding that of another one."""
+        return (self.objects.valid.flatten().cumsum(0) - 1).clamp(min=0).view_as(self.objects.valid)
 
 
 @torch.compiler.disable
@@ -174,19 +166,26 @@ def pad_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     return F.pad(masks, (0, size[1] - masks.shape[-1], 0, size[0] - masks.shape[-2]))
 
 
-def sample_masks(masks: Tensor, points: Tensor) -> Tensor:
-    """Sample masks at points, a few masks at a time.
+def sample_masks(masks: Tensor, index: Tensor, points: Tensor) -> Tensor:
+    """Bilinear samples of masks, as ``grid_sample`` but without masks in floating point.
 
     Args:
-        masks: ``(n, H, W)``, bool.
-        points: ``(n or 1, P, 2)``, x and y from 0 to 1.
+        masks: ``(T, H, W)`` bool.
+        index: The mask to sample, ``(n,)``.
+        points: Where, ``(n, P, 2)``, x and y from 0 to 1.
 
     Returns:
-        ``(n, P)``, 0 to 1: bilinear.
+        ``(n, P)``, 0 to 1.
     """
-    points = points.expand(len(masks), -1, -1)
-    samples = [
-        point_sample(chunk[:, None].float(), where).squeeze(1)
-        for chunk, where in zip(masks.split(_SAMPLE_CHUNK), points.split(_SAMPLE_CHUNK), strict=True)
-    ]
-    return torch.cat(samples)
+    height, width = masks.shape[-2:]
+    cells, weights = [], []
+    for coordinate, size in zip(points.unbind(-1), (width, height), strict=True):
+        position = (coordinate * size - 0.5).unsqueeze(-1)
+        cell = position.floor() + torch.arange(2, device=points.device)  # n, P, 2: before and after
+        inside = (cell >= 0) & (cell < size)
+        weights.append((1 - (position - cell).abs()) * inside)
+        cells.append(cell.long().clamp(0, size - 1))
+    (columns, rows), (across, down) = cells, weights
+    corners = rows.unsqueeze(-1) * width + columns.unsqueeze(-2)  # n, P, 2, 2
+    values = masks.flatten(1)[index[:, None, None, None], corners]
+    return (values * down.unsqueeze(-1) * across.unsqueeze(-2)).sum((-1, -2))

@@ -132,10 +132,11 @@ def test_a_gpu_uses_compiled_operators_only_where_there_are_any(attention, monke
     )
     monkeypatch.setattr(deformable_attention, 'multi_scale_deformable_attn_pytorch', lambda *_: 'pytorch')
     monkeypatch.setattr(deformable_attention, 'sample_levels', lambda *_: 'ours')
+    on_levels = None, torch.tensor(SHAPES), torch.tensor([0, 54]), SHAPES
     on_gpu, on_cpu = SimpleNamespace(is_cuda=True), SimpleNamespace(is_cuda=False)
     assert attention._sample(on_cpu, None, None, None, None, None) == 'ours'
     assert not asked
-    assert [attention._sample(on_gpu, None, None, None, None, None) for _ in range(2)] == [expected] * 2
+    assert [attention._sample(on_gpu, None, *on_levels) for _ in range(2)] == [expected] * 2
     assert len(asked) == 1
     monkeypatch.setattr('torch.compiler.is_compiling', lambda: True)
     assert attention._sample(on_gpu, None, None, None, None, None) == 'ours'  # mmcv's would break the graph

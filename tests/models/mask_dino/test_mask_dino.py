@@ -153,7 +153,7 @@ def test_boxes_of_stuff_count_in_matching_only_if_switched_on(cost, has_box, stu
     targets = MaskDINOTargets.of([torch.tensor([1])], [corners], masks, [int(has_box)])
     costs = MatchingCosts([cost(box_format='xywh')], 8, stuff_box_cost=stuff_box_cost)
     # Without any cost, all assignments are equal, and the first query is taken.
-    assert assign(costs(outputs, targets), targets.counts).tolist() == [[[query]]]
+    assert assign(costs(outputs, targets), targets.objects.valid).tolist() == [[[query]]]
 
 
 class OwnFocalCost(FocalLossCost):
