@@ -61,7 +61,7 @@ class TokenGathering:
 
     def windows(self, height: int, width: int) -> WindowPartition:
         """The windows of a grid of tokens; one where no block would use them."""
-        return WindowPartition.fit(height, width, self.window_size)
+        return WindowPartition(height, width, self.window_size)
 
 
 def check_blocks(value: Sequence[int], depth: int, name: str) -> tuple[int, ...]:
