@@ -35,6 +35,7 @@ from mmitpn.testing.simulation import DeviceCounters, simulated_device
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 NANO = {'depths': (1, 1, 4), 'embed_dim': 64, 'num_heads': 2}
+WINDOWS = {'window_size': 3, 'num_tokens': 4}
 SIZE, SIDE = (64, 96), 64  # pixels; pre-training has square images
 SMALLER = (48, 80)  # of the last image of a batch, for detectors
 OBJECTS = (3, 0)  # of each image
@@ -130,9 +131,10 @@ CASES: Mapping[str, Callable[[], nn.Module]] = {
     'fast-itpn': maps,
     'fast-itpn-deep': partial(maps, out_indices=(0, 1, 2), with_cp=True),
     'itpn': partial(maps, ITPN, 'linear', relative_position='table'),
-    'gathering': partial(maps, token_gathering={'num_tokens': 4}),
+    'gathering': partial(maps, token_gathering=WINDOWS),
+    'gathering-learned': partial(maps, token_gathering={**WINDOWS, 'learned': True, 'global_blocks': (-1,)}),
     'migration': partial(maps, token_migration={}),
-    'both': partial(maps, token_gathering={'num_tokens': 4}, token_migration={}),
+    'both': partial(maps, token_gathering=WINDOWS, token_migration={}),
     'pre-training-fast': partial(pre_training, 'fast'),
     'pre-training-clip': partial(pre_training, 'clip'),
     'pre-training-pixel': partial(pre_training, 'pixel'),
@@ -368,6 +370,7 @@ def compare(name: str, device: str) -> dict[str, Any]:
 
 def main(out: str, device: str, *names: str) -> None:
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
     found = {}
     for name in names:
         try:
