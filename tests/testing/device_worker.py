@@ -30,8 +30,8 @@ from torch.utils._pytree import tree_map_only
 from mmitpn.models.backbones import ITPN, FastITPN
 from mmitpn.models.necks import ITPNPyramid
 from mmitpn.testing.demo_inputs import build_from_config, make_samples, model_kind, quiet_logger, set_training_progress
-from mmitpn.testing.host_waits import Counts, count, counted_device
-from mmitpn.testing.simulation import DeviceCounters, simulated_device
+from mmitpn.testing.host_waits import Counts, DeviceCounters, count, counted_device
+from mmitpn.testing.simulation import simulated_device
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 NANO = {'depths': (1, 1, 4), 'embed_dim': 64, 'num_heads': 2}
