@@ -122,6 +122,11 @@ def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     terminate_with_launcher(args.launcher)
     check_own_data_arguments(args)
     cfg = read_config(args)
+    if args.compile is not None and cfg.get('strategy'):
+        raise ValueError(
+            f'--compile does not go with strategy {type_name(cfg.strategy)} of the config, which builds the model'
+            ' later: leave one of the two out'
+        )
     own_changes = apply_own_data(cfg, args) if args.data is not None else []
     if args.amp:
         apply_amp(cfg)
@@ -154,11 +159,6 @@ def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     changes = enable_exact_resume(cfg) if wants_exact_resume(cfg, args.exact_resume) else []
     runner, first_step = build_runner(cfg)
     if args.compile is not None:
-        if cfg.get('strategy'):
-            raise ValueError(
-                f'--compile does not go with strategy {type_name(cfg.strategy)} of the config, which wraps the model'
-                ' later: leave one of the two out'
-            )
         compile_model(unwrap(runner.model), mode=args.compile)
     for line in own_changes:
         print_log(f'--data: {line}', 'current')
