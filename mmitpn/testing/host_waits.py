@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,10 +14,79 @@ import torch
 from torch import Tensor, nn
 
 from .demo_inputs import inference_call, model_kind
-from .simulation import DeviceCounters, asking_code, simulated_device
 
+PACKAGES = ('mmitpn', 'mmdet', 'mmseg', 'mmpretrain', 'mmcv', 'mmengine')
+OTHER_CODE = 'backward pass or other code'
 SYNC_WARNING = 'called a synchronizing CUDA operation'
 FORWARD, BACKWARD, PREDICTION = 'forward + loss', 'backward + step', 'prediction'
+
+
+class DeviceCounters:
+    """A device and what was counted on it.
+
+    Attributes:
+        device: ``torch.device('sim', 0)``, or another device whose waits are counted.
+        waits: How often the host waited for the device, by what it needed (``'item'``, ``'nonzero'``, ``'copy to
+            host'``, ...).
+        copies: How often data was copied from the host to the device, by the function that did it. The host waits for
+            each of them too, unless it copies from pinned memory with ``non_blocking=True``.
+        operators: How often each operator ran on the device, views included.
+        where: The same events as in ``waits`` and ``copies``, by ``'event @ file:line < file:line of the caller'`` in
+            this project and the frameworks of OpenMMLab.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.waits: Counter[str] = Counter()
+        self.copies: Counter[str] = Counter()
+        self.operators: Counter[str] = Counter()
+        self.where: Counter[str] = Counter()
+
+    @property
+    def num_waits(self) -> int:
+        """Number of waits for results, without the copies to the device."""
+        return self.waits.total()
+
+    @property
+    def num_copies(self) -> int:
+        """Number of copies from the host to the device."""
+        return self.copies.total()
+
+    @property
+    def num_operators(self) -> int:
+        """Number of operators that ran on the device."""
+        return self.operators.total()
+
+    def reset(self) -> None:
+        """Set all counters to zero."""
+        for counter in (self.waits, self.copies, self.operators, self.where):
+            counter.clear()
+
+    def record_wait(self, name: str, where: str) -> None:
+        """Count a wait."""
+        self.waits[name] += 1
+        self.where[f'{name} @ {where}'] += 1
+
+    def record_copy(self, name: str, where: str) -> None:
+        """Count a copy to the device."""
+        self.copies[name] += 1
+        self.where[f'{name} @ {where}'] += 1
+
+
+def asking_code(depth: int = 2) -> str:
+    """The innermost lines of :data:`PACKAGES` on the stack, the innermost first.
+
+    Args:
+        depth: Number of lines.
+    """
+    lines: list[str] = []
+    frame = sys._getframe(1)
+    while frame is not None and len(lines) < depth:
+        module = frame.f_globals.get('__name__', '')
+        if module.split('.')[0] in PACKAGES and not module.startswith('mmitpn.testing'):
+            lines.append(f'{module.replace(".", "/")}.py:{frame.f_lineno}')
+        frame = frame.f_back
+    return ' < '.join(lines) or OTHER_CODE
 
 
 @contextmanager
@@ -32,6 +102,8 @@ def counted_device(name: str) -> Iterator[DeviceCounters]:
         ValueError: If the name is another one.
     """
     if name == 'sim':
+        from .simulation import simulated_device  # which imports this module
+
         with simulated_device() as sim:
             yield sim
     elif name == 'cuda':
@@ -67,7 +139,7 @@ def _cuda_waits() -> Iterator[DeviceCounters]:
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts of one phase of a step; see :class:`~mmitpn.testing.simulation.DeviceCounters`."""
+    """Counts of one phase of a step; see :class:`DeviceCounters`."""
 
     waits: Counter[str]
     copies: Counter[str]

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Union, get_args
@@ -34,9 +33,9 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+from .host_waits import DeviceCounters, asking_code
+
 NAME = 'sim'
-PACKAGES = ('mmitpn', 'mmdet', 'mmseg', 'mmpretrain', 'mmcv', 'mmengine')
-BACKWARD = 'backward pass'
 
 # Operators whose result, or the size of it, the host has to know before it goes on.
 WAITING = {
@@ -55,70 +54,6 @@ WAITING = {
 INDEXING = frozenset({'index', '_unsafe_index', 'index_put', 'index_put_', '_index_put_impl_', '_unsafe_index_put'})
 # Operators besides the pointwise ones that take a CPU tensor without dimensions as a number.
 TAKES_NUMBERS = frozenset({'fill', 'fill_', 'masked_fill', 'masked_fill_', 'index_fill', 'index_fill_'})
-
-
-class DeviceCounters:
-    """A device and what was counted on it.
-
-    Attributes:
-        device: ``torch.device('sim', 0)``, or another device whose waits are counted.
-        waits: How often the host waited for the device, by what it needed (``'item'``, ``'nonzero'``, ``'copy to
-            host'``, ...).
-        copies: How often data was copied from the host to the device, by the function that did it. The host waits for
-            each of them too, unless it copies from pinned memory with ``non_blocking=True``.
-        operators: How often each operator ran on the device, views included.
-        where: The same events as in ``waits`` and ``copies``, by ``'event @ file:line < file:line of the caller'`` in
-            this project and the frameworks of OpenMMLab.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.waits: Counter[str] = Counter()
-        self.copies: Counter[str] = Counter()
-        self.operators: Counter[str] = Counter()
-        self.where: Counter[str] = Counter()
-
-    @property
-    def num_waits(self) -> int:
-        """Number of waits for results, without the copies to the device."""
-        return self.waits.total()
-
-    @property
-    def num_copies(self) -> int:
-        """Number of copies from the host to the device."""
-        return self.copies.total()
-
-    @property
-    def num_operators(self) -> int:
-        """Number of operators that ran on the device."""
-        return self.operators.total()
-
-    def reset(self) -> None:
-        """Set all counters to zero."""
-        for counter in (self.waits, self.copies, self.operators, self.where):
-            counter.clear()
-
-    def record_wait(self, name: str, where: str) -> None:
-        """Count a wait."""
-        self.waits[name] += 1
-        self.where[f'{name} @ {where}'] += 1
-
-    def record_copy(self, name: str, where: str) -> None:
-        """Count a copy to the device."""
-        self.copies[name] += 1
-        self.where[f'{name} @ {where}'] += 1
-
-
-def asking_code(depth: int = 2) -> str:
-    """The innermost lines of :data:`PACKAGES` on the stack, the innermost first."""
-    lines: list[str] = []
-    frame = sys._getframe(1)
-    while frame is not None and len(lines) < depth:
-        module = frame.f_globals.get('__name__', '')
-        if module.split('.')[0] in PACKAGES and not module.startswith('mmitpn.testing'):
-            lines.append(f'{module.replace(".", "/")}.py:{frame.f_lineno}')
-        frame = frame.f_back
-    return ' < '.join(lines) or BACKWARD
 
 
 # --- tensors -------------------------------------------------------------------------------------------------------
@@ -271,28 +206,22 @@ def _execute(func: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
         elems[1]['pin_memory'] = False
     out = func(*elems[0], **elems[1])
     if torch.Tag.inplace_view in func.tags:
-        _copy_metadata(args[0])
+        Tensor.data.__set__(args[0], SimulatedTensor(args[0].elem))  # the shape has changed
     if name == 'copy_':
         return args[0]
     if not to_device:
         return out
     given = {id(tensor.elem): tensor for tensor in ours}  # in-place operators return what they were given
-    return tree_map_only(Tensor, lambda elem: given.get(id(elem)) if id(elem) in given else SimulatedTensor(elem), out)
+    return tree_map_only(Tensor, lambda elem: given[id(elem)] if id(elem) in given else SimulatedTensor(elem), out)
 
 
 def _pinned(name: str, tensor: Tensor) -> Any:
-    """Memory that is said to be pinned: it is not, but remembered."""
+    """Pinned memory needs an accelerator: here tensors are only marked."""
     if name == 'is_pinned':
-        return getattr(tensor, 'is_said_to_be_pinned', False)
+        return getattr(tensor, 'marked_as_pinned', False)
     copy = tensor.clone()
-    copy.is_said_to_be_pinned = True
+    copy.marked_as_pinned = True
     return copy
-
-
-def _copy_metadata(tensor: SimulatedTensor) -> None:
-    """Give a tensor the shape that an in-place operator has given to its values."""
-    elem = tensor.elem
-    Tensor.data.__set__(tensor, SimulatedTensor(elem))
 
 
 def _check_devices(func: Any, name: str, args: tuple, ours: Sequence[Tensor], hosts: Sequence[Tensor]) -> None:
@@ -333,9 +262,8 @@ def _record_events(
     if name in {'_to_copy', 'copy_'}:
         into_device = isinstance(args[0], SimulatedTensor) if name == 'copy_' else to_device
         if into_device and hosts:
-            source = hosts[0]
-            ahead = kwargs.get('non_blocking') or (name == 'copy_' and any(args[2:]))
-            pinned = getattr(source, 'is_said_to_be_pinned', False) and ahead
+            non_blocking = kwargs.get('non_blocking') or (name == 'copy_' and any(args[2:]))
+            pinned = getattr(hosts[0], 'marked_as_pinned', False) and non_blocking
             _record_copy('copy to device from pinned memory' if pinned else 'copy to device')
         elif ours and not into_device:
             _record_wait('copy to host')
@@ -361,10 +289,26 @@ def _record_events(
 # --- the backend ---------------------------------------------------------------------------------------------------
 
 
-class _Backend(
-    backend_registration._DummyBackendModule if hasattr(backend_registration, '_DummyBackendModule') else object
-):
-    """The module ``torch.sim``. Random numbers come from the CPU's generator."""
+class _Backend:
+    """The module ``torch.sim``: one device, whose random numbers come from the CPU's generator."""
+
+    def is_available(self) -> bool:
+        return True
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+    def device_count(self) -> int:
+        return 1
+
+    def current_device(self) -> int:
+        return 0
+
+    def manual_seed_all(self, seed: int) -> None:
+        """Do nothing: ``torch.manual_seed`` seeds the CPU's generator."""
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.float16, torch.bfloat16]

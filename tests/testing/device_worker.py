@@ -30,12 +30,14 @@ from torch.utils._pytree import tree_map_only
 from mmitpn.models.backbones import ITPN, FastITPN
 from mmitpn.models.necks import ITPNPyramid
 from mmitpn.testing.demo_inputs import build_from_config, make_samples, model_kind, quiet_logger, set_training_progress
-from mmitpn.testing.host_waits import Counts, count, counted_device
-from mmitpn.testing.simulation import DeviceCounters, simulated_device
+from mmitpn.testing.host_waits import Counts, DeviceCounters, count, counted_device
+from mmitpn.testing.simulation import simulated_device
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 NANO = {'depths': (1, 1, 4), 'embed_dim': 64, 'num_heads': 2}
+WINDOWS = {'window_size': 3, 'num_tokens': 4}
 SIZE, SIDE = (64, 96), 64  # pixels; pre-training has square images
+SMALLER = (48, 80)  # of the last image of a batch, for detectors
 OBJECTS = (3, 0)  # of each image
 TOLERANCE = 1e-3  # of scores and boxes of the same detection, relative to their range
 BATCHES = ((2, 1), (4,), (1, 0, 5))  # objects of each image, for counting
@@ -129,9 +131,10 @@ CASES: Mapping[str, Callable[[], nn.Module]] = {
     'fast-itpn': maps,
     'fast-itpn-deep': partial(maps, out_indices=(0, 1, 2), with_cp=True),
     'itpn': partial(maps, ITPN, 'linear', relative_position='table'),
-    'gathering': partial(maps, token_gathering={'num_tokens': 4}),
+    'gathering': partial(maps, token_gathering=WINDOWS),
+    'gathering-learned': partial(maps, token_gathering={**WINDOWS, 'learned': True, 'global_blocks': (-1,)}),
     'migration': partial(maps, token_migration={}),
-    'both': partial(maps, token_gathering={'num_tokens': 4}, token_migration={}),
+    'both': partial(maps, token_gathering=WINDOWS, token_migration={}),
     'pre-training-fast': partial(pre_training, 'fast'),
     'pre-training-clip': partial(pre_training, 'clip'),
     'pre-training-pixel': partial(pre_training, 'pixel'),
@@ -209,6 +212,8 @@ def samples_of(model: nn.Module, objects: Sequence[int], device: torch.device) -
     samples = [
         one for number in objects for one in make_samples(model, size_of(model), batch=1, objects=number, device=device)
     ]
+    if model_kind(model) == 'detector':
+        samples[-1].set_metainfo({'img_shape': SMALLER})  # the rest is padding
     if model_kind(model) == 'classifier':  # as Mixup and CutMix of the data preprocessor give them
         for sample in samples:
             sample.set_gt_score(torch.full((model.head.num_classes,), 1 / model.head.num_classes, device=device))
@@ -293,6 +298,9 @@ def step(name: str, device_name: str, *, dropout: bool) -> tuple[dict[str, list[
             wrapper, average = optimizer_of(model), ExponentialMovingAverage(model, momentum=0.1)
         average.update_parameters(model)
         seed()
+        with same_numbers(), torch.autocast(counters.device.type, dtype=torch.bfloat16):
+            narrow, _ = model.parse_losses(model(inputs, samples, mode='loss'))
+        seed()
         with same_numbers():
             losses = model(inputs, samples, mode='loss')
             total, _ = model.parse_losses(losses)
@@ -304,9 +312,9 @@ def step(name: str, device_name: str, *, dropout: bool) -> tuple[dict[str, list[
             results = model(inputs, samples, mode=predict_mode(model))
         found = {'losses': losses, 'results': results, 'weights': model.state_dict(), 'average': average.state_dict()}
         found = {what: list(tensors_in(value)) for what, value in found.items()}
-        counts = {}
+        counts = {'bf16': float(narrow) / float(total)}
         if device_name != 'cpu':
-            counts = {'updating': [described(updating)], **count_passes(model, counters)}
+            counts |= {'updating': [described(updating)], **count_passes(model, counters)}
     return found, counts
 
 
@@ -362,6 +370,7 @@ def compare(name: str, device: str) -> dict[str, Any]:
 
 def main(out: str, device: str, *names: str) -> None:
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
     found = {}
     for name in names:
         try:

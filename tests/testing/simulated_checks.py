@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmitpn.engine import StopOnInvalidLossHook
 from mmitpn.testing import simulated_device
-from mmitpn.testing.simulation import DeviceCounters
+from mmitpn.testing.host_waits import DeviceCounters
 
 CHECKS: dict[str, Callable[[DeviceCounters], None]] = {}
 

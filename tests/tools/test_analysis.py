@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -296,3 +299,33 @@ def test_gpu_report_refuses(tmp_path, capsys, arguments, words):
     with pytest.raises(SystemExit):
         load('gpu_report').main(['--out', str(tmp_path), '--device', 'cpu', *arguments.split()])
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--batch', '0'], r'--batch is 0 and --objects \[3\]; give a batch of at least 1, objects of 0'),
+        (['--objects', '1', '2', '3'], r'--objects has 3 numbers; give one, or one for each of the 2 images'),
+    ],
+)
+def test_waits_of_no_batch(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        load('count_waits').parse_args(['config.py', *arguments])
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.slow
+def test_waits_are_counted_by_config() -> None:
+    pytest.importorskip('mmpretrain')
+    config = TOOLS.parents[1] / 'configs/quickstart/pretrain_fast-itpn-nano_shapes-mfm.py'
+    arguments = [str(config), str(config), '--size', '64', '--objects', '2', '0']
+    command = [sys.executable, str(TOOLS / 'count_waits.py'), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if 'needs the Python backends' in result.stderr:
+        pytest.skip(result.stderr)
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if 'waits' in line or ' x ' in line]
+    assert lines[0] == 'pretrain_fast-itpn-nano_shapes-mfm: 2 x 64x64, objects [2, 0]'
+    assert re.fullmatch(r'  forward \+ loss: 0 waits, 0 copies, [1-9]\d+ operators', lines[1])
+    assert re.fullmatch(r'  backward \+ step: 0 waits, 0 copies, [1-9]\d+ operators', lines[2])
+    assert lines[3:] == lines[:3]

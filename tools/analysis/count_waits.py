@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     for config in args.configs:
         try:
             found = count_config(config, args)
-        except (FileNotFoundError, ValueError, TypeError) as error:
+        except (FileNotFoundError, ValueError, TypeError, RuntimeError) as error:
             sys.stderr.write(f'error: {error}\n')
             return 2
         print(f'{Path(config).stem}: {args.batch} x {"x".join(map(str, args.size))}, objects {args.objects}')
