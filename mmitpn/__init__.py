@@ -13,6 +13,7 @@ from .version import __version__
 
 _PUBLIC = {
     'DINO': 'mmitpn.models.detectors',
+    'DINOHead': 'mmitpn.models.heads',
     'FastITPN': 'mmitpn.models.backbones',
     'ITPN': 'mmitpn.models.backbones',
     'ITPNPretrain': 'mmitpn.models.selfsup',
@@ -30,6 +31,7 @@ _PUBLIC = {
 __all__ = [
     'DINO',
     'ITPN',
+    'DINOHead',
     'FastITPN',
     'ITPNPretrain',
     'ITPNPyramid',

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import lru_cache, wraps
 from io import StringIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from warnings import catch_warnings, simplefilter
 
 import numpy as np
 
+if TYPE_CHECKING:  # what only reads settings and masks starts without torch
+    import torch
+    from torch import Tensor
+
 Item = TypeVar('Item')
+P = ParamSpec('P')
+R = TypeVar('R')
 
 # Mean and standard deviation of ImageNet's RGB values, 0 to 255. Configs repeat them, since a config stands alone.
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -69,7 +76,7 @@ def quiet_imports() -> Iterator[None]:
 
 def seed_generators(*numbers: int) -> None:
     """Seed the global generators of Python, numpy and torch from non-negative integers."""
-    import torch  # here, since what only reads settings and masks starts without it
+    import torch
 
     state = np.random.SeedSequence(numbers).generate_state(2)
     random.seed(int(state[0]))
@@ -114,3 +121,35 @@ def mask_to_box(mask: np.ndarray) -> list[int]:
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     x, y = int(columns[0]), int(rows[0])
     return [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1]
+
+
+def copy_to_device(values: Any, device: torch.device) -> Tensor:
+    """Copy numbers of the host to a device, in one copy for which the host does not wait on a GPU.
+
+    Args:
+        values: What ``torch.as_tensor`` takes, on the host.
+        device: Where to.
+    """
+    import torch
+
+    host = torch.as_tensor(values)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else host.to(device)
+
+
+def constant_per_size(function: Callable[P, R]) -> Callable[P, R]:
+    """Keep the last results of a function of sizes and a device that makes constant tensors.
+
+    They must not be changed. While a graph of the network is traced, they are made in the graph.
+    """
+    kept = lru_cache(maxsize=32)(function)
+
+    @wraps(function)
+    def make(*args: P.args, **kwargs: P.kwargs) -> R:
+        import torch
+
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._guards.detect_fake_mode() is not None:
+            return function(*args, **kwargs)
+        with torch.inference_mode(mode=False), torch.no_grad():  # constants of a prediction serve a training step too
+            return kept(*args, **kwargs)
+
+    return make

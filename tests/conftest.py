@@ -48,9 +48,9 @@ _format_configs_once()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests marked ``gpu`` where there is none. Several processes begin with the files of slow tests."""
+    """Skip the tests marked ``gpu`` where torch sees no GPU. Several processes begin with the files of slow tests."""
     if not torch.cuda.is_available():
-        skip = pytest.mark.skip(reason='needs a GPU, and torch sees none')
+        skip = pytest.mark.skip(reason='torch sees no CUDA device')
         for item in items:
             if item.get_closest_marker('gpu'):
                 item.add_marker(skip)

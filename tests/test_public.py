@@ -10,6 +10,7 @@ import mmitpn
 # What users import, and the framework without which it is not there.
 PUBLIC = {
     'DINO': 'mmdet',
+    'DINOHead': 'mmdet',
     'ITPN': None,
     'FastITPN': None,
     'ITPNPretrain': 'mmpretrain',

@@ -21,6 +21,7 @@ from mmitpn.apis.data_sources import DataSource, SourceItem
 from mmitpn.apis.model_loading import build_model, find_outputs, find_pipeline, resolve_model
 from mmitpn.apis.results import Result, read_prediction
 from mmitpn.apis.tiling import predict_tiled
+from mmitpn.engine.compile import compile_model
 from mmitpn.utils import check_int
 
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
@@ -41,6 +42,8 @@ class Predictor:
             classifiers of the iTPN authors are read as they are.
         device: ``auto`` (a GPU if there is one), or as of torch: ``cpu``, ``cuda:1``.
         dtype: ``float32``, or ``bfloat16`` or ``float16`` for autocast, which is faster on GPUs and less exact.
+        compile: Compile the model: a mode of :func:`torch.compile`, ``'default'`` or ``'reduce-overhead'`` (CUDA
+            graphs). The first images take minutes then. None: do not.
 
     Attributes:
         names: Names of the classes.
@@ -68,6 +71,7 @@ class Predictor:
         *,
         device: str | torch.device = 'auto',
         dtype: str = 'float32',
+        compile: str | None = None,  # noqa: A002 (torch's word)
     ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f'dtype is {dtype!r}; allowed: {", ".join(DTYPES)}')
@@ -78,6 +82,8 @@ class Predictor:
         model, self.names = build_model(self.cfg, self.weights)
         self.outputs = find_outputs(model)
         self.model = model.to(self.device)
+        if compile is not None:
+            compile_model(self.model, mode=compile)
         steps = find_pipeline(self.cfg)
         self._loading = steps[0]
         with DefaultScope.overwrite_default_scope(self._scope):

@@ -58,6 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda:0 ... (default: auto)')
     parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'), help='of autocast')
+    parser.add_argument('--compile', action='store_true', help='compile the model: minutes at the first images')
     parser.add_argument('--debug', action='store_true', help='show where an error was raised')
     return parser.parse_args(argv)
 
@@ -296,7 +297,9 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f'--out {args.out} is a file; give a folder')
         import_supervision()
         data = DataSource(args.source)  # what is wrong with it is reported before the model is loaded
-        model = Predictor(args.model, args.weights, device=args.device, dtype=args.dtype)
+        model = Predictor(
+            args.model, args.weights, device=args.device, dtype=args.dtype, compile='default' if args.compile else None
+        )
         broken.extend(predict(args, model, data, Console()))
 
     from mmitpn.engine.cli import run_command

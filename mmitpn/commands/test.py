@@ -24,8 +24,9 @@ from mmitpn.apis.report import ReportHook, add_report_argument
 from mmitpn.atomic import write_atomic
 from mmitpn.checkpoint.sharded import read_sharded
 from mmitpn.config_types import type_name
-from mmitpn.engine.checkpointing import WholeWeightsHook
+from mmitpn.engine.checkpointing import WholeWeightsHook, unwrap
 from mmitpn.engine.cli import FirstStepHook, add_common_arguments, read_config, run_command
+from mmitpn.engine.compile import add_compile_argument, compile_model
 from mmitpn.engine.evaluation import (
     add_evaluation_arguments,
     build_test_runner,
@@ -34,6 +35,7 @@ from mmitpn.engine.evaluation import (
     read_authors_file,
     read_classes,
 )
+from mmitpn.engine.gpu_settings import add_gpu_settings_argument, apply_gpu_settings, log_gpu_settings
 from mmitpn.engine.pretrained import use_checkpoint_grid
 from mmitpn.weights import resolve_weights
 from mmitpn.weights.zoo import advise_on_missing
@@ -53,8 +55,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--allow-partial', action='store_true', help='evaluate although the checkpoint lacks some of the weights'
     )
+    add_compile_argument(parser)
     add_report_argument(parser)
     add_evaluation_arguments(parser)
+    add_gpu_settings_argument(parser)
     add_common_arguments(parser)
     args = parser.parse_args(argv)
     if args.out is not None and Path(args.out).suffix not in ('.pkl', '.pickle', '.json'):
@@ -164,7 +168,11 @@ def test(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
         cfg.pop(name, None)
     if args.tta:
         apply_tta(cfg)
+    settings = apply_gpu_settings(cfg, args.gpu_settings, training=False)
     runner, first_step = build_test_runner(cfg, *trained, allow_other_classes=args.allow_other_classes)
+    log_gpu_settings(settings)
+    if args.compile is not None:
+        compile_model(unwrap(runner.model), mode=args.compile)
     steps.append(first_step)
     if sharded:
         weights = read_sharded(args.checkpoint)

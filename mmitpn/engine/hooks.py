@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from functools import partial
 from math import isfinite
 from typing import Any
@@ -45,12 +45,14 @@ class StopOnInvalidLossHook(Hook):
     processes stop: its gradient has reached each of them. The hook runs before the checkpoint hook: the last checkpoint
     in the work dir is from before.
 
+    Losses on a device are copied to the host for the log in one copy per iteration; of itself mmengine waits for each.
+
     Args:
         interval: Iterations between two checks of the losses; each waits for the device. Between them an invalid loss
             reaches the weights.
     """
 
-    priority = 'VERY_HIGH'
+    priority = 5  # before RuntimeInfoHook (VERY_HIGH, 10), which reads the losses for the log
 
     def __init__(self, interval: int = 1) -> None:
         _check_interval(interval, 'iterations')
@@ -100,6 +102,7 @@ class StopOnInvalidLossHook(Hook):
             self._batch, self._losses = data_batch, _losses_of(outputs)
         self._check_losses(runner)
         self._batch = None
+        _copy_to_host(outputs)
 
     def _release(self) -> None:
         for handle in self._handles:
@@ -150,6 +153,18 @@ def _losses_of(outputs: Any) -> dict[str, list[Tensor]]:
         if 'loss' in name and parts:
             losses[name] = [part.detach() for part in parts]
     return losses
+
+
+def _copy_to_host(outputs: Mapping[str, Any] | None) -> None:
+    """Replace the scalars on a device by numbers, in one copy."""
+    scalars = {
+        name: value
+        for name, value in (outputs.items() if isinstance(outputs, MutableMapping) else ())
+        if isinstance(value, Tensor) and value.numel() == 1 and value.device.type != 'cpu'
+    }
+    if scalars:
+        values = torch.stack([value.detach().reshape(()).float() for value in scalars.values()]).tolist()
+        outputs.update(zip(scalars, values, strict=True))
 
 
 def _sum(loss: Tensor) -> Tensor:

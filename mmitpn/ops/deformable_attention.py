@@ -287,7 +287,7 @@ def sample_levels(value: Tensor, level_shapes: Shapes, points: Tensor, weights: 
 def _sample_levels(value: Tensor, points: Tensor, weights: Tensor, sizes: list[int]) -> Tensor:
     """:func:`sample_levels`, with the height and width of one map after the other."""
     if value.device.type != 'cpu':
-        return ms_deform_attn_forward(value, *_level_tensors(sizes, value.device), points, weights, im2col_step=0)
+        return ms_deform_attn_forward(value, *level_tensors(_pairs(sizes), value.device), points, weights, 0)
     if not points.numel() or not value.numel():
         return value.new_zeros(*points.shape[:2], value.shape[2] * value.shape[3])
     return _forward_on_cpu(value, points, weights, _pairs(sizes))
@@ -320,7 +320,7 @@ def _sample_levels_backward(
     elif value.device.type == 'cpu':
         return _gradients_on_cpu(*inputs, _pairs(sizes), grad, value_needed, points_needed)
     else:
-        gradients = operator(_gradients)(value, *_level_tensors(sizes, value.device), points, weights, grad)
+        gradients = operator(_gradients)(value, *level_tensors(_pairs(sizes), value.device), points, weights, grad)
         found = tuple(gradient.to(tensor.dtype) for gradient, tensor in zip(gradients, inputs, strict=True))
     needed = value_needed, points_needed, points_needed
     return tuple(each if wanted else each.new_empty(0) for each, wanted in zip(found, needed, strict=True))
@@ -354,13 +354,14 @@ def _pairs(sizes: list[int]) -> Shapes:
     return [list(pair) for pair in zip(sizes[::2], sizes[1::2], strict=True)]
 
 
-def _level_tensors(sizes: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
+def level_tensors(level_shapes: Shapes, device: torch.device) -> tuple[Tensor, Tensor]:
     """Height and width ``(levels, 2)`` and first position ``(levels,)`` of each map.
 
     The numbers reach the device as arguments of a kernel. A copy from the host would wait for the device, which CUDA
     graphs cannot capture, and a tensor that outlives the call may belong to the memory of such a graph.
     """
-    positions = [height * width for height, width in _pairs(sizes)]
+    sizes = [size for shape in level_shapes for size in shape]
+    positions = [height * width for height, width in level_shapes]
     numbers = [*sizes, 0, *accumulate(positions[:-1])]
     filled = torch.zeros(len(numbers), dtype=torch.int64, device=device)
     torch._foreach_add_(filled.unbind(), numbers)

@@ -156,7 +156,7 @@ def softmax_focal_loss_backward(
 
 def _check_target(target: Tensor, num_classes: int) -> None:
     # On a GPU the check would synchronize with it.
-    if not target.is_cuda and target.numel() and (top := int(target.max())) > num_classes:
+    if target.device.type == 'cpu' and target.numel() and (top := int(target.max())) > num_classes:
         raise ValueError(
             f'the focal loss got a target of {top}; allowed: 0 to {num_classes - 1}, background {num_classes}'
         )

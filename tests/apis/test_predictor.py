@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import weakref
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -22,6 +23,7 @@ import mmitpn
 from mmitpn.apis.data_sources import DataSource
 from mmitpn.apis.results import read_prediction
 from mmitpn.apis.tiling import predict_tiled
+from mmitpn.engine.compile import compile_model
 
 ROOT = Path(__file__).parents[2]
 FIELDS = {
@@ -134,6 +136,18 @@ def test_lower_precision_is_close(small_model, images):
         for dtype in ('float32', 'bfloat16')
     )
     assert (exact.semantic == fast.semantic).mean() > 0.9
+
+
+@pytest.mark.slow
+def test_a_compiled_model_predicts_the_same(small_model, images, monkeypatch):
+    # The backend that needs no compiler: what is compiled is tested in tests/engine/test_compile.py.
+    monkeypatch.setattr('mmitpn.apis.predictor.compile_model', partial(compile_model, backend='eager'))
+    case = small_model('upernet')
+    plain, compiled = (
+        next(mmitpn.Predictor(case.config, case.weights, device='cpu', compile=mode).predict(images[0]))
+        for mode in (None, 'default')
+    )
+    assert (plain.semantic == compiled.semantic).all()
 
 
 @pytest.mark.slow

@@ -306,7 +306,7 @@ def test_other_devices_get_the_levels_without_a_copy_from_the_host():
 
     sizes = [4, 5, 2, 3, 1, 1]
     with Copies():
-        shapes, starts = module._level_tensors(sizes, torch.device('cpu'))
+        shapes, starts = module.level_tensors(module._pairs(sizes), torch.device('cpu'))
     assert shapes.tolist() == [[4, 5], [2, 3], [1, 1]]
     assert starts.tolist() == [0, 20, 26]
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -262,15 +265,22 @@ def test_a_part_that_fails_is_put_back_too(tool, model):
 @pytest.mark.slow
 def test_gpu_report_in_miniature(tmp_path, capsys):
     pytest.importorskip('mmdet')
+    pytest.importorskip('mmseg')
     report = load('gpu_report')
-    command = ['--out', str(tmp_path), '--device', 'cpu', '--only', 'peak', 'operators', 'models', 'attention']
+    command = ['--out', str(tmp_path), '--device', 'cpu']
     assert report.main(command) == 0
     rows = json.loads((tmp_path / 'report.json').read_text())['rows']
-    assert max(row['gradients'] for row in rows.values() if row['section'] in ('operators', 'models')) == 0
+    assert max(row['gradients'] for row in rows.values() if row['section'] in ('operators', 'models')) < 1e-6
     assert rows['attention: encoder, triton, fp32']['skipped']
-    assert '| roi_align |' in (tmp_path / 'report.md').read_text()
+    skipped = {row['section'] for row in rows.values() if 'skipped' in row}
+    assert skipped <= {'peak', 'attention'}  # kernels of GPUs
+    for row in rows.values():
+        assert 'skipped' in row or row['section'] in ('operators', 'models') or len(row) > 3, row
+    written = (tmp_path / 'report.md').read_text()
+    assert '| roi_align |' in written
+    assert written.count('not measured') == 5  # the aims
     capsys.readouterr()
-    assert report.main([*command, '--minutes', '0.0001']) == 0
+    assert report.main([*command, '--minutes', '0.2']) == 0
     assert 'TFLOP/s' not in capsys.readouterr().out  # what is there is not measured again
 
 
@@ -279,3 +289,43 @@ def test_gpu_report_needs_a_gpu(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         load('gpu_report').main(['--out', str(tmp_path)])
     assert 'torch sees no CUDA device' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [('--quick --minutes 3', 'leave one out'), ('--minutes 0', 'give more than 0'), ('--only speed', 'invalid choice')],
+)
+def test_gpu_report_refuses(tmp_path, capsys, arguments, words):
+    with pytest.raises(SystemExit):
+        load('gpu_report').main(['--out', str(tmp_path), '--device', 'cpu', *arguments.split()])
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--batch', '0'], r'--batch is 0 and --objects \[3\]; give a batch of at least 1, objects of 0'),
+        (['--objects', '1', '2', '3'], r'--objects has 3 numbers; give one, or one for each of the 2 images'),
+    ],
+)
+def test_waits_of_no_batch(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        load('count_waits').parse_args(['config.py', *arguments])
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.slow
+def test_waits_are_counted_by_config() -> None:
+    pytest.importorskip('mmpretrain')
+    config = TOOLS.parents[1] / 'configs/quickstart/pretrain_fast-itpn-nano_shapes-mfm.py'
+    arguments = [str(config), str(config), '--size', '64', '--objects', '2', '0']
+    command = [sys.executable, str(TOOLS / 'count_waits.py'), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if 'needs the Python backends' in result.stderr:
+        pytest.skip(result.stderr)
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if 'waits' in line or ' x ' in line]
+    assert lines[0] == 'pretrain_fast-itpn-nano_shapes-mfm: 2 x 64x64, objects [2, 0]'
+    assert re.fullmatch(r'  forward \+ loss: 0 waits, 0 copies, [1-9]\d+ operators', lines[1])
+    assert re.fullmatch(r'  backward \+ step: 0 waits, 0 copies, [1-9]\d+ operators', lines[2])
+    assert lines[3:] == lines[:3]

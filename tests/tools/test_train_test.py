@@ -213,6 +213,22 @@ def mistake(toy, tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.parametrize('tool', ['train', 'test'])
+def test_compile_reaches_the_built_model(toy, trained, mistake, monkeypatch, tool):
+    def compile_model(model, *, mode):
+        raise ValueError(f'{type(model).__name__} in mode {mode}')
+
+    monkeypatch.setattr(load_tool(tool), 'compile_model', compile_model)
+    files = ['toy.py'] if tool == 'train' else ['toy.py', trained / 'epoch_2.pth']
+    assert 'FCOS in mode reduce-overhead' in mistake(tool, *files, '--compile', 'reduce-overhead')
+    assert 'FCOS in mode default' in mistake(tool, *files, '--compile')
+
+
+def test_compile_does_not_go_with_a_strategy(mistake):
+    said = mistake('train', 'toy.py', '--compile', '--cfg-options', 'strategy.type=mmitpn.FSDPStrategy')
+    assert '--compile does not go with strategy FSDPStrategy' in said
+
+
 def losses(work_dir: Path, rank: int = 0) -> dict[int, float]:
     lines = (work_dir / f'losses.{rank}').read_text().splitlines()
     return {int(step): float(loss) for step, loss in map(str.split, lines)}

@@ -10,13 +10,22 @@ import torch
 import torch.nn.functional as F
 from mmdet.models.detectors import DINO as MMDetDINO  # noqa: N811 (this class has the same name, in its own scope)
 from mmdet.models.layers import SinePositionalEncoding
-from mmdet.structures import OptSampleList, SampleList
+from mmdet.structures import SampleList
 from mmengine.model import initialize
 from torch import Tensor, nn
 
 from mmitpn.checkpoint import QuietInit
 from mmitpn.config_types import is_type
-from mmitpn.models.dino import DinoTransformerDecoder, DinoTransformerEncoder, autocast_disabled
+from mmitpn.models.dino import (
+    DinoTransformerDecoder,
+    DinoTransformerEncoder,
+    FeatureLevels,
+    autocast_disabled,
+    make_padding_mask,
+)
+from mmitpn.models.dino.denoising import ContrastiveDenoising
+from mmitpn.models.dino.matching import BoxTargets, assign
+from mmitpn.models.heads.dino_head import DINOHead
 from mmitpn.registry import MODELS
 from mmitpn.utils import check_int
 
@@ -37,6 +46,8 @@ class DINO(QuietInit, MMDetDINO):
     - Every parameter gets a gradient in every step, also on a process whose images have no objects, so distributed
       training needs no ``find_unused_parameters``.
     - Sampling, box refinement, matching and losses run in fp32 under autocast.
+    - The host waits for a GPU a few times in a step, whatever the number of layers, images and objects; a prediction is
+      one graph (:meth:`forward_tensors`).
     - ``with_cp`` in ``encoder`` and ``decoder`` (True, or the number of layers from the first) switches on PyTorch's
       activation checkpointing; mmdet's ``num_cp``, which needs fairscale, is rejected.
     - Self-attention is fused, and inconsistent settings are reported before training.
@@ -49,7 +60,8 @@ class DINO(QuietInit, MMDetDINO):
         neck: Config of the neck; it must give ``num_feature_levels`` maps of ``embed_dims`` channels, finest first.
         encoder: Config of :class:`DinoTransformerEncoder`.
         decoder: Config of :class:`DinoTransformerDecoder`.
-        bbox_head: Config of the head, as mmdet's ``DINOHead``.
+        bbox_head: Config of :class:`DINOHead`; mmdet's ``DINOHead`` becomes one, which has the same parameters and
+            losses.
         positional_encoding: Config of mmdet's ``SinePositionalEncoding``.
         num_queries: Number of queries that are matched to objects. An image with fewer positions is padded to this
             number; padded queries have no influence, are not matched and are never returned.
@@ -65,6 +77,7 @@ class DINO(QuietInit, MMDetDINO):
 
     Raises:
         ValueError: If settings are inconsistent; the message names the value, the allowed values and the remedy.
+        TypeError: If ``bbox_head`` is another head.
     """
 
     def __init__(
@@ -100,12 +113,15 @@ class DINO(QuietInit, MMDetDINO):
         if 'num_cp' in encoder:
             raise ValueError(f'encoder sets num_cp={encoder["num_cp"]!r}, which needs fairscale: write with_cp instead')
         # mmdet changes the configs it receives: with a copy, the same config can build a second model.
+        bbox_head = deepcopy(bbox_head)
+        if is_type(bbox_head, 'mmdet.DINOHead') or bbox_head.get('type') == 'DINOHead':
+            bbox_head['type'] = DINOHead
         super().__init__(
             backbone=backbone,
             neck=neck,
             encoder=deepcopy(encoder),
             decoder=deepcopy(decoder),
-            bbox_head=deepcopy(bbox_head),
+            bbox_head=bbox_head,
             positional_encoding=positional_encoding,
             num_queries=num_queries,
             num_feature_levels=num_feature_levels,
@@ -117,6 +133,13 @@ class DINO(QuietInit, MMDetDINO):
             data_preprocessor=data_preprocessor,
             init_cfg=init_cfg,
         )
+        if not isinstance(self.bbox_head, DINOHead):
+            raise TypeError(
+                f'bbox_head is a {type(self.bbox_head).__name__}; allowed: mmitpn.DINOHead (also written DINOHead) and'
+                ' classes derived from it'
+            )
+        label_embedding = self.dn_query_generator.label_embedding
+        self.dn_query_generator = ContrastiveDenoising(label_embedding, num_queries, **dn_cfg)
         if self.with_neck:
             _check_neck(self.neck, neck, embed_dims=self.embed_dims, num_feature_levels=num_feature_levels)
 
@@ -164,9 +187,26 @@ class DINO(QuietInit, MMDetDINO):
         Returns:
             The losses by name: of every decoder layer, of the encoder's boxes and of the denoising queries.
         """
-        outputs = self.forward_transformer(self.extract_feat(batch_inputs), batch_data_samples)
-        with autocast_disabled(batch_inputs):
-            return self.bbox_head.loss(**outputs, batch_data_samples=batch_data_samples)
+        padding_mask = _padding_mask_of(batch_data_samples, batch_inputs.device)
+        return self.loss_tensors(batch_inputs, padding_mask, _targets_of(batch_data_samples))
+
+    def loss_tensors(self, images: Tensor, padding_mask: Tensor | None, targets: BoxTargets) -> dict[str, Tensor]:
+        """Losses without data samples, for ``torch.compile``: two graphs, before and after the matching on the host.
+
+        Args:
+            images: Normalized images ``(B, 3, H, W)``.
+            padding_mask: See :meth:`forward_tensors`.
+            targets: Objects of the batch.
+        """
+        outputs = self.forward_queries(self.extract_feat(images), padding_mask, targets)
+        dn_meta, head = outputs['dn_meta'], self.bbox_head
+        with autocast_disabled(images):
+            encoder = outputs['enc_outputs_class'], outputs['enc_outputs_coord']
+            predictions = head.with_encoder(*head(outputs['hidden_states'], outputs['references']), *encoder, dn_meta)
+            costs = head.match_costs(predictions, targets, dn_meta)
+        assigned = assign(costs, targets.valid)
+        with autocast_disabled(images):
+            return head.loss_by_assignment(predictions, targets, assigned, dn_meta)
 
     def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
         """Detect objects.
@@ -179,115 +219,123 @@ class DINO(QuietInit, MMDetDINO):
         Returns:
             The samples with ``pred_instances``: bboxes ``(n, 4)`` (x1, y1, x2, y2), scores ``(n,)``, labels ``(n,)``.
         """
-        outputs = self.forward_transformer(self.extract_feat(batch_inputs), batch_data_samples)
-        with autocast_disabled(batch_inputs):
-            logits, boxes = self.bbox_head(**outputs)
-            missing = self.num_queries - logits.shape[2]
-            if missing:
-                # mmdet takes max_per_img candidates even if there are fewer: queries of score 0 fill up the number.
-                no_object = logits.new_full((logits.shape[-1],), float('-inf'))
-                if not self.bbox_head.loss_cls.use_sigmoid:
-                    no_object[-1] = 0.0  # the background class of the softmax
-                logits = torch.cat((logits, no_object.expand(*logits.shape[:2], missing, -1)), 2)
-                boxes = F.pad(boxes, (0, 0, 0, missing))
-            metas = [sample.metainfo for sample in batch_data_samples]
-            results = self.bbox_head.predict_by_feat(logits, boxes, batch_img_metas=metas, rescale=rescale)
-            if missing:
-                results = [result[result.scores > 0] for result in results]
+        logits, boxes = self.forward_tensors(batch_inputs, _padding_mask_of(batch_data_samples, batch_inputs.device))
+        metas = [sample.metainfo for sample in batch_data_samples]
+        results = self.bbox_head.predict_by_feat(logits[None], boxes[None], batch_img_metas=metas, rescale=rescale)
         return self.add_pred_to_datasample(batch_data_samples, results)
 
+    def forward_tensors(self, images: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The network without data samples: one graph, for ``torch.compile`` and export.
+
+        Args:
+            images: Normalized images ``(B, 3, H, W)``.
+            padding_mask: ``(B, H, W)`` bool, True on padding, see :func:`~mmitpn.models.dino.make_padding_mask`; None
+                without padding.
+
+        Returns:
+            Of the last layer class logits ``(B, Q, K)`` and boxes ``(B, Q, 4)`` (cx, cy, w, h) in fractions of the
+            image, fp32.
+        """
+        outputs = self.forward_queries(self.extract_feat(images), padding_mask)
+        last = self.decoder.num_layers - 1
+        with autocast_disabled(images):
+            return self.bbox_head.forward_layer(last, outputs['hidden_states'][last], outputs['references'][last])
+
     def forward_transformer(
-        self, img_feats: tuple[Tensor, ...], batch_data_samples: SampleList | None = None
+        self, img_feats: Sequence[Tensor], batch_data_samples: SampleList | None = None
+    ) -> dict[str, Any]:
+        """Run encoder, query selection and decoder, as mmdet's method of this name; see :meth:`forward_queries`."""
+        padding_mask = _padding_mask_of(batch_data_samples or [], img_feats[0].device)
+        return self.forward_queries(img_feats, padding_mask, _targets_of(batch_data_samples) if self.training else None)
+
+    def forward_queries(
+        self, maps: Sequence[Tensor], padding_mask: Tensor | None = None, targets: BoxTargets | None = None
     ) -> dict[str, Any]:
         """Run encoder, query selection and decoder.
 
         Args:
-            img_feats: The neck's maps ``(B, C, H, W)``, finest first.
-            batch_data_samples: One sample per image.
+            maps: The neck's maps ``(B, C, H_i, W_i)``, finest first.
+            padding_mask: See :meth:`forward_tensors`.
+            targets: Objects of the batch, for denoising queries; None: a prediction.
 
         Returns:
-            Inputs of the head: ``hidden_states`` ``(layers, B, Q, C)`` and ``references``, a list of ``(B, Q, 4)``; in
-            training also ``enc_outputs_class``, ``enc_outputs_coord`` and ``dn_meta``. All tensors are fp32. Q is
-            ``num_queries``, or the number of positions if there are fewer; in training, denoising queries come first.
+            Inputs of the head: ``hidden_states`` ``(layers, B, Q, C)`` and ``references``, a list of ``(B, Q, 4)``;
+            with targets also ``enc_outputs_class``, ``enc_outputs_coord`` and ``dn_meta``. All tensors are fp32. Q is
+            ``num_queries``, or the number of positions if there are fewer; denoising queries come first.
 
         Raises:
             ValueError: If the maps and the transformer differ in number or channels.
         """
-        _check_features(img_feats, embed_dims=self.embed_dims, num_feature_levels=self.num_feature_levels)
-        # mmdet's masks, valid ratios and so reference points have the dtype of the maps: bf16 is exact only up to 256.
-        return super().forward_transformer(tuple(level.float() for level in img_feats), batch_data_samples)
-
-    def pre_decoder(
-        self,
-        memory: Tensor,
-        memory_mask: Tensor | None,
-        spatial_shapes: Tensor,
-        batch_data_samples: OptSampleList = None,
-    ) -> tuple[dict, dict]:
-        """Select the queries as mmdet does, but in fp32, and an image may have fewer positions than there are queries.
-
-        Scores in half precision have ties that make the selection arbitrary. Positions are padded to ``num_queries``
-        with scores of minus infinity: the padded ones are the last of the selected.
-
-        Args:
-            memory: The encoder's output, ``(B, N, C)``.
-            memory_mask: ``(B, N)``, True on padding of the images, or None.
-            spatial_shapes: ``(levels, 2)`` height and width of the maps.
-            batch_data_samples: One sample per image; in training with ``gt_instances``.
-
-        Returns:
-            Inputs of :meth:`forward_decoder`, always for ``num_queries`` (and the denoising) queries; and, in training,
-            those of the head's loss, without the padded ones.
-        """
+        _check_features(maps, embed_dims=self.embed_dims, num_feature_levels=self.num_feature_levels)
+        levels = FeatureLevels.of(maps, padding_mask)
+        position = levels.position_embedding(self.positional_encoding) + levels.level_embedding(self.level_embed)
+        # Positions and samples are fp32: bf16 is exact only up to 256.
+        memory = self.encoder(levels.flatten(maps).float(), position, levels).float()
+        num_padded = max(self.num_queries - levels.num_positions, 0)
         with autocast_disabled(memory):
-            memory = memory.float()
-            hidden, proposals = self.gen_encoder_output_proposals(memory, memory_mask, spatial_shapes)
-            padding = (0, 0, 0, self._num_padded(memory))
-            last = self.decoder.num_layers
-            logits = F.pad(self.bbox_head.cls_branches[last](hidden), padding, value=float('-inf'))
-            # Infinite box logits mark invalid proposals in mmdet.
-            boxes = F.pad(self.bbox_head.reg_branches[last](hidden) + proposals, padding, value=float('inf'))
-            selected = logits.amax(-1).topk(self.num_queries, dim=1).indices.unsqueeze(-1)
-            logits = logits.gather(1, selected.expand(-1, -1, logits.shape[-1]))
-            boxes = boxes.gather(1, selected.expand(-1, -1, 4))
-            query = self.query_embedding.weight.expand(len(memory), -1, -1)
-            references, dn_mask, head_inputs = boxes.detach(), None, {}
-            if self.training:
-                dn_query, dn_boxes, dn_mask, dn_meta = self.dn_query_generator(batch_data_samples)
-                query = torch.cat((dn_query, query), 1)
-                references = torch.cat((dn_boxes, references), 1)
-                real = slice(self.num_queries - self._num_padded(memory))
-                head_inputs = {
-                    'enc_outputs_class': logits[:, real],
-                    'enc_outputs_coord': boxes[:, real].sigmoid(),
-                    'dn_meta': dn_meta,
-                }
-        decoder_inputs = {
-            'query': query,
-            'memory': memory,
-            'reference_points': references.sigmoid(),
-            'dn_mask': dn_mask,
+            enc_logits, enc_boxes = self._select_queries(memory, levels, num_padded)
+            denoising = None if targets is None else self.dn_query_generator(targets)
+        query = self.query_embedding.weight.expand(len(memory), -1, -1)
+        references, mask, num_dn, groups = enc_boxes.detach(), None, 0, 1
+        if denoising is not None:
+            query = torch.cat((denoising.content, query), 1)
+            references = torch.cat((denoising.boxes, references), 1)
+            mask, num_dn, groups = denoising.attention_mask, denoising.content.shape[1], denoising.groups
+        states, references = self.decoder(
+            query,
+            memory,
+            levels,
+            reference_points=references.sigmoid(),
+            reg_branches=self.bbox_head.reg_branches,
+            self_attn_mask=mask,
+            num_padded=num_padded,
+        )
+        if targets is not None and denoising is None:
+            # In the graph: other processes, whose images have objects, would wait for the gradient.
+            states = states + self.dn_query_generator.label_embedding.weight.sum() * 0.0
+        real = self.num_queries - num_padded
+        outputs = {
+            'hidden_states': states[:, :, : num_dn + real],
+            'references': [boxes[:, : num_dn + real] for boxes in references],
         }
-        return decoder_inputs, head_inputs
-
-    def forward_decoder(self, query: Tensor, memory: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """Run mmdet's ``forward_decoder`` and remove the outputs of padded queries.
-
-        Without denoising queries, the label embedding is kept in the graph with a gradient of 0.
-        """
-        padded = self._num_padded(memory)
-        outputs = super().forward_decoder(query, memory=memory, num_padded=padded, **kwargs)
-        if self.training and query.shape[1] == self.num_queries:
-            zero = self.dn_query_generator.label_embedding.weight.sum() * 0.0
-            outputs['hidden_states'] = outputs['hidden_states'] + zero
-        if padded:
-            outputs['hidden_states'] = outputs['hidden_states'][:, :, :-padded]
-            outputs['references'] = [boxes[:, :-padded] for boxes in outputs['references']]
+        if targets is not None:
+            outputs |= {
+                'enc_outputs_class': enc_logits[:, :real],
+                'enc_outputs_coord': enc_boxes[:, :real].sigmoid(),
+                'dn_meta': {'num_denoising_queries': num_dn, 'num_denoising_groups': groups},
+            }
         return outputs
 
-    def _num_padded(self, memory: Tensor) -> int:
-        """Number of queries beyond the positions of ``memory`` ``(B, N, C)``."""
-        return max(self.num_queries - memory.shape[1], 0)
+    def _select_queries(self, memory: Tensor, levels: FeatureLevels, num_padded: int) -> tuple[Tensor, Tensor]:
+        """The positions with the highest scores, in fp32: scores in half precision have ties.
+
+        If there are fewer positions than queries, they are padded with scores of minus infinity: the padded ones are
+        the last of the selected.
+
+        Returns:
+            Class logits ``(B, num_queries, K)`` and box logits ``(B, num_queries, 4)``.
+        """
+        proposals, valid = levels.proposals()
+        hidden = self.memory_trans_norm(self.memory_trans_fc(memory.masked_fill(~valid, 0.0)))
+        last, padding = self.decoder.num_layers, (0, 0, 0, num_padded)
+        logits = F.pad(self.bbox_head.cls_branches[last](hidden), padding, value=float('-inf'))
+        # Infinite box logits mark invalid proposals in mmdet.
+        boxes = F.pad(self.bbox_head.reg_branches[last](hidden) + proposals, padding, value=float('inf'))
+        index = logits.amax(-1).topk(self.num_queries, dim=1).indices.unsqueeze(-1)
+        return logits.gather(1, index.expand(-1, -1, logits.shape[-1])), boxes.gather(1, index.expand(-1, -1, 4))
+
+
+def _padding_mask_of(samples: SampleList, device: torch.device) -> Tensor | None:
+    """Padding of the images of a batch; None without samples."""
+    if not samples:
+        return None
+    shapes = [sample.metainfo['img_shape'] for sample in samples]
+    return make_padding_mask(shapes, samples[0].metainfo['batch_input_shape'], device)
+
+
+def _targets_of(samples: SampleList) -> BoxTargets:
+    """The objects of a batch."""
+    return BoxTargets.of([sample.gt_instances for sample in samples], [sample.metainfo for sample in samples])
 
 
 def _check_head(bbox_head: Mapping, *, num_queries: int, test_cfg: Mapping | None) -> None:

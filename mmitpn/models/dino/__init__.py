@@ -8,6 +8,14 @@ __all__: list[str] = []
 
 if find_spec('mmdet') is not None:
     from .deformable_attention import MultiScaleDeformableAttention, autocast_disabled
+    from .levels import FeatureLevels, make_padding_mask
     from .transformer import DinoTransformerDecoder, DinoTransformerEncoder
 
-    __all__ = ['DinoTransformerDecoder', 'DinoTransformerEncoder', 'MultiScaleDeformableAttention', 'autocast_disabled']
+    __all__ = [
+        'DinoTransformerDecoder',
+        'DinoTransformerEncoder',
+        'FeatureLevels',
+        'MultiScaleDeformableAttention',
+        'autocast_disabled',
+        'make_padding_mask',
+    ]

@@ -12,8 +12,10 @@ from mmcv.ops import get_compiling_cuda_version
 from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction, multi_scale_deformable_attn_pytorch
 from torch import Tensor
 
-from mmitpn.ops.deformable_attention import sample_levels
+from mmitpn.ops.deformable_attention import level_tensors, sample_levels
 from mmitpn.registry import MODELS
+
+from .levels import Shapes, level_sizes
 
 
 def autocast_disabled(x: Tensor) -> AbstractContextManager:
@@ -27,14 +29,14 @@ def compiled_for_cuda() -> bool:
     return get_compiling_cuda_version()[:1].isdigit()  # else 'not available', or the operators of mmitpn.ops
 
 
-def sampling_points(reference_points: Tensor, offsets: Tensor, spatial_shapes: Tensor) -> Tensor:
+def sampling_points(reference_points: Tensor, offsets: Tensor, level_shapes: Shapes) -> Tensor:
     """Sampling locations of each query, in fractions of each level's map.
 
     Args:
         reference_points: ``(B, Q, levels, 2)`` points (x, y), or ``(B, Q, levels, 4)`` boxes (cx, cy, w, h).
         offsets: ``(B, Q, heads, levels, points, 2)``: in cells of the map for points, in fractions of half the box,
             divided by ``points``, for boxes.
-        spatial_shapes: ``(levels, 2)`` height and width of the maps.
+        level_shapes: Height and width of the maps.
 
     Returns:
         ``(B, Q, heads, levels, points, 2)``, x and y.
@@ -44,7 +46,7 @@ def sampling_points(reference_points: Tensor, offsets: Tensor, spatial_shapes: T
     """
     centers = reference_points[:, :, None, :, None, :2]
     if reference_points.shape[-1] == 2:
-        return centers + offsets / spatial_shapes.flip(-1)[:, None]
+        return centers + offsets / level_sizes(level_shapes, offsets.device)[:, None]
     if reference_points.shape[-1] == 4:
         return centers + offsets / offsets.shape[-2] * reference_points[:, :, None, :, None, 2:] * 0.5
     raise ValueError(
@@ -72,7 +74,7 @@ class MultiScaleDeformableAttention(MMCVAttention):
         spatial_shapes: Tensor | None = None,
         level_start_index: Tensor | None = None,
         *,
-        level_shapes: list[list[int]] | None = None,
+        level_shapes: Shapes | None = None,
         **_: Any,
     ) -> Tensor:
         """Sample ``value`` at the points that ``query`` predicts, and add the result to ``identity``.
@@ -87,7 +89,8 @@ class MultiScaleDeformableAttention(MMCVAttention):
             reference_points: ``(B, Q, levels, 2)`` or ``(B, Q, levels, 4)``, in fractions of the padded image.
             spatial_shapes: ``(levels, 2)`` height and width of the maps.
             level_start_index: ``(levels,)`` first position of each level in ``value``.
-            level_shapes: ``spatial_shapes`` as a list, which avoids a synchronization with the GPU.
+            level_shapes: ``spatial_shapes`` as Python numbers, which avoids a synchronization with the GPU: the tensors
+                are not needed then.
             **_: Further arguments that mmdet's layers pass to all their attention modules.
 
         Returns:
@@ -103,7 +106,8 @@ class MultiScaleDeformableAttention(MMCVAttention):
         if not self.batch_first:
             query, value = query.transpose(0, 1), value.transpose(0, 1)
 
-        level_shapes = spatial_shapes.tolist() if level_shapes is None else level_shapes
+        if level_shapes is None:
+            level_shapes = tuple(map(tuple, spatial_shapes.tolist()))
         positions = sum(height * width for height, width in level_shapes)
         if positions != value.shape[1]:
             raise ValueError(f'the maps {level_shapes} have {positions} positions, but value has {value.shape[1]}')
@@ -117,7 +121,7 @@ class MultiScaleDeformableAttention(MMCVAttention):
         with autocast_disabled(query):
             output = self._sample(
                 value.float().unflatten(-1, (self.num_heads, -1)),
-                sampling_points(reference_points.float(), offsets.float(), spatial_shapes),
+                sampling_points(reference_points.float(), offsets.float(), level_shapes),
                 weights.float().softmax(-1).unflatten(-1, grid[1:]),
                 spatial_shapes,
                 level_start_index,
@@ -133,14 +137,16 @@ class MultiScaleDeformableAttention(MMCVAttention):
         value: Tensor,
         points: Tensor,
         weights: Tensor,
-        spatial_shapes: Tensor,
-        level_start_index: Tensor,
-        level_shapes: list[list[int]],
+        spatial_shapes: Tensor | None,
+        level_start_index: Tensor | None,
+        level_shapes: Shapes,
     ) -> Tensor:
         """Weighted samples ``(B, Q, C)`` of ``value`` ``(B, N, heads, C / heads)``."""
         if torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
             return multi_scale_deformable_attn_pytorch(value, level_shapes, points, weights)
         if value.is_cuda and compiled_for_cuda() and not torch.compiler.is_compiling():
+            if spatial_shapes is None:
+                spatial_shapes, level_start_index = level_tensors(level_shapes, value.device)
             return MultiScaleDeformableAttnFunction.apply(
                 value, spatial_shapes, level_start_index, points, weights, self.im2col_step
             )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from ..layers import maybe_checkpoint
 from .deformable_attention import MultiScaleDeformableAttention, autocast_disabled
+from .levels import FeatureLevels, sine_embedding
 
 
 class DinoEncoderLayer(DeformableDetrTransformerEncoderLayer):
@@ -53,36 +53,27 @@ class DinoTransformerEncoder(DeformableDetrTransformerEncoder):
         self.layers = ModuleList(DinoEncoderLayer(**self.layer_cfg) for _ in range(self.num_layers))
         self.embed_dims = self.layers[0].embed_dims
 
-    def forward(
-        self, query: Tensor, query_pos: Tensor, key_padding_mask: Tensor | None, spatial_shapes: Tensor, **kwargs: Any
-    ) -> Tensor:
+    def forward(self, query: Tensor, query_pos: Tensor, levels: FeatureLevels) -> Tensor:
         """Exchange information between all positions of all levels.
 
         Args:
             query: ``(B, N, C)``, the flattened maps, level by level.
-            query_pos: ``(B, N, C)``, their position embeddings.
-            key_padding_mask: ``(B, N)``, True on padding, or None where there is none.
-            spatial_shapes: ``(levels, 2)`` height and width of the maps.
-            **kwargs: ``level_start_index`` ``(levels,)`` and ``valid_ratios`` ``(B, levels, 2)``.
+            query_pos: ``(B or 1, N, C)``, their position embeddings.
+            levels: The levels, with their padding.
 
         Returns:
             ``(B, N, C)``.
         """
-        reference_points = self.get_encoder_reference_points(
-            spatial_shapes, kwargs['valid_ratios'], device=query.device
-        )
-        level_shapes = spatial_shapes.tolist()
+        reference_points = levels.reference_points().expand(len(query), -1, -1, -1)
         for index, layer in enumerate(self.layers):
             query = maybe_checkpoint(
                 layer,
                 query,
                 query_pos,
-                key_padding_mask,
+                levels.padding_mask,
                 recompute=index < self.num_recomputed,
-                spatial_shapes=spatial_shapes,
-                level_shapes=level_shapes,
+                level_shapes=levels.shapes,
                 reference_points=reference_points,
-                **kwargs,
             )
         return query
 
@@ -157,14 +148,11 @@ class DinoTransformerDecoder(DeformableDetrTransformerDecoder):
         self,
         query: Tensor,
         value: Tensor,
-        key_padding_mask: Tensor | None,
-        self_attn_mask: Tensor | None,
-        reference_points: Tensor,
-        spatial_shapes: Tensor,
-        level_start_index: Tensor,
-        valid_ratios: Tensor,
-        reg_branches: nn.ModuleList,
+        levels: FeatureLevels,
         *,
+        reference_points: Tensor,
+        reg_branches: Sequence[nn.Module],
+        self_attn_mask: Tensor | None = None,
         num_padded: int = 0,
     ) -> tuple[Tensor, Tensor]:
         """Refine queries and boxes.
@@ -172,13 +160,10 @@ class DinoTransformerDecoder(DeformableDetrTransformerDecoder):
         Args:
             query: ``(B, Q, C)``.
             value: ``(B, N, C)``, the encoder's output, level by level.
-            key_padding_mask: ``(B, N)``, True on padding, or None.
-            self_attn_mask: ``(Q, Q)``, True where a query must not attend, or None.
-            reference_points: ``(B, Q, 4)`` initial boxes (cx, cy, w, h), in fractions of the image without padding.
-            spatial_shapes: ``(levels, 2)`` height and width of the maps.
-            level_start_index: ``(levels,)`` first position of each level in ``value``.
-            valid_ratios: ``(B, levels, 2)`` fraction of each map (x, y) that is not padding.
+            levels: The levels, with their padding.
+            reference_points: ``(B, Q, 4)`` initial boxes (cx, cy, w, h), in fractions of the image.
             reg_branches: The head's box branches, one per layer.
+            self_attn_mask: ``(Q, Q)``, True where a query must not attend, or None.
             num_padded: The last ``num_padded`` queries are padding, in an image with fewer positions than queries. No
                 query attends to them, so the other queries are computed as without padding.
 
@@ -186,25 +171,25 @@ class DinoTransformerDecoder(DeformableDetrTransformerDecoder):
             Normalized queries of every layer ``(layers, B, Q, C)``; boxes before the first and after every layer
             ``(layers + 1, B, Q, 4)``, fp32.
         """
-        level_shapes = spatial_shapes.tolist()
         if num_padded:
             self_attn_mask = mask_padded_queries(self_attn_mask, query, num_padded)
-        ratios = torch.cat([valid_ratios, valid_ratios], dim=-1).float()[:, None]
+        ratios = levels.valid_ratios.repeat(1, 1, 2)[:, None]
         boxes = reference_points.float()
         queries, references = [], [boxes]
         for index, layer in enumerate(self.layers):
             level_boxes = boxes[:, :, None] * ratios
+            first = level_boxes[:, :, 0]
+            center = first[..., :2].flip(-1)  # the published order: cy, cx, w, h
+            query_pos = sine_embedding(torch.cat((center, first[..., 2:]), -1), self.embed_dims // 2)
             query = maybe_checkpoint(
                 layer,
                 query,
                 recompute=index < self.num_recomputed,
-                query_pos=self.ref_point_head(sine_embedding(level_boxes[:, :, 0], self.embed_dims // 2)),
+                query_pos=self.ref_point_head(query_pos),
                 value=value,
-                key_padding_mask=key_padding_mask,
+                key_padding_mask=levels.padding_mask,
                 self_attn_mask=self_attn_mask,
-                spatial_shapes=spatial_shapes,
-                level_shapes=level_shapes,
-                level_start_index=level_start_index,
+                level_shapes=levels.shapes,
                 reference_points=level_boxes,
             )
             with autocast_disabled(query):
@@ -215,24 +200,6 @@ class DinoTransformerDecoder(DeformableDetrTransformerDecoder):
             queries.append(self.norm(query))
             references.append(refined)
         return torch.stack(queries), torch.stack(references)
-
-
-def sine_embedding(boxes: Tensor, num_feats: int, *, temperature: float = 10000.0) -> Tensor:
-    """Embed boxes by sines and cosines, in fp32 (DAB-DETR, arXiv 2201.12329, in the order of DINO's authors).
-
-    Args:
-        boxes: ``(..., 4)`` boxes (cx, cy, w, h) in fractions of the image.
-        num_feats: Number of features per coordinate, even.
-        temperature: Approximate ratio of the longest to the shortest wavelength.
-
-    Returns:
-        ``(..., 4 * num_feats)``: cy, cx, w, h; for each, sine and cosine alternate, shortest wavelength first.
-    """
-    waves = torch.arange(num_feats // 2, dtype=torch.float32, device=boxes.device)
-    waves = temperature ** (2 * waves / num_feats)
-    y, x, w, h = 1, 0, 2, 3
-    angles = boxes.float()[..., [y, x, w, h], None] * (2 * math.pi) / waves
-    return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-3)
 
 
 def mask_padded_queries(self_attn_mask: Tensor | None, query: Tensor, num_padded: int) -> Tensor:

@@ -3,6 +3,7 @@
 from .attention import RELATIVE_POSITIONS, Attention, RelativeAttention
 from .blocks import (
     WEIGHT_INITS,
+    LayerNorm,
     Mlp,
     NormLayer,
     PointwiseBlock,
@@ -38,6 +39,7 @@ __all__ = [
     'WEIGHT_INITS',
     'Attention',
     'ConvPatchMerging',
+    'LayerNorm',
     'Mlp',
     'NormLayer',
     'PatchEmbed',

@@ -11,7 +11,7 @@ from mmdet.models.layers import SinePositionalEncoding
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmitpn.models.dino import DinoTransformerEncoder, autocast_disabled
+from mmitpn.models.dino import DinoTransformerEncoder, FeatureLevels, autocast_disabled
 
 ORDERS = ('low2high', 'high2low')
 _NUM_GROUPS = 32  # of GroupNorm
@@ -198,21 +198,11 @@ class MaskDINOPixelDecoder(BaseModule):
             )
         with autocast_disabled(maps[0]):
             maps = [level.float() for level in maps]
-            levels = self._project(maps)
-            shapes = [tuple(level.shape[-2:]) for level in levels]
-            spatial_shapes = torch.tensor(shapes, device=maps[0].device)
-            memory = self.encoder(
-                query=torch.cat([level.flatten(2).transpose(1, 2) for level in levels], 1),
-                query_pos=self._position_embeddings(shapes, maps[0]),
-                key_padding_mask=flatten_padding_mask(padding_mask, shapes),
-                spatial_shapes=spatial_shapes,
-                level_start_index=level_start_index(spatial_shapes),
-                valid_ratios=maps[0].new_ones(len(maps[0]), len(shapes), 2),
+            projected = self._project(maps)
+            levels = FeatureLevels.of(projected, padding_mask, fractions_of_padded=True)
+            encoded = levels.unflatten(
+                self.encoder(levels.flatten(projected), self._position_embeddings(levels), levels)
             )
-            encoded = [
-                level.transpose(1, 2).unflatten(2, shape)
-                for level, shape in zip(memory.split([h * w for h, w in shapes], 1), shapes, strict=True)
-            ]
             fine = self.lateral(maps[0])
             finest = encoded[self.layout.finest]
             fine = fine + F.interpolate(finest, size=fine.shape[-2:], mode='bilinear', align_corners=False)
@@ -228,33 +218,8 @@ class MaskDINOPixelDecoder(BaseModule):
             projected.append(coarsest)
         return [projected[i] for i in self.layout.order]
 
-    def _position_embeddings(self, shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
-        """Embeddings of position and level ``(B, N, C)`` in the encoder's order."""
-        shape_of = dict(zip(self.layout.order, shapes, strict=True))
-        embeddings = []
-        for level, projection in enumerate(self.layout.positions):
-            no_padding = torch.zeros(1, *shape_of[projection], dtype=torch.bool, device=like.device)
-            embeddings.append(self.positional_encoding(no_padding).flatten(2).mT + self.level_embed[level])
-        return torch.cat(embeddings, 1).expand(len(like), -1, -1)
-
-
-def level_start_index(spatial_shapes: Tensor) -> Tensor:
-    """First position of each level, ``(levels,)``, from heights and widths ``(levels, 2)``."""
-    sizes = spatial_shapes.prod(1)
-    return sizes.cumsum(0) - sizes
-
-
-def flatten_padding_mask(padding_mask: Tensor | None, shapes: Sequence[tuple[int, int]]) -> Tensor | None:
-    """Resize a padding mask to each level and flatten it.
-
-    Args:
-        padding_mask: ``(B, H, W)``, True on padding, at any resolution; None without padding.
-        shapes: Heights and widths of the levels.
-
-    Returns:
-        ``(B, N)``, True on padding, level by level; or None.
-    """
-    if padding_mask is None:
-        return None
-    values = padding_mask[:, None].float()
-    return torch.cat([F.interpolate(values, size=tuple(shape)).flatten(1) for shape in shapes], 1) > 0
+    def _position_embeddings(self, levels: FeatureLevels) -> Tensor:
+        """Embeddings of position and level ``(1, N, C)`` in the encoder's order."""
+        shape_of = dict(zip(self.layout.order, levels.shapes, strict=True))
+        embedded = FeatureLevels(tuple(shape_of[projection] for projection in self.layout.positions), levels.device)
+        return embedded.position_embedding(self.positional_encoding) + embedded.level_embedding(self.level_embed)

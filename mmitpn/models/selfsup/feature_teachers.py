@@ -18,7 +18,7 @@ from mmitpn.config_types import is_type, type_name
 from mmitpn.registry import MODELS
 from mmitpn.utils import IMAGENET_MEAN, IMAGENET_STD
 
-from .target_generators import Teacher, check_grid, record_outputs, renormalize
+from .target_generators import Renormalize, Teacher, check_grid, record_outputs
 
 CLIP_MEAN, CLIP_STD = (122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305)
 
@@ -67,7 +67,7 @@ class FeatureTeacher(Teacher):
         _check_source(model, weights)
         self._source = (model, weights, prefix)  # in a tuple, so that a module is no submodule of this one
         self.layer, self.image_size = layer, image_size
-        self.own, self.student = {'mean': mean, 'std': std}, {'mean': student_mean, 'std': student_std}
+        self.renormalize = Renormalize({'mean': student_mean, 'std': student_std}, {'mean': mean, 'std': std})
         if channels is None:
             self.load()
             side = image_size or 224
@@ -105,7 +105,7 @@ class FeatureTeacher(Teacher):
 
     def extract(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """``(B, h, w, channels)``."""
-        x = renormalize(images.float(), self.student, self.own)
+        x = self.renormalize(images.float())
         if self.image_size:
             x = F.interpolate(x, size=(self.image_size,) * 2, mode='bicubic', align_corners=False, antialias=True)
         found = self._run(x)
@@ -216,7 +216,7 @@ class ClipTeacher(Teacher):
                 ' folder; pickles are not read'
             )
         self.weights, self.image_size, self.project = weights, image_size, project
-        self.student: Mapping[str, Sequence[float]] = {'mean': student_mean, 'std': student_std}
+        self.renormalize = Renormalize({'mean': student_mean, 'std': student_std}, {'mean': CLIP_MEAN, 'std': CLIP_STD})
         if channels is None:
             self.load()
         else:
@@ -246,7 +246,7 @@ class ClipTeacher(Teacher):
         size = (self.image_size,) * 2 if self.image_size else tuple(side * patch for side in grid)
         found = [side // patch for side in size]
         check_grid(self.weights, found, grid, f'leave image_size out, or give {grid[0] * patch}')
-        x = renormalize(images.float(), self.student, {'mean': CLIP_MEAN, 'std': CLIP_STD})
+        x = self.renormalize(images.float())
         x = F.interpolate(x, size=size, mode='bicubic', align_corners=False, antialias=True)
         tower = self.network.vision_model
         tokens = tower(pixel_values=x, interpolate_pos_encoding=True).last_hidden_state[:, 1:]
@@ -263,20 +263,46 @@ class _CosineAverage(ExponentialMovingAverage):
     """An average whose momentum changes along a half cosine over the run.
 
     mmpretrain's ``CosineEMA`` needs a runner, and its momentum turns back where a run goes beyond ``max_iters``.
+    mmengine's ``ExponentialMovingAverage`` reads the number of updates from the device at every one; here it is read
+    once and kept as a Python number.
     """
 
     def __init__(self, model: nn.Module, start: float, end: float) -> None:
         super().__init__(model, momentum=1 - start)
         self.start, self.end = start, end
+        self._num_updates: int | None = None  # the value of ``steps``, if it is known
 
-    def avg_func(self, averaged_param: Tensor, source_param: Tensor, steps: int) -> None:
-        """Move one parameter towards the student's."""
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Move towards the student; the first update copies it."""
+        if self._num_updates is None:
+            self._num_updates = int(self.steps)
+        weight = 1.0 - self._momentum(self._num_updates)
+        for average, source in zip(self.module.parameters(), model.parameters(), strict=True):
+            if self._num_updates:
+                average.lerp_(source, weight)
+            else:
+                average.copy_(source)
+        for average, source in zip(self.module.buffers(), model.buffers(), strict=True):
+            average.copy_(source)
+        self._num_updates += 1
+        self.steps += 1
+
+    def restart(self) -> None:
+        """Let the next update copy the student."""
+        self.steps.zero_()
+        self._num_updates = 0
+
+    def _momentum(self, steps: int) -> float:
         total = MessageHub.get_current_instance().runtime_info.get('max_iters')
-        momentum = self.start  # without a runner the length of the run is unknown, and the momentum constant
-        if total:
-            progress = min(float(steps) / int(total), 1.0)
-            momentum = self.end + (self.start - self.end) * (1 + math.cos(math.pi * progress)) / 2
-        averaged_param.lerp_(source_param, 1 - momentum)
+        if not total:  # without a runner the length of the run is unknown, and the momentum constant
+            return self.start
+        progress = min(steps / int(total), 1.0)
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * progress)) / 2
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._num_updates = None
 
 
 @MODELS.register_module()
@@ -313,7 +339,7 @@ class MovingAverageTeacher(Teacher):
     def copy_weights(self, backbone: nn.Module) -> None:
         """Start again from the backbone's weights."""
         self.average.module.load_state_dict(backbone.state_dict())
-        self.average.steps.zero_()
+        self.average.restart()
 
     def update(self, backbone: nn.Module) -> None:
         """Move towards the backbone; the first step copies it."""

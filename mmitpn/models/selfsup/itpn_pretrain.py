@@ -13,7 +13,7 @@ from mmitpn.checkpoint import QuietInit
 from mmitpn.registry import MODELS
 
 from .feature_teachers import MovingAverageTeacher
-from .masking import check_mask_ratio, patch_grid, pipeline_masks, random_masks
+from .masking import check_mask_ratio, count_visible, num_masked, patch_grid, pipeline_masks, random_masks
 from .prediction_heads import FeatureHead, PixelHead, TokenHead
 from .target_generators import Teacher
 
@@ -183,18 +183,24 @@ class ITPNPretrain(QuietInit, BaseModel):
         """Losses of a batch; see :meth:`forward`."""
         if self.training:
             self.teacher.update(self.backbone)
-        masks = self.masks(inputs, data_samples)
+        masks, counts = self._masks(inputs, data_samples)
         given = self.teacher(inputs, tuple(masks.shape[1:]))
-        predictions = self.head(self.backbone, self.neck, inputs, masks)
+        predictions = self.head(self.backbone, self.neck, inputs, masks, counts)
         with torch.autocast(inputs.device.type, enabled=False):
             return self.head.losses(predictions, self.head.targets(given, inputs), masks)
 
     def masks(self, inputs: Tensor, data_samples: Sequence[Any] | None = None) -> Tensor:
         """Which patches are masked, ``(B, h, w)``, True where one is."""
+        return self._masks(inputs, data_samples)[0]
+
+    def _masks(self, inputs: Tensor, data_samples: Sequence[Any] | None) -> tuple[Tensor, list[int]]:
+        """The masks on the device of the images, and how many patches of each image they leave."""
         grid = patch_grid(inputs)
         if self.masking == 'pipeline':
-            return pipeline_masks(data_samples, grid, inputs.device)
-        return random_masks(len(inputs), grid, self.mask_ratio, inputs.device)
+            masks = pipeline_masks(data_samples, grid)
+            return masks.to(inputs.device, non_blocking=True), count_visible(masks)
+        masks = random_masks(len(inputs), grid, self.mask_ratio, inputs.device)
+        return masks, [grid[0] * grid[1] - num_masked(grid, self.mask_ratio)] * len(inputs)
 
     @torch.no_grad()
     def reconstruct(self, inputs: Tensor, masks: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

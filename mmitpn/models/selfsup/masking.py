@@ -71,6 +71,12 @@ def check_mask_ratio(value: float) -> float:
     return float(value)
 
 
+def num_masked(grid: tuple[int, int], ratio: float) -> int:
+    """Number of patches that :func:`random_masks` masks: at least one and not all."""
+    patches = grid[0] * grid[1]
+    return min(max(patches - int(patches * (1 - ratio)), 1), patches - 1)
+
+
 def random_masks(batch: int, grid: tuple[int, int], ratio: float, device: torch.device | None = None) -> Tensor:
     """Mask patches at random, the same number in every image, at least one and not all.
 
@@ -80,17 +86,16 @@ def random_masks(batch: int, grid: tuple[int, int], ratio: float, device: torch.
         ``(B, h, w)``, True where masked.
     """
     patches = grid[0] * grid[1]
-    masked = min(max(patches - int(patches * (1 - ratio)), 1), patches - 1)
     order = torch.rand(batch, patches, device=device).argsort(1)
     masks = torch.zeros(batch, patches, dtype=torch.bool, device=device)
-    return masks.scatter_(1, order[:, :masked], True).view(batch, *grid)
+    return masks.scatter_(1, order[:, : num_masked(grid, ratio)], True).view(batch, *grid)
 
 
-def pipeline_masks(data_samples: Sequence[Any] | None, grid: tuple[int, int], device: torch.device) -> Tensor:
+def pipeline_masks(data_samples: Sequence[Any] | None, grid: tuple[int, int]) -> Tensor:
     """The masks that the data pipeline made (mmpretrain's ``BEiTMaskGenerator`` or ``SimMIMMaskGenerator``).
 
     Returns:
-        ``(B, h, w)``, True where masked.
+        ``(B, h, w)`` on the CPU, True where masked.
 
     Raises:
         ValueError: If a sample has no mask, or one for another grid.
@@ -111,7 +116,12 @@ def pipeline_masks(data_samples: Sequence[Any] | None, grid: tuple[int, int], de
         masks.append(mask)
     if not masks:
         raise ValueError("masking='pipeline', but there are no data samples: give them, or use masking='random'")
-    return torch.stack(masks).to(device=device, dtype=torch.bool)
+    return torch.stack(masks).bool()
+
+
+def count_visible(masks: Tensor) -> list[int]:
+    """Number of patches per image that masks ``(B, h, w)`` leave; the host waits if they are on a GPU."""
+    return (~masks.flatten(1)).sum(1).tolist()
 
 
 def upsample_mask(masks: Tensor, scale: int) -> Tensor:
@@ -119,21 +129,24 @@ def upsample_mask(masks: Tensor, scale: int) -> Tensor:
     return masks.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
 
 
-def visible_ids(masks: Tensor) -> Tensor:
+def visible_ids(masks: Tensor, counts: Sequence[int] | None = None) -> Tensor:
     """Indices of the patches that are not masked, ``(B, n)``, ascending.
+
+    Args:
+        masks: ``(B, h, w)``, True where masked.
+        counts: Number of patches per image that are not masked; None: :func:`count_visible`.
 
     Raises:
         ValueError: If the number differs between images, or is 0.
     """
-    masked = masks.flatten(1)
-    counts = (~masked).sum(1).tolist()
+    counts = count_visible(masks) if counts is None else counts
     if len(set(counts)) > 1 or not counts[0]:
         raise ValueError(
             f'the images of a batch have {sorted(set(counts))} visible patches; to remove the masked ones, each image'
             ' needs the same number of visible ones, at least one: let the mask generator mask a fixed number'
         )
     # A stable sort puts the visible ones first and keeps their order.
-    return masked.to(torch.uint8).argsort(dim=1, stable=True)[:, : counts[0]]
+    return masks.flatten(1).to(torch.uint8).argsort(dim=1, stable=True)[:, : counts[0]]
 
 
 class MaskToken(nn.Module):

@@ -1,7 +1,9 @@
 """The heads of pre-training: mask an image, run backbone and pyramid, predict the teacher's targets, compare.
 
-Each head has ``forward(backbone, neck, images, masks)``, which gives predictions by name; ``targets(given, images)``,
-which gives their targets by the same names from what the teacher gave; and ``losses(predictions, targets, masks)``.
+Each head has ``forward(backbone, neck, images, masks, counts=None)``, which gives predictions by name;
+``targets(given, images)``, which gives their targets by the same names from what the teacher gave; and
+``losses(predictions, targets, masks)``. ``counts`` are the numbers of visible patches per image, for heads that need
+them as Python numbers.
 """
 
 from __future__ import annotations
@@ -215,7 +217,14 @@ class TokenHead(nn.Module):
             }
         return names | {f'{ours}.{kind}': f'{theirs}.{kind}' for ours, theirs in layers for kind in ('weight', 'bias')}
 
-    def forward(self, backbone: nn.Module, neck: nn.Module, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self,
+        backbone: nn.Module,
+        neck: nn.Module,
+        images: Tensor,
+        masks: Tensor,
+        counts: Sequence[int] | None = None,
+    ) -> dict[str, Tensor]:
         """Predict the teacher's tokens.
 
         Args:
@@ -223,10 +232,12 @@ class TokenHead(nn.Module):
             neck: Its pyramid.
             images: ``(B, 3, H, W)``.
             masks: ``(B, h, w)``, True where masked.
+            counts: Not needed.
 
         Returns:
             ``tokens`` and, with an auxiliary branch, ``auxiliary``, each ``(B, h, w, channels)``.
         """
+        del counts
         x = backbone.patch_embed(images)
         branch = None if self.auxiliary is None else backbone.blocks[self.auxiliary.after - 1]
         with record_outputs(branch) as inner:
@@ -360,7 +371,14 @@ class PixelHead(nn.Module):
             if name.startswith(ours)
         }
 
-    def forward(self, backbone: nn.Module, neck: nn.Module, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self,
+        backbone: nn.Module,
+        neck: nn.Module,
+        images: Tensor,
+        masks: Tensor,
+        counts: Sequence[int] | None = None,
+    ) -> dict[str, Tensor]:
         """Reconstruct the pixels.
 
         Args:
@@ -368,6 +386,7 @@ class PixelHead(nn.Module):
             neck: Its pyramid.
             images: ``(B, 3, H, W)``.
             masks: ``(B, h, w)``, True where masked.
+            counts: Number of visible patches per image; None: read from the masks, for which the host waits.
 
         Returns:
             ``tokens``, ``(B, h, w, channels)``.
@@ -381,7 +400,7 @@ class PixelHead(nn.Module):
                 f'the images have {height}x{width} patches; the decoder was built for'
                 f' {"x".join(map(str, backbone.grid))}: set img_size of the backbone to the size of the crop'
             )
-        ids = visible_ids(masks)
+        ids = visible_ids(masks, counts)
         visible = self.embed(self.encode(backbone, neck, images, ids)).flatten(1, 2)  # B, n, width
         masked = (3 * self.mask_token).to(visible.dtype).expand(batch, height * width, -1)
         x = masked.scatter(1, ids[..., None].expand_as(visible), visible) + self.positions.to(visible.dtype)
@@ -474,7 +493,14 @@ class FeatureHead(nn.Module):
         self.predict_pixels = nn.Sequential(layer_norm(dim), nn.Linear(dim, PIXEL_CHANNELS)) if pixel_weight else None
         initialize_weights(self, weight_init=backbone.weight_init)
 
-    def forward(self, backbone: nn.Module, neck: nn.Module, images: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self,
+        backbone: nn.Module,
+        neck: nn.Module,
+        images: Tensor,
+        masks: Tensor,
+        counts: Sequence[int] | None = None,
+    ) -> dict[str, Tensor]:
         """Predict features and pixels.
 
         Args:
@@ -482,11 +508,13 @@ class FeatureHead(nn.Module):
             neck: Its pyramid.
             images: ``(B, 3, H, W)``.
             masks: ``(B, h, w)``, True where masked.
+            counts: Not needed.
 
         Returns:
             ``stride4``, ``stride8``, ``stride16``, each ``(B, H_i, W_i, C_i)``, and ``tokens``, the pixels,
             ``(B, h, w, 768)``.
         """
+        del counts
         maps = backbone.forward_stages(self.mask(backbone.patch_embed(images), masks))
         levels = neck([nhwc_to_nchw(x) for x in maps])
         predictions = {

@@ -91,13 +91,27 @@ def check_grid(name: str, found: Sequence[int], grid: tuple[int, int], advice: s
         )
 
 
-def renormalize(images: Tensor, source: Mapping[str, Sequence[float]], target: Mapping[str, Sequence[float]]) -> Tensor:
-    """Change the normalization of images from one mean and deviation (of 0 to 255) to another."""
-    (mean, std), (new_mean, new_std) = (
-        (images.new_tensor(one['mean']), images.new_tensor(one['std'])) for one in (source, target)
-    )
-    scale, shift = std / new_std, (mean - new_mean) / new_std
-    return images * scale[:, None, None] + shift[:, None, None]
+class Renormalize(nn.Module):
+    """Changes the normalization of images from one mean and deviation (of 0 to 255) to another.
+
+    Args:
+        source: ``mean`` and ``std`` that the images are normalized with.
+        target: Those that they shall have.
+    """
+
+    def __init__(self, source: Mapping[str, Sequence[float]], target: Mapping[str, Sequence[float]]) -> None:
+        super().__init__()
+        mean, std, new_mean, new_std = (
+            torch.tensor(one[name], dtype=torch.float32).view(3, 1, 1)
+            for one in (source, target)
+            for name in ('mean', 'std')
+        )
+        self.register_buffer('scale', std / new_std, persistent=False)
+        self.register_buffer('shift', (mean - new_mean) / new_std, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``(B, 3, H, W)`` with the new normalization."""
+        return images * self.scale + self.shift
 
 
 @contextmanager

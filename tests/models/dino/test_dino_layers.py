@@ -14,16 +14,16 @@ from mmdet.models.layers import coordinate_to_encoding
 from mmdet.models.layers.transformer.deformable_detr_layers import DeformableDetrTransformerDecoderLayer
 from mmengine.registry import MODELS
 
-from mmitpn.models.dino import MultiScaleDeformableAttention, deformable_attention
+from mmitpn.models.dino import FeatureLevels, MultiScaleDeformableAttention, deformable_attention
+from mmitpn.models.dino.levels import sine_embedding
 from mmitpn.models.dino.transformer import (
     DinoDecoderLayer,
     DinoTransformerDecoder,
     DinoTransformerEncoder,
     resolve_num_recomputed,
-    sine_embedding,
 )
 
-SHAPES = [[6, 9], [3, 5]]
+SHAPES = ((6, 9), (3, 5))
 LAYER = {
     'self_attn_cfg': {'embed_dims': 32, 'num_heads': 4},
     'cross_attn_cfg': {'embed_dims': 32, 'num_heads': 4, 'num_levels': 2, 'dropout': 0.0},
@@ -74,9 +74,11 @@ def test_equal_to_mmcv(attention, coordinates, batch_first):
     torch.testing.assert_close(attention(**inputs), mmcv_attention(**inputs))
 
 
-def test_level_shapes_as_a_list_are_the_same(attention):
+def test_level_shapes_as_numbers_are_the_same(attention):
     inputs = make_inputs(4)
-    torch.testing.assert_close(attention(**inputs, level_shapes=SHAPES), attention(**inputs), rtol=0, atol=0)
+    expected = attention(**inputs)
+    del inputs['spatial_shapes'], inputs['level_start_index']
+    torch.testing.assert_close(attention(**inputs, level_shapes=SHAPES), expected, rtol=0, atol=0)
 
 
 def test_far_offsets_sample_where_fp32_says_under_autocast(attention):
@@ -101,7 +103,7 @@ def test_gradients_reach_every_parameter_under_autocast(attention):
 def test_value_of_another_size_is_refused(attention):
     inputs = make_inputs(2)
     inputs['spatial_shapes'] = torch.tensor([[6, 9], [3, 4]])
-    with pytest.raises(ValueError, match=r'\[\[6, 9\], \[3, 4\]\] have 66 positions, but value has 69'):
+    with pytest.raises(ValueError, match=r'\(\(6, 9\), \(3, 4\)\) have 66 positions, but value has 69'):
         attention(**inputs)
 
 
@@ -130,10 +132,11 @@ def test_a_gpu_uses_compiled_operators_only_where_there_are_any(attention, monke
     )
     monkeypatch.setattr(deformable_attention, 'multi_scale_deformable_attn_pytorch', lambda *_: 'pytorch')
     monkeypatch.setattr(deformable_attention, 'sample_levels', lambda *_: 'ours')
+    on_levels = None, torch.tensor(SHAPES), torch.tensor([0, 54]), SHAPES
     on_gpu, on_cpu = SimpleNamespace(is_cuda=True), SimpleNamespace(is_cuda=False)
     assert attention._sample(on_cpu, None, None, None, None, None) == 'ours'
     assert not asked
-    assert [attention._sample(on_gpu, None, None, None, None, None) for _ in range(2)] == [expected] * 2
+    assert [attention._sample(on_gpu, None, *on_levels) for _ in range(2)] == [expected] * 2
     assert len(asked) == 1
     monkeypatch.setattr('torch.compiler.is_compiling', lambda: True)
     assert attention._sample(on_gpu, None, None, None, None, None) == 'ours'  # mmcv's would break the graph
@@ -162,8 +165,9 @@ def test_a_gpu_gives_what_the_cpu_gives(attention, coordinates):
 @pytest.mark.parametrize('num_feats', [16, 128])
 def test_sine_embedding_is_that_of_the_published_models(num_feats):
     boxes = torch.rand(2, 5, 4)
-    expected = coordinate_to_encoding(boxes, num_feats=num_feats)
-    torch.testing.assert_close(sine_embedding(boxes, num_feats), expected, rtol=0, atol=1e-5)
+    expected = coordinate_to_encoding(boxes, num_feats=num_feats)  # y, x, w, h
+    found = sine_embedding(boxes[..., [1, 0, 2, 3]], num_feats)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 def test_sine_embedding_stays_in_fp32():
@@ -199,17 +203,13 @@ def test_boxes_are_refined_in_order_with_look_forward_twice():
     for index, branch in enumerate(branches):
         torch.nn.init.zeros_(branch.weight)
         torch.nn.init.constant_(branch.bias, 0.5 * (index + 1))
-    shapes = torch.tensor([[4, 4], [2, 2]])
+    levels = FeatureLevels(((4, 4), (2, 2)), torch.device('cpu'))
     boxes = torch.full((1, 3, 4), 0.5)
     queries, references = decoder(
         torch.randn(1, 3, 32),
         value=torch.randn(1, 20, 32),
-        key_padding_mask=None,
-        self_attn_mask=None,
+        levels=levels,
         reference_points=boxes,
-        spatial_shapes=shapes,
-        level_start_index=torch.tensor([0, 16]),
-        valid_ratios=torch.ones(1, 2, 2),
         reg_branches=branches,
     )
     assert queries.shape == (2, 1, 3, 32)

@@ -183,6 +183,28 @@ def test_moving_average_starts_as_the_backbone_and_follows(build, images, monkey
     assert not any(parameter.requires_grad for parameter in model.teacher.parameters())
 
 
+def test_moving_average_goes_on_from_the_updates_of_a_checkpoint(build, monkeypatch):
+    monkeypatch.setattr(MessageHub.get_current_instance(), '_runtime_info', OrderedDict(max_iters=10))
+    model = build('mfm', teacher={'type': 'mmitpn.MovingAverageTeacher', 'momentum': 0.5})
+    for _ in range(3):
+        model.teacher.update(model.backbone)
+    state = model.state_dict()
+    assert state['teacher.average.steps'] == 3
+    state['teacher.average.steps'] = torch.tensor(5)  # half of the run: momentum 0.75
+    model.load_state_dict(state)
+    with torch.no_grad():
+        model.backbone.norm.weight.add_(1.0)
+    model.teacher.update(model.backbone)
+    moved = model.teacher.average.module.norm.weight
+    assert_close(moved, torch.full_like(moved, 1.25))
+    assert model.teacher.average.steps == 6
+
+    model.init_weights()  # starts again from the backbone
+    assert model.teacher.average.steps == 0
+    model.teacher.update(model.backbone)
+    assert torch.equal(model.teacher.average.module.norm.weight, model.backbone.norm.weight)
+
+
 def test_checkpoints_hold_the_average_and_no_frozen_teacher(build):
     assert any(name.startswith('teacher.') for name in build('mfm').state_dict())
     for form in ('fast', 'hog'):
