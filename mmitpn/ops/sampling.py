@@ -140,7 +140,7 @@ def dot_products(grad: Tensor, rows: Tensor, index: Tensor, starts: Tensor | Non
     flat = index.flatten()
     if starts is None:
         groups = torch.arange(len(index), dtype=flat.dtype, device=flat.device)
-        starts, group = groups * index.shape[1], groups[:, None].expand_as(index).flatten()
+        starts, group = groups * index.shape[1], groups.repeat_interleave(index.shape[1])
     else:
         starts = starts.to(flat.dtype)
         element = torch.arange(len(flat), dtype=flat.dtype, device=flat.device)

@@ -231,6 +231,14 @@ def test_samples_and_gradients_are_those_of_grid_sample(shapes, spread):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_one_query_of_one_head():
+    shapes = [[3, 4]]
+    inputs = make_inputs(shapes, batch=1, queries=1, heads=1)
+    expected = with_gradients(by_grid_sample, inputs, shapes)
+    for ours, theirs in zip(with_gradients(sample_levels, inputs, shapes), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize('point', [float('nan'), float('inf'), -float('inf'), 1e30, -1e30])
 def test_a_point_nowhere_samples_zero(point):
     shapes = [[4, 5], [2, 3]]
