@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import torch
@@ -33,18 +33,55 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> float:
     """Seconds of one call, until the device has finished it."""
-    _synchronize(device)
+    synchronize(device)
     start = time.perf_counter()
     call()
-    _synchronize(device)
+    synchronize(device)
     return time.perf_counter() - start
+
+
+def latency(call: Callable[[], Any], device: torch.device, *, seconds: float, min_runs: int = 20) -> dict[str, Any]:
+    """Time a call alone: each run starts on an idle device, so that the time to launch it counts too.
+
+    Args:
+        call: One run; it is run before, untimed: three times on a GPU, once on a CPU.
+        device: Where it runs. On a GPU, CUDA events take the times.
+        seconds: Measure for at least this time, and at least ``min_runs`` times; on a CPU three times.
+        min_runs: Least number of runs on a GPU.
+
+    Returns:
+        ``ms`` (median), ``p95`` (95th percentile, milliseconds), ``runs``, and on a GPU ``peak_GB``, the largest memory
+        allocated by tensors.
+    """
+    cuda = device.type == 'cuda'
+    for _ in range(3 if cuda else 1):
+        call()
+    synchronize(device)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    times, start = [], time.perf_counter()
+    while len(times) < (min_runs if cuda else 3) or (cuda and time.perf_counter() - start < seconds):
+        if cuda:
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before.record()
+            call()
+            after.record()
+            after.synchronize()
+            times.append(before.elapsed_time(after))
+        else:
+            times.append(1e3 * timed(call, device))
+    row = {'ms': median(times), 'p95': quantiles(times, n=20, method='inclusive')[-1], 'runs': len(times)}
+    if cuda:
+        row['peak_GB'] = torch.cuda.max_memory_allocated(device) / 1e9
+    return row
 
 
 class MatmulPeak:

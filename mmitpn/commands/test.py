@@ -35,6 +35,7 @@ from mmitpn.engine.evaluation import (
     read_authors_file,
     read_classes,
 )
+from mmitpn.engine.gpu_settings import add_gpu_settings_argument, apply_gpu_settings, log_gpu_settings
 from mmitpn.engine.pretrained import use_checkpoint_grid
 from mmitpn.weights import resolve_weights
 from mmitpn.weights.zoo import advise_on_missing
@@ -57,6 +58,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_compile_argument(parser)
     add_report_argument(parser)
     add_evaluation_arguments(parser)
+    add_gpu_settings_argument(parser)
     add_common_arguments(parser)
     args = parser.parse_args(argv)
     if args.out is not None and Path(args.out).suffix not in ('.pkl', '.pickle', '.json'):
@@ -166,7 +168,9 @@ def test(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
         cfg.pop(name, None)
     if args.tta:
         apply_tta(cfg)
+    settings = apply_gpu_settings(cfg, args.gpu_settings, training=False)
     runner, first_step = build_test_runner(cfg, *trained, allow_other_classes=args.allow_other_classes)
+    log_gpu_settings(settings)
     if args.compile is not None:
         compile_model(unwrap(runner.model), mode=args.compile)
     steps.append(first_step)

@@ -29,6 +29,7 @@ from mmitpn.engine.amp import apply_amp
 from mmitpn.engine.checkpointing import read_without_tensors, unwrap
 from mmitpn.engine.cli import FirstStepHook, add_common_arguments, build_runner, read_config, run_command
 from mmitpn.engine.compile import add_compile_argument, compile_model
+from mmitpn.engine.gpu_settings import add_gpu_settings_argument, apply_gpu_settings, log_gpu_settings
 from mmitpn.engine.hooks import terminate_with_launcher
 from mmitpn.engine.pretrained import download_init_cfg, use_checkpoint_grid, use_pretrained, warn_if_random
 from mmitpn.engine.resume import (
@@ -47,7 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', metavar='CONFIG', help='config file, its name, or HOST::NAME')
     parser.add_argument(
-        '--amp', action='store_true', help='mixed precision: fp16 with loss scaling on GPUs, bf16 on CPUs'
+        '--amp', action='store_true', help='mixed precision: bf16, or fp16 with loss scaling on GPUs without it'
     )
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help="scale the learning rate by the config's auto_scale_lr"
@@ -80,6 +81,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_train_options(parser)
     add_compile_argument(parser)
     add_report_argument(parser)
+    add_gpu_settings_argument(parser)
     add_common_arguments(parser)
     return parser.parse_args(argv)
 
@@ -157,12 +159,14 @@ def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     if resolved is not None and is_main_process():
         write_resolved_config(resolved, resolved_path(resolved))
     changes = enable_exact_resume(cfg) if wants_exact_resume(cfg, args.exact_resume) else []
+    settings = apply_gpu_settings(cfg, args.gpu_settings, training=True)
     runner, first_step = build_runner(cfg)
     if args.compile is not None:
         compile_model(unwrap(runner.model), mode=args.compile)
     for line in own_changes:
         print_log(f'--data: {line}', 'current')
     log_changes(changes)  # into the log file of the run, which the runner opens
+    log_gpu_settings(settings)
     steps.append(first_step)
     report = ReportHook() if args.report else None
     if report is not None:

@@ -32,8 +32,17 @@ class BFloat16OptimWrapper(OptimWrapper):
             yield
 
 
+def has_bf16() -> bool:
+    """Whether this device computes in bf16: CPUs, and GPUs from Ampere on (torch emulates it on older ones)."""
+    device = get_device()
+    return device == 'cpu' or (device == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False))
+
+
 def apply_amp(cfg: Config) -> None:
-    """Switch mixed precision on in a config: fp16 with loss scaling on GPUs, bf16 on CPUs.
+    """Switch mixed precision on in a config: bf16 where the device has it, otherwise fp16 with loss scaling.
+
+    bf16 comes first: it has the range of fp32, so that no loss is scaled, no step is skipped, and the host waits for no
+    check of the gradients.
 
     Args:
         cfg: Config with an ``optim_wrapper``; changed in place.
@@ -51,8 +60,9 @@ def apply_amp(cfg: Config) -> None:
         raise ValueError(
             f'--amp cannot change optim_wrapper.type={kind!r}; allowed: OptimWrapper; set the precision there'
         )
-    elif get_device() == 'cpu':
+    elif has_bf16():
         wrapper.type = 'mmitpn.BFloat16OptimWrapper'
     else:
+        print_log('--amp: fp16 with loss scaling, since this GPU has no bf16', 'current')
         wrapper.type = 'AmpOptimWrapper'
         wrapper.setdefault('loss_scale', 'dynamic')

@@ -9,6 +9,7 @@ import subprocess
 import warnings
 from collections.abc import Mapping, MutableMapping
 from datetime import timedelta
+from typing import Any
 
 import psutil
 import torch
@@ -86,17 +87,21 @@ def setup_distributed(cfg: Config, launcher: str) -> None:
     use_gloo_interface(os.environ)
     env['dist_cfg'] = {**dist_cfg, 'backend': 'gloo'}
     cfg.env_cfg = env
-    cfg.model_wrapper_cfg = {
-        'type': 'MMDistributedDataParallel',
-        'find_unused_parameters': cfg.get('find_unused_parameters', False),
-        'broadcast_buffers': False,
-        **(cfg.get('model_wrapper_cfg') or {}),
-        'device_ids': None,
-    }
+    cfg.model_wrapper_cfg = {**ddp_wrapper(cfg), 'device_ids': None}
     if not torch.distributed.is_initialized():
         seconds = dist_cfg.get('timeout')
         timeout = None if seconds is None else timedelta(seconds=seconds)
         torch.distributed.init_process_group('gloo', timeout=timeout)
+
+
+def ddp_wrapper(cfg: Config) -> dict[str, Any]:
+    """The config's ``model_wrapper_cfg``, with what mmengine sets where there is none."""
+    return {
+        'type': 'MMDistributedDataParallel',
+        'find_unused_parameters': cfg.get('find_unused_parameters', False),
+        'broadcast_buffers': False,
+        **(cfg.get('model_wrapper_cfg') or {}),
+    }
 
 
 # --- Slurm -----------------------------------------------------------------------------------------------------------

@@ -42,8 +42,8 @@ class MaskDINOCase(nn.Module):
         """
         mask_features, levels = self.head.pixel_decoder([features[name] for name in self.names])
         decoded = self.head.predictor(mask_features, levels)
-        outputs = {f'aux{i}': _as_dict(layer) for i, layer in enumerate(decoded.layers[:-1])}
-        outputs['final'] = _as_dict(decoded.layers[-1])
+        outputs = {f'aux{i}': _as_dict(decoded.layers.layer(i)) for i in range(len(decoded.layers.logits) - 1)}
+        outputs['final'] = _as_dict(decoded.last)
         stages: dict[str, Any] = {
             'pixel_decoder': {'mask_features': mask_features, 'multi_scale': levels},
             'decoder_levels': [tuple(level.shape[-2:]) for level in levels[::-1]],

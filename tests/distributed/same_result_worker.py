@@ -9,7 +9,6 @@ import json
 import os
 import runpy
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +44,19 @@ def run_tool(root: Path, arguments: list[str], folder: Path, variables: dict[str
 
 
 def _fix_points_of_mask_dino() -> None:
-    # MaskDINO compares masks at random points, drawn for one image after the other: which one gets which points
-    # depends on how the batch is split, and no setting changes that. Here every image gets the points of one seed.
-    from mmitpn.models.mask_dino.criterion import HungarianMatcher, MaskDINOCriterion
+    # MaskDINO compares masks at random points: which image gets which points depends on how the batch is split, and no
+    # setting changes that. Here every image gets the points of one seed.
+    from mmitpn.models.mask_dino.criterion import MaskDINOCriterion
+    from mmitpn.models.mask_dino.matching import MatchingCosts
 
-    HungarianMatcher._match = _seeded(HungarianMatcher._match)
-    MaskDINOCriterion._sample_points = _seeded(MaskDINOCriterion._sample_points)
+    draw, sample = MatchingCosts.draw_points, MaskDINOCriterion._sample_points
 
-
-def _seeded(function: Callable) -> Callable:
-    def call(*args: Any) -> Any:
+    def draw_points(costs: Any, num_layers: int, batch_size: int, device: Any) -> Any:
         torch.manual_seed(0)
-        return function(*args)
+        return draw(costs, num_layers, 1, device).expand(-1, batch_size, -1, -1)
 
-    return call
+    def sample_points(criterion: Any, masks: Any) -> Any:
+        torch.manual_seed(0)
+        return sample(criterion, masks)
+
+    MatchingCosts.draw_points, MaskDINOCriterion._sample_points = draw_points, sample_points

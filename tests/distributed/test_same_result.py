@@ -255,6 +255,26 @@ def test_pre_training(train):
     assert_the_same_curve(train, 'pretrain_fast-itpn-nano_shapes-mfm', PRETRAIN)
 
 
+@pytest.mark.parametrize(
+    ('base', 'changes'),
+    [('dino_fast-itpn-nano_shapes', DINO), ('mask-dino_fast-itpn-nano_shapes-instance', MASK_DINO)],
+)
+def test_static_graph_with_checkpointing(train, run, folder, base, changes):
+    """The parameters that a step uses are the same in each: DDP may rely on the first one."""
+    plain = steps(train(base, changes, 2), 2)
+    config = folder / f'static_{base}.py'
+    config.write_text(
+        f"_base_ = '{base}.py'\nmodel = dict(backbone=dict(with_cp=True))\n"
+        "model_wrapper_cfg = dict(type='MMDistributedDataParallel', static_graph=True)\n"
+        f'train_cfg = dict(max_iters={EARLY})\n'
+    )
+    options = [f'train_dataloader.batch_size={BATCH // 2}']
+    options.append(f'train_dataloader.dataset.pipeline.{RESIZE[base]}.scale=({SIDE},{SIDE})')
+    work_dir = run(f'static_{base}', 2, 'tools/train.py', str(config), '--cfg-options', *options)
+    for (_, ours), (_, theirs) in zip(plain[:EARLY], steps(work_dir, 2)[:EARLY], strict=True):
+        assert theirs == pytest.approx(ours, rel=1e-5, abs=1e-6)
+
+
 def test_metrics_of_a_detector(train, run, folder):
     trained = train('mask-dino_fast-itpn-nano_shapes-instance', MASK_DINO, 1)
     like = folder / 'data/shapes/coco/annotations/instances_val2017.json'

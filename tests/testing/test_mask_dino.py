@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 pytest.importorskip('mmdet')
 
+from mmitpn.models.dino.matching import assign
 from mmitpn.models.mask_dino import MaskDINOTargets
 from mmitpn.models.mask_dino.query_init import (
     init_reference_boxes,
@@ -86,14 +87,17 @@ def test_every_stage_equals_the_released_code(name, reference, fill):
         agree(found['pred_masks'], expected['pred_masks'] or case['aux_masks_in_train_mode'][layer], fill, 1.6e-4)
 
 
-def targets_of(target, rectangles):
+def targets_of(images, objects):
+    """Targets of a batch of the reference, and the rectangles of its objects."""
+    rectangles = [one for image in images for one in objects.get(image, [])]
     masks = torch.zeros(len(rectangles), 128, 160, dtype=torch.bool)
     for mask, (x0, y0, x1, y1, _) in zip(masks, rectangles, strict=True):
         mask[y0:y1, x0:x1] = True
         mask[y0 : (y0 + y1) // 2, x0 : (x0 + x1) // 2] = False
-    labels = torch.tensor(target['labels'], dtype=torch.long)
-    boxes = torch.tensor(target['boxes']).view(-1, 4)
-    return MaskDINOTargets(labels, boxes, masks, torch.ones(len(labels), dtype=torch.bool))
+    of_images = [objects.get(image, []) for image in images]
+    labels = [torch.tensor([int(one[4].split()[1]) for one in some], dtype=torch.long) for some in of_images]
+    boxes = [torch.tensor([one[:4] for one in some], dtype=torch.float32).view(-1, 4) for some in of_images]
+    return MaskDINOTargets.of(labels, boxes, masks)
 
 
 def loss_name(name):
@@ -118,33 +122,54 @@ def fixed_points(monkeypatch):
     return lambda: monkeypatch.setattr(torch, 'rand', rand)
 
 
+def fix_noise(patch, dn, counts, num_classes):
+    """Let the noise be what the released code draws: flat, group by group and image by image, without padding."""
+    batch = torch.cat([torch.full((count,), image) for image, count in enumerate(counts)]).repeat(dn['scalar'])
+    where = batch, torch.tensor(dn['map_known_indice'])
+    torch.manual_seed(0)
+    size = (len(counts), dn['pad_size'])
+    change, labels, noise = torch.ones(size), torch.zeros(size, dtype=torch.long), torch.full((*size, 4), 0.5)
+    change[where] = torch.rand(len(batch))
+    changed = change[where] < 0.2
+    labels[batch[changed], where[1][changed]] = torch.randint(0, num_classes, (int(changed.sum()),))
+    noise[where] = torch.rand(len(batch), 4)
+    patch.setattr(torch, 'rand', lambda *_, **__: change)
+    patch.setattr(torch, 'randint_like', lambda *_: labels)
+    patch.setattr(torch, 'rand_like', lambda *_: noise)
+    return where
+
+
 @pytest.mark.parametrize('batch', ['3_0', '3_5', '0_0'])
-def test_losses_and_gradients_equal_the_released_criterion(batch, reference, fill, fixed_points):
+def test_losses_and_gradients_equal_the_released_criterion(batch, reference, fill, fixed_points, monkeypatch):
     case = reference[CASES[0]]
     model = build_mask_dino_case(case, weights_of(case, fill)).train()
     head, expected = model.head, case['train'][batch]
     rectangles = {'A': 'A (3)', 'B': 'B (5)'}
-    targets = [
-        targets_of(target, reference['about']['objects'][rectangles[image]] if image in rectangles else [])
-        for target, image in zip(expected['targets'], expected['images'], strict=True)
-    ]
+    objects = {image: reference['about']['objects'][name] for image, name in rectangles.items()}
+    targets = targets_of(expected['images'], objects)
+    for image, target in enumerate(expected['targets']):
+        count = len(target['labels'])
+        assert targets.objects.labels[image, :count].tolist() == target['labels']
+        torch.testing.assert_close(targets.objects.boxes[image, :count], torch.tensor(target['boxes']).view(-1, 4))
     features = list(features_of(case).values())
-    torch.manual_seed(0)
-    outputs, dn_queries = head(features, (), targets)
-    if expected['dn'] is None:
+    with monkeypatch.context() as patch:
+        dn = expected['dn']
+        where = fix_noise(patch, dn, targets.counts, head.num_classes) if dn else None
+        outputs, dn_queries = head(features, None, targets)
+    if dn is None:
         assert dn_queries is None
     else:
-        assert (dn_queries.groups, dn_queries.size) == (expected['dn']['scalar'], expected['dn']['single_pad'])
-        assert dn_queries.labels.tolist() == expected['dn']['labels_after']
-        assert dn_queries.query_index.tolist() == expected['dn']['map_known_indice']
+        assert (dn_queries.groups, dn_queries.number) == (dn['scalar'], dn['pad_size'])
+        assert dn_queries.labels[where].tolist() == dn['labels_after']
     fixed_points()
     criterion = head.criterion
-    criterion.num_points = criterion.matcher.num_points = 512
+    criterion.num_points = criterion.match_costs.num_points = 512
     for variant in ('importance', 'fixed'):
         settings = expected['criterion'][variant]
         criterion.oversample_ratio = settings['oversample_ratio']
         criterion.importance_sample_ratio = settings['importance_sample_ratio']
-        losses = criterion(outputs, targets, dn_queries, denoising=True)
+        queries = assign(criterion.match_costs(outputs.matched(), targets), targets.objects.valid)
+        losses = criterion(outputs, targets, queries, dn_queries, denoising=True)
         assert len(losses) == len(settings['losses'])
         for name, value in settings['losses'].items():
             key = loss_name(name)
@@ -198,7 +223,30 @@ def test_wrong_weights_raise(reference, fill):
         build_mask_dino_case(case, {'x': torch.zeros(1)})
 
 
+def test_denoising_queries_are_noised_copies():
+    torch.manual_seed(0)
+    labels = [torch.tensor([1, 2]), torch.tensor([0])]
+    boxes = [torch.tensor([[8.0, 8.0, 24.0, 40.0], [0.0, 0.0, 64.0, 64.0]]), torch.tensor([[16.0, 16.0, 32.0, 32.0]])]
+    targets = MaskDINOTargets.of(labels, boxes, torch.zeros(3, 64, 64, dtype=torch.bool)).objects
+    dn = make_denoising_queries(targets, num_queries=2001, num_classes=4, noise_scale=0.4)
+    assert (dn.groups, dn.number) == (1000, 2000)
+    assert dn.valid.unflatten(1, (1000, 2)).all(1).tolist() == [[True, True], [True, False]]
+    assert (dn.boxes[1, 1::2] == 0).all()
+    changed = (dn.labels[0, ::2] != 1).float().mean().item()
+    assert changed == pytest.approx(0.2 * 3 / 4, abs=0.04)  # a random label may be the same one
+    moved = dn.boxes[0, ::2].sigmoid() - targets.boxes[0, 0]
+    reach = torch.tensor([0.25 / 2, 0.5 / 2, 0.25, 0.5]) * 0.4
+    assert (moved.abs() <= reach + 1e-6).all()
+    assert (moved.abs().amax(0) > 0.95 * reach).all()
+    mask = dn.attention_mask(3)
+    assert mask.shape == (2003, 2003)
+    assert not mask[:, 2000:].any()
+    assert mask[2000:, :2000].all()
+    assert mask[0, :4].tolist() == [False, False, True, True]
+
+
 def test_too_many_objects_give_no_denoising_queries():
-    labels, boxes = [torch.zeros(101, dtype=torch.long)], [torch.rand(101, 4)]
-    assert make_denoising_queries(labels, boxes, num_queries=100, num_classes=5, noise_scale=0.4) is None
-    assert make_denoising_queries(labels, boxes, num_queries=101, num_classes=5, noise_scale=0.4).groups == 1
+    masks = torch.zeros(101, 4, 4, dtype=torch.bool)
+    targets = MaskDINOTargets.of([torch.zeros(101, dtype=torch.long)], [torch.rand(101, 4)], masks).objects
+    assert make_denoising_queries(targets, num_queries=100, num_classes=5, noise_scale=0.4) is None
+    assert make_denoising_queries(targets, num_queries=101, num_classes=5, noise_scale=0.4).groups == 1

@@ -13,6 +13,7 @@ from mmitpn.registry import MODELS
 from ..cpu_inference import chunk_on_cpu
 from ..layers import (
     RELATIVE_POSITIONS,
+    LayerNorm,
     Mlp,
     PatchEmbed,
     PatchMerging,
@@ -111,7 +112,7 @@ class ITPN(BaseITPN):
         )
         fine, middle, main = sizes.channels
         rates = iter(self.drop_path_rates)
-        norm_layer = nn.LayerNorm  # with PyTorch's epsilon, read off the released code
+        norm_layer = LayerNorm  # with PyTorch's epsilon, read off the released code
         shared = {'layer_scale': layer_scale_init_value, 'norm_layer': norm_layer}
         kind, window = self.file_relative
         file_window = window if kind == relative_position else 0

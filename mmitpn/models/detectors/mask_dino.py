@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from mmdet.models.detectors import MaskFormer
 from mmdet.structures import SampleList
@@ -11,6 +10,10 @@ from mmengine.config import ConfigDict
 from torch import Tensor
 
 from mmitpn.checkpoint import QuietInit
+from mmitpn.models.dino.matching import assign
+from mmitpn.models.mask_dino.core import padding_mask_of
+from mmitpn.models.mask_dino.targets import MaskDINOTargets
+from mmitpn.models.mask_dino.transformer_decoder import LayerOutputs
 from mmitpn.registry import MODELS
 
 
@@ -64,6 +67,32 @@ class MaskDINO(QuietInit, MaskFormer):
             init_cfg=init_cfg,
         )
 
+    def loss(self, batch_inputs: Tensor, batch_data_samples: SampleList) -> dict[str, Tensor]:
+        """Losses of a batch.
+
+        Args:
+            batch_inputs: Normalized images ``(B, 3, H, W)``.
+            batch_data_samples: See :meth:`MaskDINOHead.targets_of`.
+
+        Returns:
+            The losses by name; see :class:`~mmitpn.models.mask_dino.MaskDINOCriterion`.
+        """
+        padding_mask = padding_mask_of([sample.metainfo for sample in batch_data_samples], batch_inputs.device)
+        return self.loss_tensors(batch_inputs, padding_mask, self.panoptic_head.targets_of(batch_data_samples))
+
+    def loss_tensors(self, images: Tensor, padding_mask: Tensor | None, targets: MaskDINOTargets) -> dict[str, Tensor]:
+        """Losses without data samples, for ``torch.compile``: two graphs, before and after the matching on the host.
+
+        Args:
+            images: Normalized images ``(B, 3, H, W)``.
+            padding_mask: See :meth:`forward_tensors`.
+            targets: Targets of the batch.
+        """
+        head = self.panoptic_head
+        outputs, dn_queries = head(self.extract_feat(images), padding_mask, targets)
+        queries = assign(head.match_costs(outputs, targets), targets.objects.valid)
+        return head.loss_by_assignment(outputs, targets, queries, dn_queries)
+
     def predict(self, batch_inputs: Tensor, batch_data_samples: SampleList, rescale: bool = True) -> SampleList:
         """Predict instances, panoptic segments and label maps.
 
@@ -76,16 +105,29 @@ class MaskDINO(QuietInit, MaskFormer):
             The samples with ``pred_instances``, ``pred_panoptic_seg`` and ``pred_sem_seg``, those that ``test_cfg``
             switches on; see :class:`MaskDINOFusionHead`.
         """
-        outputs = self.panoptic_head.predict(self.extract_feat(batch_inputs), batch_data_samples)
+        metas = [sample.metainfo for sample in batch_data_samples]
+        outputs = self.forward_tensors(batch_inputs, padding_mask_of(metas, batch_inputs.device))
         results = self.panoptic_fusion_head.predict(outputs, batch_data_samples, rescale=rescale)
         for sample, result in zip(batch_data_samples, results, strict=True):
             if 'sem_results' in result:
                 sample.pred_sem_seg = result.pop('sem_results')
         return self.add_pred_to_datasample(batch_data_samples, results)
 
-    def _forward(self, batch_inputs: Tensor, batch_data_samples: SampleList | None = None) -> tuple[Any, ...]:
+    def forward_tensors(self, images: Tensor, padding_mask: Tensor | None = None) -> LayerOutputs:
+        """The network without data samples: one graph, for ``torch.compile`` and export.
+
+        Args:
+            images: Normalized images ``(B, 3, H, W)``.
+            padding_mask: ``(B, H, W)`` bool, True on padding, see :func:`~mmitpn.models.dino.make_padding_mask`; None
+                without padding.
+
+        Returns:
+            Of the last layer class logits, boxes, mask embeddings and the map for the masks, fp32.
+        """
+        return self.panoptic_head.forward_tensors(self.extract_feat(images), padding_mask)
+
+    def _forward(self, batch_inputs: Tensor, batch_data_samples: SampleList | None = None) -> tuple[Tensor, ...]:
         """Class logits, boxes and mask logits of the last layer as tensors, for tracing and FLOP counting."""
         metas = [sample.metainfo for sample in batch_data_samples or []]
-        outputs, _ = self.panoptic_head(self.extract_feat(batch_inputs), metas)
-        last = outputs.layers[-1]
+        last = self.forward_tensors(batch_inputs, padding_mask_of(metas, batch_inputs.device))
         return last.logits, last.boxes, last.masks()

@@ -171,8 +171,13 @@ def box_costs(costs: Sequence[Any], predictions: BoxPredictions, targets: BoxTar
     return total
 
 
-def call_per_image(cost: Any, predictions: BoxPredictions, targets: BoxTargets) -> Tensor:
-    """Call a match cost as mmdet does, image by image, with boxes (x1, y1, x2, y2) in pixels: ``(L, B, Q, N)``."""
+def call_per_image(
+    cost: Any, predictions: BoxPredictions, targets: BoxTargets, masks: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Call a match cost as mmdet does, image by image, with boxes (x1, y1, x2, y2) in pixels: ``(L, B, Q, N)``.
+
+    ``masks``: mask logits ``(L, B, Q, P)`` and masks of the objects ``(L, B, N, P)`` at points, for costs of masks.
+    """
     boxes, gt_boxes = (bbox_cxcywh_to_xyxy(one) * targets.sizes[:, None] for one in (predictions.boxes, targets.boxes))
     values = boxes.new_zeros(*boxes.shape[:-1], targets.labels.shape[1])
     counts = targets.valid.sum(1).tolist()
@@ -180,6 +185,8 @@ def call_per_image(cost: Any, predictions: BoxPredictions, targets: BoxTargets) 
         ground_truth = InstanceData(labels=targets.labels[image, :count], bboxes=gt_boxes[image, :count])
         for layer in range(len(boxes) if count else 0):
             found = InstanceData(scores=predictions.logits[layer, image], bboxes=boxes[layer, image])
+            if masks is not None:
+                found.masks, ground_truth.masks = masks[0][layer, image], masks[1][layer, image, :count]
             values[layer, image, :, :count] = cost(
                 pred_instances=found, gt_instances=ground_truth, img_meta={'img_shape': (height, width)}
             )

@@ -11,8 +11,8 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from mmitpn.models.mask_dino.core import CROSS_ENTROPY, MaskDINOCore
-from mmitpn.models.mask_dino.criterion import MaskDINOTargets, targets_from_label_map
-from mmitpn.models.mask_dino.transformer_decoder import DecoderOutputs, segmentation_scores
+from mmitpn.models.mask_dino.targets import MaskDINOTargets, targets_from_label_maps
+from mmitpn.models.mask_dino.transformer_decoder import LayerOutputs, segmentation_scores
 from mmitpn.registry import MODELS
 
 
@@ -63,9 +63,13 @@ class MaskDINODecodeHead(BaseModule):
         self.temperature = temperature
         self.out_channels = num_classes
 
-    def forward(self, x: Sequence[Tensor]) -> tuple[DecoderOutputs, None]:
-        """Predictions of the last layer, for mmseg's ``mode='tensor'``; see :meth:`MaskDINOCore.forward`."""
-        return self.core(x)
+    def forward(self, x: Sequence[Tensor]) -> LayerOutputs:
+        """Predictions of the last layer, for mmseg's ``mode='tensor'``."""
+        return self.forward_tensors(x)
+
+    def forward_tensors(self, x: Sequence[Tensor]) -> LayerOutputs:
+        """Predictions of the last layer from maps ``(B, C_i, H_i, W_i)``, finest first: one graph."""
+        return self.core.forward_tensors(x)
 
     def loss(self, x: Sequence[Tensor], batch_data_samples: Sequence[Any], train_cfg: Mapping) -> dict[str, Tensor]:  # noqa: ARG002
         """Losses of a batch of mmseg.
@@ -75,13 +79,13 @@ class MaskDINODecodeHead(BaseModule):
             batch_data_samples: One sample per image, with ``gt_sem_seg``.
             train_cfg: Not used.
         """
-        targets = [self.targets_of(sample.gt_sem_seg.data[0]) for sample in batch_data_samples]
-        return self.core.loss_by_targets(x, [], targets)
+        targets = self.targets_of([sample.gt_sem_seg.data[0] for sample in batch_data_samples])
+        return self.core.loss_by_targets(x, None, targets)
 
-    def targets_of(self, label_map: Tensor) -> MaskDINOTargets:
-        """Targets of a label map ``(h, w)``."""
-        label_map = label_map.masked_fill(label_map == self.ignore_index, -1)
-        return targets_from_label_map(label_map, range(self.num_classes), tuple(label_map.shape))
+    def targets_of(self, label_maps: Sequence[Tensor]) -> MaskDINOTargets:
+        """Targets of the label maps ``(h, w)`` of a batch."""
+        label_maps = [one.masked_fill(one == self.ignore_index, -1) for one in label_maps]
+        return targets_from_label_maps(label_maps, range(self.num_classes), tuple(label_maps[0].shape))
 
     def predict(self, x: Sequence[Tensor], batch_img_metas: Sequence[Mapping], test_cfg: Mapping) -> Tensor:  # noqa: ARG002
         """Scores of every class.
@@ -94,8 +98,7 @@ class MaskDINODecodeHead(BaseModule):
         Returns:
             ``(B, num_classes, h, w)`` at the size of the image or window from which the maps were computed.
         """
-        outputs, _ = self.core(x)
-        last = outputs.layers[-1]
+        last = self.forward_tensors(x)
         scores = segmentation_scores(last.logits, self.num_classes, self.temperature)
         size = input_size(batch_img_metas)
         masks = F.interpolate(last.masks(), size=size, mode='bilinear', align_corners=self.align_corners)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,36 @@ _DEFAULTS = {
 }
 # Values of full-size masks that are allocated at once.
 _MAX_VALUES = 2**24
+
+
+class Instances(NamedTuple):
+    """Instances that are selected in a batch.
+
+    Attributes:
+        scores: Class scores, highest first, ``(B, M)``.
+        labels: ``(B, M)``.
+        queries: The query of each, ``(B, M)``.
+        used: Which queries give any, ``(B, Q)``.
+    """
+
+    scores: Tensor
+    labels: Tensor
+    queries: Tensor
+    used: Tensor
+
+
+class Segments(NamedTuple):
+    """Queries that may become panoptic segments in a batch.
+
+    Attributes:
+        weights: Their scores where they compete for pixels, ``(B, Q)``.
+        labels: ``(B, Q)``.
+        used: Which queries compete, ``(B, Q)``.
+    """
+
+    weights: Tensor
+    labels: Tensor
+    used: Tensor
 
 
 @MODELS.register_module()
@@ -82,97 +112,125 @@ class MaskDINOFusionHead(BaseModule):
             bboxes, labels, scores, masks), ``pan_results`` (``PixelData``: ``sem_seg`` ``(1, h, w)``, class + 1000 *
             number of the thing), ``sem_results`` (``PixelData``: ``sem_seg`` ``(1, h, w)``).
         """
+        outputs = LayerOutputs(*(values.float() for values in outputs))
+        instances = self.select_instances(outputs.logits) if self.test_cfg['instance_on'] else None
+        segments = self.select_segments(outputs.logits) if self.test_cfg['panoptic_on'] else None
+        used = [selected.used.sum(1) for selected in (instances, segments) if selected is not None]
+        # How many masks each image needs: all that the host waits for.
+        numbers = torch.stack(used, -1).tolist() if used else [[] for _ in batch_data_samples]
         results = []
-        for i, sample in enumerate(batch_data_samples):
-            meta = sample.metainfo
-            logits, boxes = outputs.logits[i].float(), outputs.boxes[i].float()
-            embed, features = outputs.mask_embed[i].float(), outputs.mask_features[i].float()
+        for i, (sample, number) in enumerate(zip(batch_data_samples, numbers, strict=True)):
+            image, meta = LayerOutputs(*(values[i] for values in outputs)), sample.metainfo
             result: dict[str, Any] = {}
-            if self.test_cfg['panoptic_on']:
-                result['pan_results'] = self.panoptic(logits, embed, features, meta, rescale=rescale)
-            if self.test_cfg['instance_on']:
-                result['ins_results'] = self.instances(logits, boxes, embed, features, meta, rescale=rescale)
+            if instances is not None:
+                selected = Instances(*(values[i] for values in instances))
+                result['ins_results'] = self.instances(image, selected, number[0], meta, rescale=rescale)
+            if segments is not None:
+                selected = Segments(*(values[i] for values in segments))
+                result['pan_results'] = self.panoptic(image, selected, number[-1], meta, rescale=rescale)
             if self.test_cfg['semantic_on']:
-                scores = self.semantic_scores(logits, embed, features, meta, rescale=rescale)
+                scores = self.semantic_scores(image, meta, rescale=rescale)
                 result['sem_results'] = PixelData(sem_seg=scores.argmax(0, keepdim=True))
             results.append(result)
         return results
 
-    def instances(
-        self, logits: Tensor, boxes: Tensor, mask_embed: Tensor, mask_features: Tensor, meta: Mapping, *, rescale: bool
-    ) -> InstanceData:
+    def select_instances(self, logits: Tensor) -> Instances:
         """The instances of things with the highest class scores; a query may give several.
+
+        Args:
+            logits: ``(B, Q, K)``, or ``(B, Q, K + 1)`` with a background class.
+        """
+        scores = class_scores(logits, self.num_classes)[..., : self.num_things_classes]
+        num_things = max(scores.shape[2], 1)
+        best, index = scores.flatten(1).topk(min(self.test_cfg['max_per_image'], scores[0].numel()))
+        queries = index // num_things
+        used = torch.zeros(logits.shape[:2], dtype=torch.bool, device=logits.device).scatter(1, queries, True)
+        return Instances(best, index % num_things, queries, used)
+
+    def select_segments(self, logits: Tensor) -> Segments:
+        """The queries that compete for the pixels of panoptic segments; see :meth:`select_instances`."""
+        best, _ = class_scores(logits, self.num_classes).max(-1)
+        weights, labels = segmentation_scores(logits, self.num_classes, self.test_cfg['temperature']).max(-1)
+        used = best > self.test_cfg['object_mask_thr']
+        if logits.shape[-1] > self.num_classes:
+            used &= logits.argmax(-1) != self.num_classes
+        return Segments(weights, labels, used)
+
+    def instances(
+        self, outputs: LayerOutputs, selected: Instances, number: int, meta: Mapping, *, rescale: bool
+    ) -> InstanceData:
+        """The selected instances of an image.
 
         The score of an instance is its class score times the mean probability inside its mask.
 
         Args:
-            logits: ``(Q, K)``, or ``(Q, K + 1)`` with a background class.
-            boxes: ``(Q, 4)`` (cx, cy, w, h) in fractions of the padded image.
-            mask_embed: ``(Q, C)``.
-            mask_features: ``(C, H / 4, W / 4)``.
+            outputs: Predictions of the image, without B.
+            selected: Of the image, without B.
+            number: Number of ``selected.used``.
             meta: See :func:`upsample_masks`; and ``scale_factor``.
             rescale: See :meth:`predict`.
         """
-        scores = class_scores(logits, self.num_classes)[:, : self.num_things_classes]
-        num_things = max(scores.shape[1], 1)
-        best, index = scores.flatten().topk(min(self.test_cfg['max_per_image'], scores.numel()))
-        queries = index // num_things
-        used, whose = queries.unique(return_inverse=True)
         height, width = meta['ori_shape'][:2] if rescale else meta['img_shape'][:2]
-        masks = torch.zeros(len(used), height, width, dtype=torch.bool, device=logits.device)
-        mask_scores = scores.new_zeros(len(used))
-        for part, large in upsample_masks(mask_logits(mask_embed[used], mask_features), meta, rescale=rescale):
+        masks = torch.zeros(number, height, width, dtype=torch.bool, device=outputs.boxes.device)
+        mask_scores = outputs.boxes.new_zeros(number)
+        embed = outputs.mask_embed[indices_of(selected.used, number)]
+        for part, large in upsample_masks(mask_logits(embed, outputs.mask_features), meta, rescale=rescale):
             masks[part] = large > 0
             mask_scores[part] = (large.sigmoid() * masks[part]).sum((1, 2)) / (masks[part].sum((1, 2)) + 1e-6)
+        x, y = bbox_cxcywh_to_xyxy(outputs.boxes[selected.queries]).unflatten(1, (2, 2)).unbind(-1)
         padded_height, padded_width = meta.get('batch_input_shape', meta['img_shape'])[:2]
-        bboxes = bbox_cxcywh_to_xyxy(boxes[queries]) * boxes.new_tensor([padded_width, padded_height] * 2)
+        x, y = x * padded_width, y * padded_height
         if rescale:
-            bboxes = bboxes / bboxes.new_tensor(meta['scale_factor']).repeat(2)
-        bboxes[:, 0::2].clamp_(0, width)
-        bboxes[:, 1::2].clamp_(0, height)
+            scale_x, scale_y = map(float, meta['scale_factor'])
+            x, y = x / scale_x, y / scale_y
+        whose = selected.used.cumsum(0)[selected.queries] - 1
         return InstanceData(
-            bboxes=bboxes, labels=index % num_things, scores=best * mask_scores[whose], masks=masks[whose]
+            bboxes=torch.stack((x.clamp(0, width), y.clamp(0, height)), -1).flatten(1),
+            labels=selected.labels,
+            scores=selected.scores * mask_scores[whose],
+            masks=masks[whose],
         )
 
     def panoptic(
-        self, logits: Tensor, mask_embed: Tensor, mask_features: Tensor, meta: Mapping, *, rescale: bool
+        self, outputs: LayerOutputs, selected: Segments, number: int, meta: Mapping, *, rescale: bool
     ) -> PixelData:
         """Each pixel belongs to the query whose score times mask is highest, if that query keeps enough of its mask.
 
         See :meth:`instances` for the arguments.
         """
-        best, _ = class_scores(logits, self.num_classes).max(-1)
-        weights, labels = segmentation_scores(logits, self.num_classes, self.test_cfg['temperature']).max(-1)
-        keep = best > self.test_cfg['object_mask_thr']
-        if logits.shape[-1] > self.num_classes:
-            keep &= logits.argmax(-1) != self.num_classes
-        weights, labels = weights[keep], labels[keep]
         height, width = meta['ori_shape'][:2] if rescale else meta['img_shape'][:2]
-        label_map = torch.full((height, width), self.num_classes, dtype=torch.int32, device=logits.device)
-        if len(labels):
-            masks = mask_logits(mask_embed[keep], mask_features)
+        device = selected.labels.device
+        label_map = torch.full((height, width), self.num_classes, dtype=torch.int32, device=device)
+        if number:
+            index = indices_of(selected.used, number)
+            weights, labels = selected.weights[index], selected.labels[index]
+            masks = mask_logits(outputs.mask_embed[index], outputs.mask_features)
             winner, confident, areas = _assign_pixels(masks, weights, meta, rescale=rescale)
-            assigned = torch.bincount(winner.flatten(), minlength=len(labels))
-            visible = torch.bincount(winner[confident], minlength=len(labels))
+            pixels = torch.stack((torch.ones_like(confident), confident)).flatten(1).long()
+            counts = torch.zeros(2, number, dtype=torch.long, device=device)
+            assigned, visible = counts.scatter_add(1, winner.flatten().expand(2, -1), pixels)
             valid = (visible > 0) & (areas > 0) & (assigned >= self.test_cfg['iou_thr'] * areas)
             is_thing = labels < self.num_things_classes
-            number = torch.where(is_thing, (valid & is_thing).cumsum(0), 0)
-            segments = torch.where(valid, labels + number * INSTANCE_OFFSET, self.num_classes).int()
+            instance = torch.where(is_thing, (valid & is_thing).cumsum(0), 0)
+            segments = torch.where(valid, labels + instance * INSTANCE_OFFSET, self.num_classes).int()
             label_map = torch.where(confident, segments[winner], label_map)
         return PixelData(sem_seg=label_map[None])
 
-    def semantic_scores(
-        self, logits: Tensor, mask_embed: Tensor, mask_features: Tensor, meta: Mapping, *, rescale: bool
-    ) -> Tensor:
+    def semantic_scores(self, outputs: LayerOutputs, meta: Mapping, *, rescale: bool) -> Tensor:
         """Scores ``(K, h, w)`` of every class: the sum over queries of class score times mask.
 
         See :meth:`instances` for the arguments.
         """
-        weights = segmentation_scores(logits, self.num_classes, self.test_cfg['temperature'])
+        weights = segmentation_scores(outputs.logits, self.num_classes, self.test_cfg['temperature'])
         total = 0
-        for part, large in upsample_masks(mask_logits(mask_embed, mask_features), meta, rescale=rescale):
+        for part, large in upsample_masks(outputs.masks(), meta, rescale=rescale):
             total = total + torch.einsum('qk,qhw->khw', weights[part], large.sigmoid())
         return total
+
+
+def indices_of(used: Tensor, number: int) -> Tensor:
+    """Indices of the ``number`` True values of ``(n,)``, ascending. ``nonzero`` would wait for a GPU."""
+    return (~used).byte().argsort(stable=True)[:number]
 
 
 def upsample_masks(masks: Tensor, meta: Mapping, *, rescale: bool) -> Iterator[tuple[slice, Tensor]]:

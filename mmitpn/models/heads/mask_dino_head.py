@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from mmitpn.models.mask_dino.core import MaskDINOCore
-from mmitpn.models.mask_dino.criterion import targets_from_instances
+from mmitpn.models.mask_dino.core import MaskDINOCore, padding_mask_of
+from mmitpn.models.mask_dino.targets import MaskDINOTargets, targets_from_instances
 from mmitpn.models.mask_dino.transformer_decoder import LayerOutputs
 from mmitpn.registry import MODELS
 from mmitpn.utils import check_int
@@ -55,33 +55,37 @@ class MaskDINOHead(MaskDINOCore):
 
         Args:
             x: Maps ``(B, C_i, H_i, W_i)``, finest first.
-            batch_data_samples: One sample per image, with ``gt_instances`` and, for panoptic segmentation,
-                ``gt_sem_seg``.
+            batch_data_samples: See :meth:`targets_of`.
 
         Returns:
             The losses by name; see :class:`~mmitpn.models.mask_dino.MaskDINOCriterion`.
+        """
+        metas = [sample.metainfo for sample in batch_data_samples]
+        return self.loss_by_targets(x, padding_mask_of(metas, x[0].device), self.targets_of(batch_data_samples))
+
+    def targets_of(self, batch_data_samples: Sequence[Any]) -> MaskDINOTargets:
+        """Targets of a batch of mmdet.
+
+        Args:
+            batch_data_samples: One sample per image, with ``gt_instances`` and, for panoptic segmentation,
+                ``gt_sem_seg``.
 
         Raises:
             ValueError: If there are no masks, or no label map of stuff although there are stuff classes.
         """
-        targets = []
-        for sample in batch_data_samples:
-            semantic = sample.gt_sem_seg if 'gt_sem_seg' in sample else None
-            if self.num_stuff_classes and semantic is None:
-                raise ValueError(
-                    f'the head has {self.num_stuff_classes} classes of stuff, but the data have no gt_sem_seg: use a'
-                    ' panoptic dataset with LoadPanopticAnnotations, or num_stuff_classes=0'
-                )
-            targets.append(
-                targets_from_instances(
-                    sample.gt_instances,
-                    semantic,
-                    num_things=self.num_things_classes,
-                    num_stuff=self.num_stuff_classes,
-                    size=sample.metainfo['batch_input_shape'],
-                )
+        label_maps = [sample.gt_sem_seg.sem_seg.squeeze(0) for sample in batch_data_samples if 'gt_sem_seg' in sample]
+        if self.num_stuff_classes and len(label_maps) < len(batch_data_samples):
+            raise ValueError(
+                f'the head has {self.num_stuff_classes} classes of stuff, but the data have no gt_sem_seg: use a'
+                ' panoptic dataset with LoadPanopticAnnotations, or num_stuff_classes=0'
             )
-        return self.loss_by_targets(x, [sample.metainfo for sample in batch_data_samples], targets)
+        return targets_from_instances(
+            [sample.gt_instances for sample in batch_data_samples],
+            label_maps,
+            num_things=self.num_things_classes,
+            num_stuff=self.num_stuff_classes,
+            size=tuple(batch_data_samples[0].metainfo['batch_input_shape']),
+        )
 
     def predict(self, x: Sequence[Tensor], batch_data_samples: Sequence[Any]) -> LayerOutputs:
         """Predictions of the last layer.
@@ -90,5 +94,5 @@ class MaskDINOHead(MaskDINOCore):
             x: Maps ``(B, C_i, H_i, W_i)``, finest first.
             batch_data_samples: One sample per image.
         """
-        outputs, _ = self(x, [sample.metainfo for sample in batch_data_samples])
-        return outputs.layers[-1]
+        metas = [sample.metainfo for sample in batch_data_samples]
+        return self.forward_tensors(x, padding_mask_of(metas, x[0].device))

@@ -3,6 +3,7 @@
 from .attention import RELATIVE_POSITIONS, Attention, RelativeAttention
 from .blocks import (
     WEIGHT_INITS,
+    LayerNorm,
     Mlp,
     NormLayer,
     PointwiseBlock,
@@ -20,6 +21,7 @@ from .patch import (
     PatchEmbed,
     PatchMerging,
     PatchSplit,
+    is_dynamic,
     nchw_to_nhwc,
     nhwc_to_nchw,
     plain_sizes,
@@ -37,6 +39,7 @@ __all__ = [
     'WEIGHT_INITS',
     'Attention',
     'ConvPatchMerging',
+    'LayerNorm',
     'Mlp',
     'NormLayer',
     'PatchEmbed',
@@ -50,6 +53,7 @@ __all__ = [
     'WeightFit',
     'check_weight_init',
     'initialize_weights',
+    'is_dynamic',
     'layer_norm',
     'maybe_checkpoint',
     'nchw_to_nhwc',

@@ -21,12 +21,28 @@ _ALIGNMENT = 16
 NormLayer = Callable[[int], nn.Module]
 
 
-def layer_norm(dim: int) -> nn.LayerNorm:
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm that takes bf16 as it is under autocast.
+
+    On a GPU, autocast casts to fp32 before a norm, and the linear layer after it casts back: these casts took as long
+    as the norms (docs/gpu.md). The kernel sums in fp32 in either case. On a CPU, autocast leaves norms alone.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., dim)`` to the same shape."""
+        device = x.device.type
+        if x.dtype is not torch.bfloat16 or device == 'cpu' or not torch.is_autocast_enabled(device):
+            return super().forward(x)
+        with torch.autocast(device, enabled=False):
+            return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+def layer_norm(dim: int) -> LayerNorm:
     """LayerNorm over the last (channel) dimension with Fast-iTPN's epsilon, as in the released code.
 
-    The original iTPN uses PyTorch's own default in detection and segmentation: it passes ``nn.LayerNorm``.
+    The original iTPN uses PyTorch's own default in detection and segmentation: it passes :class:`LayerNorm`.
     """
-    return nn.LayerNorm(dim, eps=1e-6)
+    return LayerNorm(dim, eps=1e-6)
 
 
 # --- feed-forward networks -----------------------------------------------------------------------------------------

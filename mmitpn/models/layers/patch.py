@@ -37,6 +37,17 @@ def plain_sizes(sizes: Iterable[int]) -> tuple[int, ...]:
     return tuple(map(int, sizes)) if torch.jit.is_tracing() else tuple(sizes)
 
 
+def is_dynamic(size: int) -> bool:
+    """Whether a size is a symbol of an export or a compiler: a comparison could make it a constant of the graph."""
+    if not torch.compiler.is_compiling():
+        return False
+    from torch.fx.experimental import symbolic_shapes
+
+    if not hasattr(symbolic_shapes, 'has_static_value'):  # before torch 2.8
+        return isinstance(size, torch.SymInt)
+    return not symbolic_shapes.has_static_value(size)
+
+
 # --- changes of resolution -----------------------------------------------------------------------------------------
 
 

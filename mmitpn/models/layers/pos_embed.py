@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .patch import is_dynamic
+
 # --- resampling ----------------------------------------------------------------------------------------------------
 
 
@@ -42,7 +44,7 @@ def _resampling_matrix(source: int, target: int, mode: str, device: torch.device
 
 def _are_equal(source: Sequence[int], target: Sequence[int]) -> bool:
     """Whether two grids are known to be the same; dynamic sides are not, and resampling to the same grid is exact."""
-    return not any(isinstance(side, torch.SymInt) for side in target) and tuple(source) == tuple(target)
+    return not any(map(is_dynamic, target)) and tuple(source) == tuple(target)
 
 
 def resample_abs_pos_embed(embedding: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:

@@ -8,8 +8,9 @@ __all__: list[str] = []
 
 if find_spec('mmdet') is not None:
     from .core import MaskDINOCore
-    from .criterion import MaskDINOCriterion, MaskDINOTargets, UnitGIoULoss
+    from .criterion import MaskDINOCriterion, UnitGIoULoss
     from .pixel_decoder import MaskDINOPixelDecoder
+    from .targets import MaskDINOTargets
     from .transformer_decoder import DecoderOutputs, LayerOutputs, MaskDINOTransformerDecoder
 
     __all__ = [

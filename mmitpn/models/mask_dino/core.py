@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from mmitpn.models.dino import autocast_disabled
+from mmitpn.models.dino import autocast_disabled, make_padding_mask
+from mmitpn.models.dino.matching import assign
 from mmitpn.utils import check_int
 
-from .criterion import MaskDINOCriterion, MaskDINOTargets
+from .criterion import MaskDINOCriterion
 from .pixel_decoder import MaskDINOPixelDecoder
 from .query_init import DENOISING, DenoisingQueries, make_denoising_queries
-from .transformer_decoder import DecoderOutputs, MaskDINOTransformerDecoder
+from .targets import MaskDINOTargets
+from .transformer_decoder import DecoderOutputs, LayerOutputs, MaskDINOTransformerDecoder
 
 FOCAL = {'type': 'mmdet.FocalLoss', 'use_sigmoid': True, 'gamma': 2.0, 'alpha': 0.25, 'loss_weight': 4.0}
 CROSS_ENTROPY = {'type': 'mmdet.CrossEntropyLoss', 'use_sigmoid': False, 'loss_weight': 4.0}
@@ -149,26 +152,26 @@ class MaskDINOCore(BaseModule):
         )
 
     def forward(
-        self, x: Sequence[Tensor], metas: Sequence[Mapping] = (), targets: Sequence[MaskDINOTargets] | None = None
+        self, x: Sequence[Tensor], padding_mask: Tensor | None = None, targets: MaskDINOTargets | None = None
     ) -> tuple[DecoderOutputs, DenoisingQueries | None]:
         """Predict classes, boxes and masks.
 
         Args:
             x: Maps ``(B, C_i, H_i, W_i)``, finest first.
-            metas: ``img_shape`` and ``batch_input_shape`` of every image, for its padding; () without padding.
-            targets: Targets of every image, for denoising queries and predictions of all layers; None: no denoising
+            padding_mask: ``(B, H, W)`` bool of the images, True on padding, see
+                :func:`~mmitpn.models.dino.make_padding_mask`; None without padding.
+            targets: Targets of the batch, for denoising queries and predictions of all layers; None: no denoising
                 queries, and predictions of the last layer only.
 
         Returns:
             The predictions, and the denoising queries.
         """
-        padding_mask = None if self.released else padding_mask_of(metas, x[0].device)
+        padding_mask = None if padding_mask is None or self.released else padding_mask[:, ::4, ::4]
         mask_features, levels = self.pixel_decoder(x, padding_mask)
         dn_queries = None
         if targets is not None and self.denoising['kind'] != 'no':
             dn_queries = make_denoising_queries(
-                [target.labels for target in targets],
-                [target.boxes for target in targets],
+                targets.objects,
                 num_queries=self.denoising['num_queries'],
                 num_classes=self.num_classes,
                 noise_scale=self.denoising['noise_scale'],
@@ -176,34 +179,50 @@ class MaskDINOCore(BaseModule):
         outputs = self.predictor(mask_features, levels, padding_mask, dn_queries, all_layers=targets is not None)
         return outputs, dn_queries
 
+    def forward_tensors(self, x: Sequence[Tensor], padding_mask: Tensor | None = None) -> LayerOutputs:
+        """Predictions of the last layer: one graph, for ``torch.compile`` and export; see :meth:`forward`."""
+        return self(x, padding_mask)[0].last
+
     def loss_by_targets(
-        self, x: Sequence[Tensor], metas: Sequence[Mapping], targets: Sequence[MaskDINOTargets]
+        self, x: Sequence[Tensor], padding_mask: Tensor | None, targets: MaskDINOTargets
     ) -> dict[str, Tensor]:
-        """Losses of a batch.
+        """Losses of a batch: two graphs for ``torch.compile``, before and after the matching on the host.
 
         Args:
             x: Maps ``(B, C_i, H_i, W_i)``, finest first.
-            metas: See :meth:`forward`.
-            targets: Targets of every image.
+            padding_mask: See :meth:`forward`.
+            targets: Targets of the batch.
 
         Returns:
             The losses by name; see :class:`~.criterion.MaskDINOCriterion`.
         """
-        outputs, dn_queries = self(x, metas, targets)
-        with autocast_disabled(x[0]):
-            losses = self.criterion(outputs, targets, dn_queries, denoising=self.denoising['kind'] != 'no')
+        outputs, dn_queries = self(x, padding_mask, targets)
+        queries = assign(self.match_costs(outputs, targets), targets.objects.valid)
+        return self.loss_by_assignment(outputs, targets, queries, dn_queries)
+
+    def match_costs(self, outputs: DecoderOutputs, targets: MaskDINOTargets) -> Tensor:
+        """Costs of matching, see :class:`~.matching.MatchingCosts`, of ``outputs.matched()``."""
+        with autocast_disabled(outputs.layers.logits):
+            return self.criterion.match_costs(outputs.matched(), targets)
+
+    def loss_by_assignment(
+        self,
+        outputs: DecoderOutputs,
+        targets: MaskDINOTargets,
+        queries: Tensor,
+        dn_queries: DenoisingQueries | None,
+    ) -> dict[str, Tensor]:
+        """Losses of matched predictions; see :meth:`.criterion.MaskDINOCriterion.forward` for the arguments."""
+        with autocast_disabled(queries):
+            losses = self.criterion(outputs, targets, queries, dn_queries, denoising=self.denoising['kind'] != 'no')
         # A batch without denoising queries must keep their embedding in the graph: otherwise other processes would wait
         # for its gradient.
         unused = self.predictor.label_embed.weight.flatten()[:0].sum()
         return {**losses, 'loss_cls': losses['loss_cls'] + unused}
 
 
-def padding_mask_of(metas: Sequence[Mapping], device: torch.device) -> Tensor | None:
-    """Padding of the images at a quarter of their size, ``(B, H / 4, W / 4)``, True on padding; None without any."""
-    sizes = [(meta['img_shape'][:2], meta['batch_input_shape']) for meta in metas if 'batch_input_shape' in meta]
-    if all(tuple(shape) == tuple(padded) for shape, padded in sizes):
+def padding_mask_of(metas: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor | None:
+    """Padding of images by their ``img_shape`` and ``batch_input_shape``, ``(B, H, W)``; None without padding."""
+    if not metas or 'batch_input_shape' not in metas[0]:
         return None
-    height, width = sizes[0][1]
-    y = torch.arange(-(-height // 4), device=device)[:, None] * 4
-    x = torch.arange(-(-width // 4), device=device) * 4
-    return torch.stack([(y >= shape[0]) | (x >= shape[1]) for shape, _ in sizes])
+    return make_padding_mask([meta['img_shape'] for meta in metas], metas[0]['batch_input_shape'], device)

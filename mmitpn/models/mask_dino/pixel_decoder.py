@@ -200,8 +200,9 @@ class MaskDINOPixelDecoder(BaseModule):
             maps = [level.float() for level in maps]
             projected = self._project(maps)
             levels = FeatureLevels.of(projected, padding_mask, fractions_of_padded=True)
-            position = self._position_embeddings(levels.shapes, maps[0])
-            encoded = levels.unflatten(self.encoder(levels.flatten(projected), position, levels))
+            encoded = levels.unflatten(
+                self.encoder(levels.flatten(projected), self._position_embeddings(levels), levels)
+            )
             fine = self.lateral(maps[0])
             finest = encoded[self.layout.finest]
             fine = fine + F.interpolate(finest, size=fine.shape[-2:], mode='bilinear', align_corners=False)
@@ -217,11 +218,8 @@ class MaskDINOPixelDecoder(BaseModule):
             projected.append(coarsest)
         return [projected[i] for i in self.layout.order]
 
-    def _position_embeddings(self, shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
-        """Embeddings of position and level ``(B, N, C)`` in the encoder's order."""
-        shape_of = dict(zip(self.layout.order, shapes, strict=True))
-        embeddings = []
-        for level, projection in enumerate(self.layout.positions):
-            no_padding = torch.zeros(1, *shape_of[projection], dtype=torch.bool, device=like.device)
-            embeddings.append(self.positional_encoding(no_padding).flatten(2).mT + self.level_embed[level])
-        return torch.cat(embeddings, 1).expand(len(like), -1, -1)
+    def _position_embeddings(self, levels: FeatureLevels) -> Tensor:
+        """Embeddings of position and level ``(1, N, C)`` in the encoder's order."""
+        shape_of = dict(zip(self.layout.order, levels.shapes, strict=True))
+        embedded = FeatureLevels(tuple(shape_of[projection] for projection in self.layout.positions), levels.device)
+        return embedded.position_embedding(self.positional_encoding) + embedded.level_embedding(self.level_embed)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from mmdet.models.layers import inverse_sigmoid
 from torch import Tensor
 
 from mmitpn.models.dino import FeatureLevels
+from mmitpn.models.dino.matching import BoxTargets
 
 BOX_STARTS = ('mask2box', 'bitmask', 'no')
 DENOISING = ('seg', 'standard', 'no')
@@ -149,66 +149,55 @@ def init_reference_boxes(masks: Tensor, proposals: Tensor, kind: str, *, release
     if kind == 'no':
         return proposals
     boxes, filled = normalized_boxes_of_masks(masks.detach() > 0, kind)
-    logits = box_logits(boxes)
+    filled = filled.unsqueeze(-1)
     if not released:
-        return torch.where(filled.unsqueeze(-1), logits, proposals)
-    corner = torch.tensor([0.0] * 4 if kind == 'bitmask' else [1.0, 1.0, 0.0, 0.0], device=boxes.device)
-    return torch.where(filled.unsqueeze(-1), logits, box_logits(corner))
+        return torch.where(filled, box_logits(boxes), proposals)
+    if kind == 'mask2box':
+        boxes = torch.cat((boxes[..., :2].masked_fill(~filled, 1.0), boxes[..., 2:]), -1)
+    return box_logits(boxes)
 
 
 # Denoising
 
 
-@dataclass(frozen=True)
-class DenoisingQueries:
-    """Noised copies of a batch's ground truth: ``groups`` groups of ``size`` queries per image.
+class DenoisingQueries(NamedTuple):
+    """Noised copies of a batch's objects: ``groups`` groups of N queries per image, ``D = groups * N``.
 
     Attributes:
-        groups: Number of copies of every object.
-        size: Queries of one group: the largest number of objects in an image.
-        labels: Labels after the noise, of all objects in all groups, ``(n,)``.
-        boxes: Box logits after the noise, ``(n, 4)``.
-        batch_index: Image of each copy, ``(n,)``.
-        query_index: Query of each copy in its image, ``(n,)``.
+        groups: Number of copies of each object.
+        labels: Labels after the noise, ``(B, D)``.
+        boxes: Box logits after the noise, ``(B, D, 4)``; 0 on padding.
+        valid: Which are copies of objects and no padding, ``(B, D)``.
     """
 
     groups: int
-    size: int
     labels: Tensor
     boxes: Tensor
-    batch_index: Tensor
-    query_index: Tensor
+    valid: Tensor
 
     @property
     def number(self) -> int:
-        """Denoising queries per image."""
-        return self.groups * self.size
-
-    def scatter(self, values: Tensor, batch_size: int) -> Tensor:
-        """Write values ``(n, C)`` to their queries, ``(batch_size, number, C)``; other queries are 0."""
-        out = values.new_zeros(batch_size, self.number, values.shape[-1])
-        return out.index_put((self.batch_index, self.query_index), values)
+        """D."""
+        return self.labels.shape[1]
 
     def attention_mask(self, num_queries: int) -> Tensor:
-        """Mask of the self-attention, ``(number + num_queries,) * 2``, True where a query must not attend.
+        """Mask of the self-attention, ``(D + num_queries,) * 2``, True where a query must not attend.
 
         Denoising queries come first. A group attends to itself and to the ``num_queries`` matching queries; matching
         queries attend to no denoising query (DN-DETR, arXiv 2203.01305).
         """
-        count = self.number
-        group = torch.arange(count + num_queries, device=self.labels.device) // self.size
-        group[count:] = -1
+        index = torch.arange(self.number + num_queries, device=self.labels.device)
+        group = torch.where(index < self.number, index // (self.number // self.groups), -1)
         return (group[None] != group[:, None]) & (group[None] >= 0)
 
 
 def make_denoising_queries(
-    labels: Sequence[Tensor], boxes: Sequence[Tensor], *, num_queries: int, num_classes: int, noise_scale: float
+    targets: BoxTargets, *, num_queries: int, num_classes: int, noise_scale: float
 ) -> DenoisingQueries | None:
-    """Add noise to the ground truth of a batch, as the released code: without contrastive negatives.
+    """Add noise to the objects of a batch, as the released code: without contrastive negatives.
 
     Args:
-        labels: Labels of each image's objects, ``(k_i,)``.
-        boxes: Their boxes, ``(k_i, 4)`` (cx, cy, w, h) in fractions of the padded image.
+        targets: The objects.
         num_queries: Upper bound on denoising queries per image; determines the number of groups.
         num_classes: Number of classes, from which changed labels are drawn.
         noise_scale: A label changes with probability ``noise_scale / 2``; centers move by at most
@@ -217,20 +206,14 @@ def make_denoising_queries(
     Returns:
         The denoising queries; None without objects, or with more than ``num_queries`` in one image.
     """
-    counts = [len(one) for one in labels]
-    size = max(counts, default=0)
-    groups = num_queries // size if size else 0
+    groups = 0 if targets.empty else num_queries // targets.labels.shape[1]
     if not groups:
         return None
-    device = boxes[0].device
-    gt_labels = torch.cat(list(labels)).repeat(groups)
-    gt_boxes = torch.cat(list(boxes)).repeat(groups, 1)
-    # Random numbers are drawn in the order of the released code, so a seed gives the same noise.
-    changed = (torch.rand(len(gt_labels), device=device) < noise_scale * 0.5).nonzero().flatten()
-    noised = gt_labels.scatter(0, changed, torch.randint_like(gt_labels[changed], num_classes))
-    reach = torch.cat((gt_boxes[:, 2:] / 2, gt_boxes[:, 2:]), 1) * noise_scale
-    moved = gt_boxes + (torch.rand_like(gt_boxes) * 2 - 1) * reach
-    batch_index = torch.cat([torch.full((count,), i, device=device) for i, count in enumerate(counts)]).repeat(groups)
-    in_group = torch.cat([torch.arange(count, device=device) for count in counts])
-    query_index = (in_group + size * torch.arange(groups, device=device)[:, None]).flatten()
-    return DenoisingQueries(groups, size, noised, box_logits(moved.clamp(0, 1)), batch_index, query_index)
+    targets = targets.repeat(groups)
+    changed = torch.rand(targets.labels.shape, device=targets.labels.device) < noise_scale * 0.5
+    labels = torch.where(changed, torch.randint_like(targets.labels, num_classes), targets.labels)
+    sizes = targets.boxes[..., 2:]
+    reach = torch.cat((sizes / 2, sizes), -1) * noise_scale
+    boxes = targets.boxes + (torch.rand_like(targets.boxes) * 2 - 1) * reach
+    logits = box_logits(boxes.clamp(0, 1)) * targets.valid.unsqueeze(-1)
+    return DenoisingQueries(groups, labels, logits, targets.valid)

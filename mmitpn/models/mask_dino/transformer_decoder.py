@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from mmdet.models.layers import MLP
@@ -24,9 +24,8 @@ from .query_init import (
 )
 
 
-@dataclass(frozen=True)
-class LayerOutputs:
-    """Predictions of one layer.
+class LayerOutputs(NamedTuple):
+    """Predictions of one layer, or of several with L as first dimension of all but the map for the masks.
 
     Attributes:
         logits: Class logits, ``(B, Q, K)``, or ``(B, Q, K + 1)`` with a background class.
@@ -46,8 +45,11 @@ class LayerOutputs:
 
     def queries(self, start: int, stop: int) -> LayerOutputs:
         """Predictions of the queries ``start`` to ``stop - 1``."""
-        part = slice(start, stop)
-        return LayerOutputs(self.logits[:, part], self.boxes[:, part], self.mask_embed[:, part], self.mask_features)
+        return LayerOutputs(*(values[..., start:stop, :] for values in self[:3]), self.mask_features)
+
+    def layer(self, index: int | slice) -> LayerOutputs:
+        """Predictions of one of several layers, or of a slice of them."""
+        return LayerOutputs(*(values[index] for values in self[:3]), self.mask_features)
 
 
 def mask_logits(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
@@ -75,13 +77,13 @@ def segmentation_scores(logits: Tensor, num_classes: int, temperature: float | N
     return (scores / temperature).softmax(-1)
 
 
-@dataclass(frozen=True)
-class DecoderOutputs:
+class DecoderOutputs(NamedTuple):
     """Predictions of all layers.
 
     Attributes:
-        layers: Before the first layer, and after each; without denoising queries.
-        denoising: The same for the denoising queries; empty without them.
+        layers: Before the first layer and after each, L = layers + 1, without denoising queries; or L = 1: after the
+            last layer.
+        denoising: The same for the denoising queries; None without them.
         encoder: Predictions of the selected encoder positions; None without query selection.
         selected: The selected queries; None without query selection.
         references: Boxes that each layer starts from and the last layer's refined boxes, ``(layers + 1, B, Q, 4)``.
@@ -89,11 +91,23 @@ class DecoderOutputs:
     Q is the number of queries, or of positions if queries are selected and an image has fewer positions.
     """
 
-    layers: list[LayerOutputs]
-    denoising: list[LayerOutputs]
+    layers: LayerOutputs
+    denoising: LayerOutputs | None
     encoder: LayerOutputs | None
     selected: SelectedQueries | None
     references: Tensor
+
+    @property
+    def last(self) -> LayerOutputs:
+        """Predictions of the last layer."""
+        return self.layers.layer(-1)
+
+    def matched(self) -> LayerOutputs:
+        """All predictions that are matched with objects: the encoder's, if there are any, then those of all layers."""
+        if self.encoder is None:
+            return self.layers
+        pairs = zip(self.encoder[:3], self.layers[:3], strict=True)
+        return LayerOutputs(*(torch.cat((one[None], others)) for one, others in pairs), self.layers.mask_features)
 
 
 class MaskDINOTransformerDecoder(BaseModule):
@@ -228,14 +242,14 @@ class MaskDINOTransformerDecoder(BaseModule):
     ) -> DecoderOutputs:
         memory = FeatureLevels.flatten(levels)
         levels = FeatureLevels.of(levels, padding_mask, fractions_of_padded=True)
-        batch_size, num_dn = len(memory), 0 if dn_queries is None else dn_queries.number
+        num_dn = 0 if dn_queries is None else dn_queries.number
 
         content, boxes, selected, encoder_outputs = self._init_queries(memory, levels, mask_features)
         num_padded = max(self.num_queries - memory.shape[1], 0) if self.two_stage else 0
         num_real = self.num_queries - num_padded
         if dn_queries is not None:
-            content = torch.cat((dn_queries.scatter(self.label_embed(dn_queries.labels), batch_size), content), 1)
-            boxes = torch.cat((dn_queries.scatter(dn_queries.boxes, batch_size), boxes), 1)
+            content = torch.cat((self.label_embed(dn_queries.labels) * dn_queries.valid.unsqueeze(-1), content), 1)
+            boxes = torch.cat((dn_queries.boxes, boxes), 1)
         states, references = self.decoder(
             content,
             memory,
@@ -245,13 +259,15 @@ class MaskDINOTransformerDecoder(BaseModule):
             reg_branches=[self.box_embed] * self.decoder.num_layers,
             num_padded=num_padded,
         )
-        outputs = [self._forward_head(content, references[0], mask_features)] if all_layers else []
-        for state, reference in list(zip(states, references[:-1], strict=True))[0 if all_layers else -1 :]:
-            refined = (self.box_embed(state) + box_logits(reference)).sigmoid()
-            outputs.append(self._forward_head(state, refined, mask_features))
+        first = 0 if all_layers else -1
+        states = states[first:]
+        refined = (self.box_embed(states) + box_logits(references[:-1][first:])).sigmoid()
+        if all_layers:
+            states, refined = torch.cat((content[None], states)), torch.cat((references[:1], refined))
+        outputs = self._forward_head(states, refined, mask_features)
         return DecoderOutputs(
-            layers=[one.queries(num_dn, num_dn + num_real) for one in outputs],
-            denoising=[one.queries(0, num_dn) for one in outputs] if num_dn else [],
+            layers=outputs.queries(num_dn, num_dn + num_real),
+            denoising=outputs.queries(0, num_dn) if num_dn else None,
             encoder=None if encoder_outputs is None else encoder_outputs.queries(0, num_real),
             selected=None if selected is None else selected.first(num_real),
             references=references[:, :, num_dn : num_dn + num_real],

@@ -15,6 +15,7 @@ from mmitpn.registry import MODELS
 
 from ..cpu_inference import apply_in_bands, chunk_on_cpu
 from ..layers import (
+    LayerNorm,
     PatchSplit,
     PointwiseBlock,
     check_weight_init,
@@ -113,7 +114,7 @@ class ITPNPyramid(PretrainedModule):
         self.with_cp = with_cp
         self.weight_init = check_weight_init(weight_init)
         linear = kind == 'linear'
-        norm_layer = nn.LayerNorm if linear else layer_norm  # iTPN's has PyTorch's epsilon
+        norm_layer = LayerNorm if linear else layer_norm  # iTPN's has PyTorch's epsilon
         hidden = hidden_channels or (4 * out_channels if linear else int(out_channels * 8 / 3))
         fine, middle, main = in_channels
 

@@ -61,7 +61,7 @@ class TokenGathering:
 
     def windows(self, height: int, width: int) -> WindowPartition:
         """The windows of a grid of tokens; one where no block would use them."""
-        return WindowPartition.fit(height, width, self.window_size)
+        return WindowPartition(height, width, self.window_size)
 
 
 def check_blocks(value: Sequence[int], depth: int, name: str) -> tuple[int, ...]:
@@ -174,7 +174,7 @@ class GatheringAttention:
         size = weighted.sum(-1)  # B or 1, W or 1, K
         self._pool = weighted / size.clamp(min=1).unsqueeze(-1)
         other = torch.arange(grid.num_windows - 1, device=x.device)
-        others = other + (other >= torch.arange(grid.num_windows, device=x.device)[:, None])  # W, W - 1: without its own
+        others = other + (other >= torch.arange(grid.num_windows, device=x.device)[:, None])  # W, W - 1
         self.others = (others[..., None] * num_tokens + torch.arange(num_tokens, device=x.device)).flatten()
         far = (
             size.log().expand(-1, grid.num_windows, -1).flatten(1)[:, self.others].view(-1, grid.num_windows, self._far)

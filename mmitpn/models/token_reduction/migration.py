@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 
 from mmitpn.utils import is_int
 
+from ..layers import is_dynamic, plain_sizes
 from .gathering import check_blocks
 from .windows import WindowedTokens, WindowPartition, gather_tokens
 
 # Added to the scores of the tokens that may be dropped in a round: more than any two scores differ by.
 _CANDIDATES = 4.0
-# Bytes of similarities that are computed at once.
+# Bytes of similarities that are computed at once, and parts of them in a graph for windows of any size.
 _BUDGET = 8 * 2**20
+_DYNAMIC_PARTS = 8
 
 
 # --- what every reduction shares ------------------------------------------------------------------------------------
@@ -80,7 +83,7 @@ class BaseTokenReducer(nn.Module):
 
     def forward(self, tokens: WindowedTokens, block: nn.Module) -> WindowedTokens:
         """Take tokens away before ``block``; at least one per window stays."""
-        count = int(tokens.x.shape[2])  # a number also where a tracer gives a tensor
+        (count,) = plain_sizes(tokens.x.shape[2:3])
         keep = max(1, round(self.ratio * count))
         return tokens if keep == count else self.reduce(tokens, block, keep)
 
@@ -171,10 +174,11 @@ def split_by_redundancy(
         Indices of the ``keep`` least redundant tokens of every window and of the others, both ascending.
     """
     positions, grid = tokens.positions(), tokens.grid
-    count = int(positions.shape[-1])
+    (count,) = plain_sizes(positions.shape[-1:])
     left, dropped = torch.arange(count, device=positions.device).expand_as(positions), []
     for step in range(rounds):
-        before, after = int(left.shape[-1]), count - round((count - keep) * (step + 1) / rounds)
+        (before,) = plain_sizes(left.shape[-1:])
+        after = keep if step + 1 == rounds else count - round((count - keep) * (step + 1) / rounds)
         if after == before:
             continue
         at, present = positions.gather(-1, left), features if before == count else gather_tokens(features, left)
@@ -267,7 +271,18 @@ def best_match(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Products and indices of the keys, both ``(B, W, q)``. Only a part of all products is in memory at once.
     """
-    batch, windows, count, _ = map(int, keys.shape)
-    rows = min(max(1, _BUDGET // (4 * max(1, batch * windows * count))), int(queries.shape[2]))
-    found = [(part @ keys.transpose(-1, -2)).max(-1) for part in queries.split(rows, 2)]
-    return torch.cat([one.values for one in found], 2), torch.cat([one.indices for one in found], 2)
+    found = [(part @ keys.transpose(-1, -2)).max(-1) for part in _query_parts(queries, keys)]
+    values, indices = (torch.cat(parts, 2)[:, :, : queries.shape[2]] for parts in zip(*found, strict=True))
+    return values, indices
+
+
+def _query_parts(queries: Tensor, keys: Tensor) -> Sequence[Tensor]:
+    """Queries whose products with all keys are in memory at once, ``(B, W, ..., C)``; zeros follow dynamic ones."""
+    *outer, keys_each, queries_each = plain_sizes((*keys.shape[:3], queries.shape[2]))
+    if is_dynamic(queries_each):
+        rows = queries_each // _DYNAMIC_PARTS + 1
+        padded = F.pad(queries, (0, 0, 0, rows * _DYNAMIC_PARTS - queries_each))
+        return padded.unflatten(2, (_DYNAMIC_PARTS, rows)).unbind(2)
+    outer = prod([number for number in outer if not is_dynamic(number)])
+    rows = max(1, _BUDGET // (4 * max(1, outer * keys_each)))
+    return queries.split(min(rows, queries_each), 2)

@@ -15,36 +15,47 @@ from torch import Tensor
 class WindowPartition:
     """A grid of tokens cut into windows that all have the same size.
 
+    There are as few windows as cover the grid with sides of at most ``window_size``, made as equal as possible: 50x84
+    tokens are 4x6 windows of 13x14, where windows of 16x16 would be a third padding.
+
     Attributes:
         height: Of the grid, in tokens.
         width: Of the grid, in tokens.
-        rows: Windows one above the other.
-        columns: Windows side by side.
+        window_size: Largest side of a window, in tokens; None: the grid is one window.
     """
 
     height: int
     width: int
-    rows: int = 1
-    columns: int = 1
+    window_size: int | None = None
 
-    @classmethod
-    def fit(cls, height: int, width: int, window_size: int) -> WindowPartition:
-        """As few windows as cover the grid with sides of at most ``window_size``, made as equal as possible.
+    def _split(self, side: int) -> tuple[int, int]:
+        """Number of windows along a side, and tokens along that side of each: plain numbers of a dynamic side too."""
+        if self.window_size is None:
+            return 1, side
+        if side % self.window_size == 0:
+            return side // self.window_size, self.window_size
+        count = -(-side // self.window_size)
+        return count, -(-side // count)
 
-        Equal windows leave little to pad: 50x84 tokens are 4x6 windows of 13x14, where windows of 16x16 would be a
-        third padding.
-        """
-        return cls(height, width, -(-height // window_size), -(-width // window_size))
+    @property
+    def rows(self) -> int:
+        """Windows one above the other."""
+        return self._split(self.height)[0]
+
+    @property
+    def columns(self) -> int:
+        """Windows side by side."""
+        return self._split(self.width)[0]
 
     @property
     def window_h(self) -> int:
         """Height of a window, in tokens."""
-        return -(-self.height // self.rows)
+        return self._split(self.height)[1]
 
     @property
     def window_w(self) -> int:
         """Width of a window, in tokens."""
-        return -(-self.width // self.columns)
+        return self._split(self.width)[1]
 
     @property
     def num_windows(self) -> int:
@@ -69,7 +80,8 @@ class WindowPartition:
         if self.num_windows == 1:
             return x.flatten(1, 2).unsqueeze(1)
         x = x.view(x.shape[0], self.rows, self.window_h, self.columns, self.window_w, x.shape[-1])
-        return x.transpose(2, 3).reshape(x.shape[0], self.num_windows, self.tokens_per_window, x.shape[-1])
+        x = x.transpose(2, 3).reshape(x.shape[0], self.num_windows, self.tokens_per_window, x.shape[-1])
+        return x.expand(-1, -1, self.tokens_per_window, -1)  # which the view of a dynamic grid does not know
 
     def merge(self, x: Tensor) -> Tensor:
         """``(B, windows, tokens_per_window, C)`` back to ``(B, height, width, C)``."""

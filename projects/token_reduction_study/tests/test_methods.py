@@ -58,7 +58,7 @@ def test_tokens_that_are_the_same_merge_without_a_loss():
 
 
 def test_merged_tokens_are_means_and_nothing_is_lost():
-    grid = WindowPartition.fit(5, 7, 4)
+    grid = WindowPartition(5, 7, 4)
     x = torch.randn(2, 5, 7, 12)
     merging = TokenMerging(4, at=(0, 1), keep_ratio=0.4)
     tokens = WindowedTokens.of(x, grid)
@@ -85,7 +85,7 @@ def test_what_is_dropped_is_propagated_in_equal_parts():
 
 
 def test_semantic_tokens_stand_for_all_of_the_grid():
-    grid = WindowPartition.fit(7, 9, 4)
+    grid = WindowPartition(7, 9, 4)
     reducer = SemanticTokens(4, at=(0,), keep_ratio=0.25)
     tokens = reducer(WindowedTokens.of(torch.randn(1, 7, 9, 12), grid), block())
     assert tokens.weight.sum() == 63
@@ -134,7 +134,7 @@ def features_of(tokens):
     return F.normalize(tokens.x, dim=-1)
 
 
-@pytest.mark.parametrize('grid', [WindowPartition(7, 9), WindowPartition.fit(7, 9, 4), WindowPartition.fit(1, 5, 2)])
+@pytest.mark.parametrize('grid', [WindowPartition(7, 9), WindowPartition(7, 9, 4), WindowPartition(1, 5, 2)])
 @pytest.mark.parametrize('follow', [False, True])
 @pytest.mark.parametrize('score', BASELINE_SCORES)
 def test_every_token_returns_to_its_place(grid, score, follow):
@@ -158,7 +158,7 @@ def test_dropped_tokens_lie_on_both_halves_of_the_checkerboard(score):
 @pytest.mark.parametrize('rounds', [1, 2, 3])
 @pytest.mark.parametrize('score', BASELINE_SCORES)
 def test_padding_is_dropped_first(score, rounds):
-    tokens = WindowedTokens.of(torch.randn(1, 7, 7, 4), WindowPartition.fit(7, 7, 4))
+    tokens = WindowedTokens.of(torch.randn(1, 7, 7, 4), WindowPartition(7, 7, 4))
     migration = TokenMigration(2, score=score, rounds=rounds, follow=False, keep_ratio=9 / 16, at=(0,))
     kept = migration(tokens, nn.Identity())
     assert kept.weight.sum(-1).tolist() == [[9, 9, 9, 9]]  # of 16, 12, 12 and 9 that are there

@@ -34,7 +34,7 @@ def test_handling_is_a_part_of_the_whole(reduction):
 
 
 def test_nested_calls_are_counted_once_and_the_classes_are_restored(monkeypatch):
-    tokens, now = WindowedTokens.of(torch.randn(1, 4, 4, 8), WindowPartition.fit(4, 4, 2)), [0.0]
+    tokens, now = WindowedTokens.of(torch.randn(1, 4, 4, 8), WindowPartition(4, 4, 2)), [0.0]
     monkeypatch.setattr(time, 'perf_counter', lambda: now[0])
 
     class Slow(BaseTokenReducer):

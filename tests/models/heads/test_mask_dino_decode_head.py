@@ -86,9 +86,9 @@ def test_a_copy_runs_with_its_own_weights():
         weight.data.zero_()
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        (outputs, _), (copied, _) = model(image, mode='tensor'), copy(image, mode='tensor')
-    assert (copied.layers[-1].logits == 0).all()
-    assert (outputs.layers[-1].logits != 0).any()
+        outputs, copied = model(image, mode='tensor'), copy(image, mode='tensor')
+    assert (copied.logits == 0).all()
+    assert (outputs.logits != 0).any()
 
 
 def test_targets_of_a_label_map():
@@ -96,10 +96,11 @@ def test_targets_of_a_label_map():
     labels = torch.full((8, 16), 255)
     labels[2:4, 4:8] = 3
     labels[:, 12:] = 0
-    targets = head.targets_of(labels)
-    assert targets.labels.tolist() == [0, 3]
+    targets = head.targets_of([labels])
+    assert targets.objects.labels.tolist() == [[0, 3]]
     assert torch.equal(targets.masks[1], labels == 3)
-    torch.testing.assert_close(targets.boxes, torch.tensor([[0.875, 0.5, 0.25, 1.0], [0.375, 0.375, 0.25, 0.25]]))
+    boxes = torch.tensor([[[0.875, 0.5, 0.25, 1.0], [0.375, 0.375, 0.25, 0.25]]])
+    torch.testing.assert_close(targets.objects.boxes, boxes)
 
 
 @pytest.mark.parametrize('size', [(64, 64), (61, 70)])

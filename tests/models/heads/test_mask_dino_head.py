@@ -17,7 +17,8 @@ from mmitpn.models.heads import MaskDINODecodeHead, MaskDINOFusionHead
 from mmitpn.models.heads import mask_dino_fusion_head as fusion
 from mmitpn.models.mask_dino import LayerOutputs
 from mmitpn.models.mask_dino.core import CROSS_ENTROPY, padding_mask_of
-from mmitpn.models.mask_dino.criterion import _LOSS_CHUNK, targets_from_instances
+from mmitpn.models.mask_dino.criterion import _LOSS_CHUNK
+from mmitpn.models.mask_dino.targets import targets_from_instances
 
 ONE_STAGE = {'two_stage': False, 'box_start': 'no'}
 PADDED = (32, 64)
@@ -90,12 +91,14 @@ def test_many_masks_give_the_gradients_of_few(make_head, make_maps, make_sample,
 
 def test_boxes_and_masks_are_relative_to_the_padded_image(make_sample):
     sample = make_sample(3, (5, 7))
-    targets = targets_from_instances(sample.gt_instances, sample.gt_sem_seg, num_things=5, num_stuff=2, size=(96, 128))
-    assert targets.labels.tolist()[3:] == [5]  # 7 is not a class of the head
-    assert targets.has_box.tolist() == [True] * 3 + [False]
+    targets = targets_from_instances(
+        [sample.gt_instances], [sample.gt_sem_seg.sem_seg[0]], num_things=5, num_stuff=2, size=(96, 128)
+    )
+    assert targets.objects.labels[0, 3:].tolist() == [5]  # 7 is not a class of the head
+    assert targets.has_box.tolist() == [[True] * 3 + [False]]
     assert targets.masks.shape == (4, 96, 128)
     assert not targets.masks[:, 90:].any()
-    for mask, (cx, cy, w, h) in zip(targets.masks, targets.boxes.tolist(), strict=True):
+    for mask, (cx, cy, w, h) in zip(targets.masks, targets.objects.boxes[0].tolist(), strict=True):
         y, x = mask.nonzero().T
         assert x.min() == round((cx - w / 2) * 128)
         assert x.max() + 1 == round((cx + w / 2) * 128)
@@ -108,9 +111,9 @@ def test_padding_mask():
     whole = {'img_shape': (96, 128, 3), 'batch_input_shape': (96, 128)}
     assert padding_mask_of([whole, whole], device) is None
     padding = padding_mask_of([whole, {**whole, 'img_shape': (90, 100)}], device)
-    assert padding.shape == (2, 24, 32)
+    assert padding.shape == (2, 96, 128)
     assert not padding[0].any()
-    assert padding[1].sum() == 24 * 32 - 23 * 25
+    assert padding[1].sum() == 96 * 128 - 90 * 100
 
 
 @pytest.mark.parametrize('released', [False, True])
@@ -215,18 +218,19 @@ def test_every_layer_gives_every_position_once(make_head, make_maps, make_sample
     outcomes = []
     for head in pair(make_head):
         with torch.no_grad():
-            outcomes.append(head.eval()(make_maps(PADDED), [sample.metainfo for sample in samples])[0])
+            padding_mask = padding_mask_of([sample.metainfo for sample in samples], torch.device('cpu'))
+            outcomes.append(head.eval()(make_maps(PADDED), padding_mask)[0])
     found, expected = outcomes
     assert found.selected.index.sort().values.tolist() == [list(range(POSITIONS))] * 2
     # All positions on padding have the same score, content and box: their order is arbitrary.
     best, expected_best = (one.selected.scores.gather(1, one.selected.index) for one in (found, expected))
     assert torch.equal(best, expected_best)
-    for one, other in zip([found.encoder, *found.layers], [expected.encoder, *expected.layers], strict=True):
-        assert one.logits.shape == (2, POSITIONS, 5)
-        torch.testing.assert_close(one.logits, other.logits, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(one.boxes, other.boxes, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(one.masks(), other.masks(), rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(found.references, expected.references, rtol=1e-4, atol=1e-5)
+    found, expected = found.matched(), expected.matched()
+    assert found.logits.shape == (2, 2, POSITIONS, 5)  # of the encoder and the last layer
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.masks(), expected.masks(), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize('shapes', [SHAPES['no-padding'], SHAPES['one-small']], ids=['no-padding', 'one-small'])
@@ -280,8 +284,8 @@ def test_semantic_scores_equal_those_of_one_query_per_position(make_head, make_m
 @pytest.mark.parametrize('two_stage', [True, False])
 def test_a_decode_head_trains_on_a_window_with_fewer_positions_than_queries(make_head, make_maps, two_stage):
     head = make_head(MaskDINODecodeHead, num_classes=4, num_queries=QUERIES, two_stage=two_stage).train()
-    targets = [head.targets_of(labels) for labels in (torch.randint(0, 4, PADDED), torch.full(PADDED, 255))]
-    losses = head.core.loss_by_targets(make_maps(PADDED), [], targets)
+    targets = head.targets_of([torch.randint(0, 4, PADDED), torch.full(PADDED, 255)])
+    losses = head.core.loss_by_targets(make_maps(PADDED), None, targets)
     assert all(value.isfinite() for value in losses.values())
     sum(losses.values()).backward()
     assert all(weight.grad.isfinite().all() for weight in head.parameters())

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from mmitpn import ITPN, FastITPN
 from mmitpn.models.layers import (
     Attention,
+    LayerNorm,
     Mlp,
     RelativeAttention,
     SwiGLU,
@@ -115,7 +116,7 @@ def test_a_layer_by_itself_adapts_too():
 def test_attention_equals_the_written_out_formula():
     attention = Attention(24, 3)
     for parameter in attention.parameters():
-        torch.nn.init.normal_(parameter)
+        nn.init.normal_(parameter)
     x = torch.randn(2, 10, 24)
     query, key, value = (x @ w.T for w in attention.qkv.weight.chunk(3))  # keys have no bias
     query, value = query + attention.q_bias, value + attention.v_bias
@@ -148,3 +149,24 @@ def test_xavier_scales_what_sub_ln_scales():
     assert value.std().item() == pytest.approx(plain * gain, rel=0.03)
     assert block.attn.proj.weight.std().item() == pytest.approx(plain * gain, rel=0.03)
     assert block.mlp.w1.weight.std().item() == pytest.approx(math.sqrt(2 / (192 + 576)) * gain, rel=0.03)
+
+
+@pytest.mark.gpu
+def test_layer_norm_of_bf16_under_autocast_is_that_of_autocast():
+    norm = LayerNorm(64).cuda()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(50, 64, device='cuda').bfloat16()
+    with torch.autocast('cuda', torch.bfloat16):
+        found = norm(x)
+    assert found.dtype is torch.bfloat16
+    expected = F.layer_norm(x.float(), (64,), norm.weight, norm.bias, norm.eps)
+    torch.testing.assert_close(found.float(), expected, rtol=2**-6, atol=2**-6)
+
+
+def test_layer_norm_is_that_of_torch_elsewhere():
+    norm, plain = LayerNorm(16), nn.LayerNorm(16)
+    x = torch.randn(3, 16)
+    assert torch.equal(norm(x), plain(x))
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(norm(x.bfloat16()), plain(x.bfloat16()))

@@ -8,12 +8,14 @@ import torch
 pytest.importorskip('mmdet')
 
 import torchvision
-from mmdet.models.task_modules.assigners import BBoxL1Cost
+from mmdet.models.task_modules.assigners import BBoxL1Cost, CrossEntropyLossCost, DiceCost, FocalLossCost
 
-from mmitpn.models.mask_dino import LayerOutputs, MaskDINOTargets
-from mmitpn.models.mask_dino.criterion import HungarianMatcher, targets_from_label_map
+from mmitpn.models.dino.matching import assign
+from mmitpn.models.mask_dino import LayerOutputs, MaskDINOTargets, UnitGIoULoss
+from mmitpn.models.mask_dino.matching import MatchingCosts
 from mmitpn.models.mask_dino.pixel_decoder import LevelLayout, MaskDINOPixelDecoder
 from mmitpn.models.mask_dino.query_init import masks_to_boxes
+from mmitpn.models.mask_dino.targets import targets_from_label_maps
 
 R50 = (256, 512, 1024, 2048)
 STRIDES = (4, 8, 16, 32)
@@ -145,22 +147,76 @@ class ScaledL1Cost(BBoxL1Cost):
 )
 def test_boxes_of_stuff_count_in_matching_only_if_switched_on(cost, has_box, stuff_box_cost, query):
     boxes = torch.tensor([[[0.2, 0.2, 0.1, 0.1], [0.7, 0.7, 0.2, 0.2]]])
-    outputs = LayerOutputs(torch.zeros(1, 2, 3), boxes, torch.zeros(1, 2, 4), torch.zeros(1, 4, 8, 8))
-    target = MaskDINOTargets(
-        torch.tensor([1]), boxes[0, 1:], torch.ones(1, 16, 16, dtype=torch.bool), torch.tensor([has_box])
-    )
-    matcher = HungarianMatcher([cost(box_format='xywh')], 8, stuff_box_cost=stuff_box_cost)
-    ((queries, objects),) = matcher(outputs, [target])
+    outputs = LayerOutputs(torch.zeros(1, 1, 2, 3), boxes[None], torch.zeros(1, 1, 2, 4), torch.zeros(1, 4, 8, 8))
+    masks = torch.ones(1, 16, 16, dtype=torch.bool)
+    corners = torch.tensor([[0.6, 0.6, 0.8, 0.8]]) * 16
+    targets = MaskDINOTargets.of([torch.tensor([1])], [corners], masks, [int(has_box)])
+    costs = MatchingCosts([cost(box_format='xywh')], 8, stuff_box_cost=stuff_box_cost)
     # Without any cost, all assignments are equal, and the first query is taken.
-    assert (queries.tolist(), objects.tolist()) == ([query], [0])
+    assert assign(costs(outputs, targets), targets.objects.valid).tolist() == [[[query]]]
 
 
-def test_targets_of_a_label_map_cover_the_padded_image():
+class OwnFocalCost(FocalLossCost):
+    """A class cost of a user: called image by image."""
+
+
+class OwnMaskCost(CrossEntropyLossCost):
+    """A mask cost of a user."""
+
+
+class OwnDiceCost(DiceCost):
+    """A mask cost of a user."""
+
+
+@pytest.mark.parametrize('naive', [True, False])
+def test_costs_of_all_layers_equal_those_of_mmdet(naive):
+    torch.manual_seed(3)
+    layers, batch, queries, points = 3, 2, 6, 40
+    outputs = LayerOutputs(
+        torch.randn(layers, batch, queries, 5) * 3,
+        torch.rand(layers, batch, queries, 4) / 2 + 0.2,
+        torch.randn(layers, batch, queries, 4),
+        torch.randn(batch, 4, 12, 16) * 3,
+    )
+    labels = [torch.tensor([1, 4, 2]), torch.tensor([3])]
+    boxes = [torch.rand(len(one), 4).sort(1).values * 48 for one in labels]
+    targets = MaskDINOTargets.of(labels, boxes, torch.rand(4, 48, 64) > 0.5)
+    dice = {'pred_act': True, 'eps': 1.0, 'naive_dice': naive, 'weight': 2.0}
+    found = []
+    for kinds in (
+        [FocalLossCost(weight=4.0), CrossEntropyLossCost(weight=5.0), DiceCost(**dice)],
+        [OwnFocalCost(weight=4.0), OwnMaskCost(weight=5.0), OwnDiceCost(**dice)],
+    ):
+        torch.manual_seed(4)
+        found.append(MatchingCosts(kinds, points, stuff_box_cost=False)(outputs, targets))
+    for image, count in enumerate(targets.counts):
+        torch.testing.assert_close(*(one[:, image, :, :count] for one in found))
+
+
+def test_targets_of_label_maps_cover_the_padded_images():
     label_map = torch.full((6, 8), 255)
     label_map[2:4, 5:8] = 1
     label_map[0, 0] = 7  # not a class
-    targets = targets_from_label_map(label_map, range(3), (8, 10))
-    assert targets.labels.tolist() == [1]
-    assert targets.masks.shape == (1, 8, 10)
-    torch.testing.assert_close(targets.boxes, torch.tensor([[0.65, 3 / 8, 0.3, 2 / 8]]))
-    assert len(targets_from_label_map(label_map, range(4, 6), (8, 10))) == 0
+    targets = targets_from_label_maps([label_map, label_map.clamp(max=2)], range(3), (8, 10))
+    assert targets.counts == (1, 2)
+    assert targets.objects.labels.tolist() == [[1, 0], [1, 2]]
+    assert targets.has_box.tolist() == [[True, False], [True, True]]
+    assert targets.masks.shape == (3, 8, 10)
+    torch.testing.assert_close(targets.objects.boxes[0, 0], torch.tensor([0.65, 3 / 8, 0.3, 2 / 8]))
+    assert targets.masks.sum((1, 2)).tolist() == [6, 6, 42]
+    none = targets_from_label_maps([label_map], range(4, 6), (8, 10))
+    assert none.counts == (0,)
+    assert not none.has_box.any()
+
+
+@pytest.mark.parametrize('kind', ['sum', 'mean', 'none'])
+def test_iou_loss_equals_torchvision(kind):
+    torch.manual_seed(5)
+    boxes, others = (torch.rand(30, 4).unflatten(1, (2, 2)).sort(1).values.flatten(1) for _ in range(2))
+    found, expected = boxes.clone().requires_grad_(), boxes.clone().requires_grad_()
+    loss = UnitGIoULoss(2.0)(found, others, reduction_override=kind)
+    reference = 2 * torchvision.ops.generalized_box_iou_loss(expected, others, reduction=kind, eps=1e-6)
+    torch.testing.assert_close(loss, reference)
+    loss.sum().backward()
+    reference.sum().backward()
+    torch.testing.assert_close(found.grad, expected.grad)

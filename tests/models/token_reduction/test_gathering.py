@@ -64,7 +64,7 @@ def attend(cls, x, grid, *more, heads=2):
     ('cls', 'more'), [(GatheringAttention, (4,)), (GatheringAttention, (0,)), (ProportionalAttention, ())]
 )
 def test_padding_is_never_attended_to(cls, more):
-    grid = WindowPartition.fit(7, 9, 4)
+    grid = WindowPartition(7, 9, 4)
     tokens, rule, x = attend(cls, torch.randn(2, 7, 9, 16), grid, *more)
     real = tokens.weight.flatten() > 0
     spoilt = torch.where(real[:, None], x, torch.full_like(x, 1e4))
@@ -73,7 +73,7 @@ def test_padding_is_never_attended_to(cls, more):
 
 def test_a_gathering_token_counts_as_its_cell():
     """Where all keys of other windows are the same, their gathering tokens are as good as all of them."""
-    grid = WindowPartition.fit(8, 8, 4)
+    grid = WindowPartition(8, 8, 4)
     x = torch.randn(1, 8, 8, 16)
     x[:, :, 4:] = x[:, :1, 4:5]
     x[:, 4:] = x[:, :1, 4:5]
@@ -157,7 +157,7 @@ def test_settings_must_be_a_dict(network):
 
 @pytest.mark.parametrize(('grid', 'side'), [((64, 64), 16), ((50, 84), 16), ((7, 3), 16), ((1, 33), 4), ((9, 9), 2)])
 def test_a_cut_grid_is_put_together_again(grid, side):
-    windows = WindowPartition.fit(*grid, side)
+    windows = WindowPartition(*grid, side)
     x = torch.randn(2, *grid, 5)
     parts = windows.partition(x)
     assert parts.shape == (2, windows.num_windows, windows.tokens_per_window, 5)
@@ -166,17 +166,17 @@ def test_a_cut_grid_is_put_together_again(grid, side):
 
 
 def test_windows_are_equal_and_little_is_padded():
-    windows = WindowPartition.fit(50, 84, 16)  # 800x1333
+    windows = WindowPartition(50, 84, 16)  # 800x1333
     assert (windows.rows, windows.columns, windows.window_h, windows.window_w) == (4, 6, 13, 14)
     assert windows.padding == (2, 0)
     weight = windows.weight(torch.device('cpu'))
     assert weight.shape == (1, 24, 13 * 14)
     assert weight.sum() == 50 * 84
-    assert WindowPartition.fit(64, 64, 16).weight(torch.device('cpu')) is None
+    assert WindowPartition(64, 64, 16).weight(torch.device('cpu')) is None
 
 
 def test_neighbours_in_a_window_are_neighbours_in_the_grid():
-    windows = WindowPartition.fit(4, 6, 3)
+    windows = WindowPartition(4, 6, 3)
     x = torch.arange(24).view(1, 4, 6, 1)
     assert windows.partition(x)[0, 1, :, 0].tolist() == [3, 4, 5, 9, 10, 11]
 

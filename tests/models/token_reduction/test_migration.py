@@ -40,7 +40,7 @@ def test_keeping_all_is_the_same_to_the_bit(network, gathering):
     assert torch.equal(run(kept), run(network(token_gathering=gathering)))
 
 
-@pytest.mark.parametrize('grid', [WindowPartition(7, 9), WindowPartition.fit(7, 9, 4), WindowPartition.fit(1, 5, 2)])
+@pytest.mark.parametrize('grid', [WindowPartition(7, 9), WindowPartition(7, 9, 4), WindowPartition(1, 5, 2)])
 @pytest.mark.parametrize('follow', [False, True])
 @pytest.mark.parametrize('score', SCORES)
 def test_every_token_returns_to_its_position(grid, score, follow):
@@ -185,7 +185,7 @@ def test_neighborhood_is_the_mean_similarity_of_those_that_are_there():
 @pytest.mark.parametrize('rounds', [1, 2, 3])
 @pytest.mark.parametrize('score', SCORES)
 def test_padding_is_dropped_first(score, rounds):
-    tokens = WindowedTokens.of(torch.randn(1, 7, 7, 4), WindowPartition.fit(7, 7, 4))
+    tokens = WindowedTokens.of(torch.randn(1, 7, 7, 4), WindowPartition(7, 7, 4))
     _, dropped = split_by_redundancy(tokens, unit_features(tokens), 9, score=score, rounds=rounds)
     assert tokens.weight.gather(-1, dropped).sum(-1).tolist() == [[7, 3, 3, 0]]  # of 16, 12, 12 and 9 that are there
 
@@ -193,7 +193,7 @@ def test_padding_is_dropped_first(score, rounds):
 def test_padding_that_stays_is_followed_by_none():
     x = -torch.rand(1, 7, 7, 4)
     x[:, 4:, 4:] = torch.eye(4)[:3].repeat(3, 1).view(1, 3, 3, 4)
-    tokens = WindowedTokens.of(x, WindowPartition.fit(7, 7, 4))
+    tokens = WindowedTokens.of(x, WindowPartition(7, 7, 4))
     kept = torch.tensor([0, 1, 3, 4]).expand(1, 4, 4)  # of the last window's, 3 is padding
     dropped = torch.tensor([2, 6, 8]).expand(1, 4, 3)
     leader = nearest(tokens, unit_features(tokens), kept, dropped)
@@ -202,7 +202,7 @@ def test_padding_that_stays_is_followed_by_none():
 
 def test_a_token_that_is_followed_counts_for_those_that_follow(network):
     reduced = TokenMigration(4, at=(0, 1), keep_ratio=0.4)
-    tokens = WindowedTokens.of(torch.randn(2, 7, 9, 6), WindowPartition.fit(7, 9, 4))
+    tokens = WindowedTokens.of(torch.randn(2, 7, 9, 6), WindowPartition(7, 9, 4))
     for _ in reduced.at:
         tokens = reduced(tokens, nn.Identity())
     assert tokens.weight.sum((1, 2)).tolist() == [63, 63]
