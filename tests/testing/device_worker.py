@@ -124,6 +124,8 @@ CASES: Mapping[str, Callable[[], nn.Module]] = {
         train_cfg__rpn_proposal__max_per_img=50,
         test_cfg__rpn__max_per_img=50,
         test_cfg__rcnn__score_thr=0.0,
+        test_cfg__rcnn__max_per_img=10,
+        train_cfg__rcnn__sampler__num=16,
     ),
     'classifier': partial(
         small, 'classification/fast-itpn-t_16xb64-100e_in1k-224.py', head__in_channels=192, head__num_classes=7

@@ -40,7 +40,7 @@ BUDGETS = {
     'mask-dino-semantic': (0, 3),
     'decode-head': (0, 3),
     'upernet': (0, 8),  # the losses and the accuracy of mmseg
-    'mask-rcnn': (60, 150),  # mmdet's heads, which wait per image and level
+    'mask-rcnn': (100, 200),  # mmdet's heads, which wait per image and level
     'classifier': (0, 0),
     'fast-itpn': (0, 0),
     'fast-itpn-deep': (0, 0),
