@@ -92,7 +92,7 @@ def assert_as_on_the_cpu(found: dict[str, Any], limits: dict[str, float]) -> Non
 
 def assert_within_budget(name: str, found: dict[str, Any]) -> None:
     prediction, loss = BUDGETS[name]
-    for phase, most in (('prediction', prediction), ('loss', loss), ('updating', UPDATE_BUDGETS[name])):
+    for phase, most in (('prediction', prediction), ('loss', loss), ('updating', UPDATE_BUDGET)):
         for counts in found[phase]:
             assert counts['total'] <= most, (phase, counts['where'])
 
