@@ -40,7 +40,7 @@ SIZE, SIDE = (64, 96), 64  # pixels; pre-training has square images
 SMALLER = (48, 80)  # of the last image of a batch, for detectors
 OBJECTS = (3, 0)  # of each image
 TOLERANCE = 1e-3  # of scores and boxes of the same detection, relative to their range
-BATCHES = ((2, 1), (4,), (1, 0, 5))  # objects of each image, for counting
+BATCHES = ((4,), (1, 0, 5))  # objects of each image, for counting
 
 # --- models --------------------------------------------------------------------------------------------------------
 
@@ -124,6 +124,8 @@ CASES: Mapping[str, Callable[[], nn.Module]] = {
         train_cfg__rpn_proposal__max_per_img=50,
         test_cfg__rpn__max_per_img=50,
         test_cfg__rcnn__score_thr=0.0,
+        test_cfg__rcnn__max_per_img=10,
+        train_cfg__rcnn__sampler__num=16,
     ),
     'classifier': partial(
         small, 'classification/fast-itpn-t_16xb64-100e_in1k-224.py', head__in_channels=192, head__num_classes=7
@@ -312,7 +314,7 @@ def step(name: str, device_name: str, *, dropout: bool) -> tuple[dict[str, list[
             results = model(inputs, samples, mode=predict_mode(model))
         found = {'losses': losses, 'results': results, 'weights': model.state_dict(), 'average': average.state_dict()}
         found = {what: list(tensors_in(value)) for what, value in found.items()}
-        counts = {'bf16': float(narrow) / float(total)}
+        counts = {'bf16': narrow.item() / total.item()}
         if device_name != 'cpu':
             counts |= {'updating': [described(updating)], **count_passes(model, counters)}
     return found, counts

@@ -34,13 +34,13 @@ needs_backend = pytest.mark.skipif(not SIMULATED, reason=f'needs torch 2.10 or l
 BUDGETS = {
     'dino': (0, 4),
     'dino-deep': (0, 4),
-    'mask-dino-instance': (9, 133),
-    'mask-dino-deep': (9, 201),
-    'mask-dino-panoptic': (6, 142),
-    'mask-dino-semantic': (0, 125),
-    'decode-head': (0, 125),
+    'mask-dino-instance': (1, 3),
+    'mask-dino-deep': (1, 3),
+    'mask-dino-panoptic': (1, 4),
+    'mask-dino-semantic': (0, 3),
+    'decode-head': (0, 3),
     'upernet': (0, 8),  # the losses and the accuracy of mmseg
-    'mask-rcnn': (60, 150),  # mmdet's heads, which wait per image and level
+    'mask-rcnn': (100, 200),  # mmdet's heads, which wait per image and level
     'classifier': (0, 0),
     'fast-itpn': (0, 0),
     'fast-itpn-deep': (0, 0),
@@ -58,10 +58,13 @@ BUDGETS = {
     'pre-training-pipeline': (0, 1),  # the masks come with the batch
 }
 # Gradients, clipping and optimizer; mmengine reads the norm of the gradients for the log.
-UPDATE_BUDGETS = dict.fromkeys(BUDGETS, 1) | {
-    name: 60 for name in BUDGETS if name.startswith('mask-dino') or name == 'decode-head'
-}
+UPDATE_BUDGETS = dict.fromkeys(BUDGETS, 1) | {'mask-rcnn': 2}
+# The largest differences from the CPU; a step changes a weight by at most the learning rate of 1e-3.
+EXACT = {'losses': 1e-5, 'results': 1e-5, 'weights': 1e-6, 'average': 1e-6}
+# Results: one detection of ten, whose order depends on last digits, or a tenth of a label map.
+OTHER_KERNELS = {'losses': 1e-3, 'results': 0.1, 'weights': 2e-4, 'average': 2e-4}
 FAST = ('both', 'pre-training-pixel')
+GROUP = 6  # slow cases of one process
 
 
 @pytest.fixture(scope='module')
@@ -81,11 +84,10 @@ def run(tmp_path_factory) -> Callable[..., dict[str, Any]]:
     return once
 
 
-def assert_as_on_the_cpu(found: dict[str, Any], tolerance: float, *, of_results: float | None = None) -> None:
+def assert_as_on_the_cpu(found: dict[str, Any], limits: dict[str, float]) -> None:
     assert 'error' not in found, found['error']
-    limits = {'results': tolerance if of_results is None else of_results}
-    over = {what: value for what, value in found['difference'].items() if not value <= limits.get(what, tolerance)}
-    assert over == {}
+    assert {what: value for what, value in found['difference'].items() if not value <= limits[what]} == {}
+    assert found['bf16'] == pytest.approx(1, abs=0.1)  # the loss under autocast, relative to that in fp32
 
 
 def assert_within_budget(name: str, found: dict[str, Any]) -> None:
@@ -98,7 +100,9 @@ def assert_within_budget(name: str, found: dict[str, Any]) -> None:
 def simulate(run: Callable[..., dict[str, Any]], name: str) -> dict[str, Any]:
     if name in FAST:
         return run('sim', *CHECKS, *FAST)[name]
-    return run('sim', *(one for one in CASES if one not in FAST))[name]
+    slow = [one for one in CASES if one not in FAST]
+    first = slow.index(name) // GROUP * GROUP
+    return run('sim', *slow[first : first + GROUP])[name]
 
 
 @needs_backend
@@ -112,9 +116,8 @@ def test_device(run, name):
 @pytest.mark.parametrize('name', [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in CASES])
 def test_results_are_those_of_the_cpu_with_few_waits(run, name):
     found = simulate(run, name)
-    assert_as_on_the_cpu(found, 1e-5)
+    assert_as_on_the_cpu(found, EXACT)
     assert_within_budget(name, found)
-    assert found['bf16'] == pytest.approx(1, abs=0.1)
     assert min(counts['operators'] for phase in ('updating', 'loss', 'prediction') for counts in found[phase]) > 0
 
 
@@ -123,9 +126,8 @@ def test_results_are_those_of_the_cpu_with_few_waits(run, name):
 @pytest.mark.parametrize('name', CASES)
 def test_results_on_a_gpu_are_those_of_the_cpu_with_few_waits(run, name):
     found = run('cuda', *CASES)[name]
-    assert_as_on_the_cpu(found, 1e-3, of_results=2e-2)  # one detection of fifty, or 2 % of a label map
+    assert_as_on_the_cpu(found, OTHER_KERNELS)
     assert_within_budget(name, found)
-    assert found['bf16'] == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.skipif(SIMULATED, reason='this torch has Python backends')

@@ -292,16 +292,6 @@ def test_gpu_report_needs_a_gpu(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'words'),
-    [('--quick --minutes 3', 'leave one out'), ('--minutes 0', 'give more than 0'), ('--only speed', 'invalid choice')],
-)
-def test_gpu_report_refuses(tmp_path, capsys, arguments, words):
-    with pytest.raises(SystemExit):
-        load('gpu_report').main(['--out', str(tmp_path), '--device', 'cpu', *arguments.split()])
-    assert words in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
     ('arguments', 'message'),
     [
         (['--batch', '0'], r'--batch is 0 and --objects \[3\]; give a batch of at least 1, objects of 0'),
@@ -329,3 +319,13 @@ def test_waits_are_counted_by_config() -> None:
     assert re.fullmatch(r'  forward \+ loss: 0 waits, 0 copies, [1-9]\d+ operators', lines[1])
     assert re.fullmatch(r'  backward \+ step: 0 waits, 0 copies, [1-9]\d+ operators', lines[2])
     assert lines[3:] == lines[:3]
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [('--quick --minutes 3', 'leave one out'), ('--minutes 0', 'give more than 0'), ('--only speed', 'invalid choice')],
+)
+def test_gpu_report_refuses(tmp_path, capsys, arguments, words):
+    with pytest.raises(SystemExit):
+        load('gpu_report').main(['--out', str(tmp_path), '--device', 'cpu', *arguments.split()])
+    assert words in capsys.readouterr().err
