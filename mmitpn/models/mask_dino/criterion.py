@@ -242,29 +242,25 @@ class MaskDINOCriterion(nn.Module):
             objects = mask_index[i, :count].repeat(layers * groups)
             step = len(objects) if compiling else _LOSS_CHUNK
             recompute = groups * count > _LOSS_CHUNK
-            values = [
-                maybe_checkpoint(
-                    self._point_losses, *chunk, outputs.mask_features[i], targets.masks, recompute=recompute
-                )
-                for chunk in zip(embed.split(step), objects.split(step), strict=True)
-            ]
+            values = []
+            for some, some_objects in zip(embed.split(step), objects.split(step), strict=True):
+                points, gt = self._sample(some, outputs.mask_features[i], targets.masks, some_objects)
+                args = (some, outputs.mask_features[i], points, gt)
+                values.append(maybe_checkpoint(self._point_losses, *args, recompute=recompute))
             losses = losses + (torch.cat(values, 1).view(2, layers, -1) * (chosen >= 0)).sum(2)
         return dict(zip(('loss_mask', 'loss_dice'), losses / avg_factor, strict=True))
 
-    def _point_losses(self, mask_embed: Tensor, objects: Tensor, mask_features: Tensor, gt_masks: Tensor) -> Tensor:
-        """Mask and dice loss of some masks of one image at points, ``(2, n)``.
+    @torch.no_grad()
+    def _sample(
+        self, mask_embed: Tensor, mask_features: Tensor, gt_masks: Tensor, objects: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Points at which masks are learned, ``(n, P, 2)``, and the masks ``objects`` there, ``(n, P)``."""
+        points = self._sample_points(mask_logits(mask_embed, mask_features).unsqueeze(1))
+        return points, sample_masks(gt_masks, objects, points)
 
-        Args:
-            mask_embed: ``(n, C)``.
-            objects: Index in ``gt_masks`` of the object of each mask, ``(n,)``.
-            mask_features: ``(C, H / 4, W / 4)``.
-            gt_masks: ``(T, H, W)`` bool.
-        """
-        masks = mask_logits(mask_embed, mask_features).unsqueeze(1)
-        with torch.no_grad():
-            points = self._sample_points(masks)
-            gt = sample_masks(gt_masks, objects, points)
-        logits = point_sample(masks, points).squeeze(1)
+    def _point_losses(self, mask_embed: Tensor, mask_features: Tensor, points: Tensor, gt: Tensor) -> Tensor:
+        """Mask and dice loss of some masks of one image at points, ``(2, n)``."""
+        logits = point_sample(mask_logits(mask_embed, mask_features).unsqueeze(1), points).squeeze(1)
         values = self.loss_mask(logits.flatten(), gt.flatten(), reduction_override='none').view_as(logits).mean(1)
         return torch.stack((values, self.loss_dice(logits, gt, reduction_override='none')))
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmcv.ops import point_sample
 from mmdet.structures.bbox import bbox_xyxy_to_cxcywh, get_box_tensor
 from torch import Tensor
 
@@ -16,6 +17,9 @@ from mmitpn.models.dino.matching import BoxTargets, pad_objects
 from mmitpn.utils import copy_to_device
 
 from .query_init import masks_to_boxes
+
+# Masks that a CPU converts to floating point at once.
+_SAMPLE_CHUNK = 16
 
 
 class MaskDINOTargets(NamedTuple):
@@ -167,7 +171,7 @@ def pad_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def sample_masks(masks: Tensor, index: Tensor, points: Tensor) -> Tensor:
-    """Bilinear samples of masks, as ``grid_sample`` but without masks in floating point.
+    """Bilinear samples of masks, as ``grid_sample``; on a GPU and in a graph without masks in floating point.
 
     Args:
         masks: ``(T, H, W)`` bool.
@@ -177,6 +181,9 @@ def sample_masks(masks: Tensor, index: Tensor, points: Tensor) -> Tensor:
     Returns:
         ``(n, P)``, 0 to 1.
     """
+    if masks.device.type == 'cpu' and not torch.compiler.is_compiling():
+        chunks = zip(index.split(_SAMPLE_CHUNK), points.split(_SAMPLE_CHUNK), strict=True)
+        return torch.cat([point_sample(masks[some, None].float(), where).squeeze(1) for some, where in chunks])
     height, width = masks.shape[-2:]
     cells, weights = [], []
     for coordinate, size in zip(points.unbind(-1), (width, height), strict=True):

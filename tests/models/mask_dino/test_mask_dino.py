@@ -15,7 +15,7 @@ from mmitpn.models.mask_dino import LayerOutputs, MaskDINOTargets, UnitGIoULoss
 from mmitpn.models.mask_dino.matching import MatchingCosts
 from mmitpn.models.mask_dino.pixel_decoder import LevelLayout, MaskDINOPixelDecoder
 from mmitpn.models.mask_dino.query_init import masks_to_boxes
-from mmitpn.models.mask_dino.targets import targets_from_label_maps
+from mmitpn.models.mask_dino.targets import sample_masks, targets_from_label_maps
 
 R50 = (256, 512, 1024, 2048)
 STRIDES = (4, 8, 16, 32)
@@ -220,3 +220,12 @@ def test_iou_loss_equals_torchvision(kind):
     loss.sum().backward()
     reference.sum().backward()
     torch.testing.assert_close(found.grad, expected.grad)
+
+
+def test_samples_in_a_graph_equal_those_of_a_cpu(monkeypatch):
+    masks, index = torch.rand(3, 17, 23) > 0.5, torch.tensor([2, 0, 1, 2])
+    points = torch.rand(4, 200, 2)
+    points[0, :4] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.01, 0.5]])  # at borders
+    expected = sample_masks(masks, index, points)
+    monkeypatch.setattr(torch.compiler, 'is_compiling', lambda: True)
+    torch.testing.assert_close(sample_masks(masks, index, points), expected, rtol=0, atol=1e-5)
