@@ -9,6 +9,7 @@ pytest.importorskip('mmdet')
 
 from mmdet.models.task_modules.assigners import BBoxL1Cost, HungarianAssigner
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
 from mmitpn.models.dino.matching import BoxPredictions, BoxTargets, assign, box_costs, pairwise_iou
@@ -27,6 +28,12 @@ class DoubledL1Cost(BBoxL1Cost):
 
     def __call__(self, *args, **kwargs):
         return 2 * super().__call__(*args, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def mmdet_scope():
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        yield
 
 
 def make_batch(counts):

@@ -11,6 +11,7 @@ pytest.importorskip('mmdet')
 
 from mmdet.models.dense_heads import DINOHead as MMDetDINOHead
 from mmengine.config import ConfigDict
+from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData
 
 import mmitpn
@@ -25,6 +26,12 @@ COSTS = [
 FOCAL = {'type': 'FocalLoss', 'use_sigmoid': True, 'gamma': 2.0, 'alpha': 0.25, 'loss_weight': 1.0}
 SOFTMAX = {'type': 'CrossEntropyLoss', 'use_sigmoid': False, 'loss_weight': 1.5}
 QUALITY = {'type': 'QualityFocalLoss', 'use_sigmoid': True, 'beta': 2.0}
+
+
+@pytest.fixture(autouse=True)
+def mmdet_scope():
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        yield
 
 
 def make_heads(loss_cls=FOCAL, **settings):
