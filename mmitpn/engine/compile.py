@@ -67,8 +67,9 @@ def compile_model(model: nn.Module, *, mode: str = 'default', backend: str = 'in
             part = getattr(model, name, None)
             for module in part if isinstance(part, nn.ModuleList) else (part,):
                 if isinstance(module, nn.Module):
-                    _compile_method(module, 'forward', backend, options)
-                    compiled.append(f'{name}.forward')
+                    method = 'forward_tensors' if hasattr(module, 'forward_tensors') else 'forward'
+                    _compile_method(module, method, backend, options)
+                    compiled.append(f'{name}.{method}')
     if not compiled:
         raise ValueError(
             f'{type(model).__name__} has nothing to compile: neither {" nor ".join(_WHOLE)}, nor one of'
