@@ -47,13 +47,23 @@ def _format_configs_once() -> None:
 _format_configs_once()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests marked ``gpu`` where torch sees no GPU. Several processes begin with the files of slow tests."""
-    if not torch.cuda.is_available():
-        skip = pytest.mark.skip(reason='torch sees no CUDA device')
-        for item in items:
-            if item.get_closest_marker('gpu'):
-                item.add_marker(skip)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--thorough``."""
+    parser.addoption('--thorough', action='store_true', help='also the tests that compile and export for minutes')
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip the tests marked ``gpu`` where torch sees no GPU, and those marked ``thorough`` unless asked for.
+
+    Several processes begin with the files of slow tests.
+    """
+    reasons = {} if torch.cuda.is_available() else {'gpu': 'torch sees no CUDA device'}
+    if not config.getoption('--thorough'):
+        reasons['thorough'] = 'compiles or exports for minutes: --thorough runs it'
+    for item in items:
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
     if 'PYTEST_XDIST_WORKER' in os.environ:
         slow = Counter(item.path for item in items if item.get_closest_marker('slow'))
         items.sort(key=lambda item: -slow[item.path])

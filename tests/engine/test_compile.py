@@ -36,7 +36,7 @@ def make_dino(layers=1):
 
 
 @pytest.mark.usefixtures('fresh')
-@pytest.mark.parametrize('dynamic', [None, pytest.param(True, marks=pytest.mark.slow)], ids=['static', 'dynamic'])
+@pytest.mark.parametrize('dynamic', [None, pytest.param(True, marks=pytest.mark.thorough)], ids=['static', 'dynamic'])
 def test_a_prediction_of_dino_is_one_graph(dynamic):
     model = make_dino().eval()
     compiled = deepcopy(model)

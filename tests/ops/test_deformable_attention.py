@@ -284,7 +284,7 @@ def test_the_operator_keeps_the_rules_of_torch_library(queries):
         torch.library.opcheck(torch.ops.mmitpn.sample_levels_backward.default, (grad, *inputs, sizes, *needed))
 
 
-@pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=pytest.mark.thorough)])
 @pytest.mark.parametrize('dynamic', [False, True])
 def test_a_compiled_graph_has_no_break(request, backend, dynamic):
     if backend == 'inductor':

@@ -64,14 +64,14 @@ def test_exported_backbone_takes_any_multiple_of_16(example):
     check_equal(export(model, SIZES[example], 16), model, SIZES)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize('settings', [{}, {'extra_pool': 'max', 'concat_backbone': True}, {'start_level': 1}])
 def test_exported_pyramid_takes_any_multiple_of_16(settings):
     model = WithPyramid(build(), **settings).eval()
     check_equal(export(model, SIZES[0], 16), model, SIZES)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize('relative_position', [None, 'table', 'decomposed'])
 def test_exported_itpn(relative_position):
     model = build(ITPN, relative_position=relative_position)
@@ -82,9 +82,9 @@ def test_exported_itpn(relative_position):
     'settings',
     [
         {'arch': ONE, 'token_gathering': {**GATHERING, 'learned': True}, 'token_migration': MIGRATION},
-        pytest.param({'token_gathering': GATHERING, 'token_migration': MIGRATION}, marks=pytest.mark.slow),
-        pytest.param({'token_gathering': GATHERING}, marks=pytest.mark.slow),
-        pytest.param({'token_gathering': {'num_tokens': 0, 'global_blocks': (1,)}}, marks=pytest.mark.slow),
+        pytest.param({'token_gathering': GATHERING, 'token_migration': MIGRATION}, marks=pytest.mark.thorough),
+        pytest.param({'token_gathering': GATHERING}, marks=pytest.mark.thorough),
+        pytest.param({'token_gathering': {'num_tokens': 0, 'global_blocks': (1,)}}, marks=pytest.mark.thorough),
     ],
     ids=['both', 'both-and-a-block', 'gathering', 'windows'],
 )
@@ -93,7 +93,7 @@ def test_exported_windows_take_any_multiple_of_their_size(settings):
     check_equal(export(model, WINDOWS[0], 256), model, WINDOWS)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize('settings', [{}, {'score': 'neighborhood', 'rounds': 3, 'follow': False}])
 def test_exported_migration_takes_any_multiple_of_16(settings):
     model = build(token_migration={**MIGRATION, **settings})
@@ -118,12 +118,12 @@ def check_one_graph(model, sizes, *, dynamic=True):
     torch.compiler.reset()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_compiled_with_the_pyramid_for_two_sizes_is_one_graph():
     check_one_graph(WithPyramid(build()), SIZES[:2])
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ('settings', 'sizes'),
     [
@@ -142,7 +142,7 @@ def test_compiled_for_one_size_is_one_graph():
     check_one_graph(model, [(300, 500)], dynamic=False)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_compiled_training_step_has_the_same_gradients():
     torch.compiler.reset()
     model, x = (
@@ -159,7 +159,7 @@ def test_a_compiled_training_step_has_the_same_gradients():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize('dynamic', [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('dynamic', [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_upernet_is_one_graph(dynamic):
     pytest.importorskip('mmseg')
     from mmengine.config import Config

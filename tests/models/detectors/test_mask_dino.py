@@ -77,7 +77,7 @@ def batch(padded, shape, numbers=(0, 0)):
 
 
 @pytest.mark.usefixtures('fresh')
-@pytest.mark.parametrize('dynamic', [None, pytest.param(True, marks=pytest.mark.slow)], ids=['static', 'dynamic'])
+@pytest.mark.parametrize('dynamic', [None, pytest.param(True, marks=pytest.mark.thorough)], ids=['static', 'dynamic'])
 def test_a_prediction_is_one_graph(dynamic):
     model = make_model().eval()
     compiled = deepcopy(model)
@@ -94,7 +94,7 @@ def test_a_prediction_is_one_graph(dynamic):
     assert counters['stats']['unique_graphs'] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.usefixtures('fresh')
 def test_a_training_step_is_two_graphs_around_the_matching():
     model = make_model().train()
