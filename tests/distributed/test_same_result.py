@@ -257,7 +257,10 @@ def test_pre_training(train):
 
 @pytest.mark.parametrize(
     ('base', 'changes'),
-    [('dino_fast-itpn-nano_shapes', DINO), ('mask-dino_fast-itpn-nano_shapes-instance', MASK_DINO)],
+    [
+        pytest.param('dino_fast-itpn-nano_shapes', DINO, marks=pytest.mark.thorough),
+        ('mask-dino_fast-itpn-nano_shapes-instance', MASK_DINO),
+    ],
 )
 def test_static_graph_with_checkpointing(train, run, folder, base, changes):
     """The parameters that a step uses are the same in each: DDP may rely on the first one."""
