@@ -125,6 +125,7 @@ def test_a_training_step_is_two_graphs_around_the_matching(monkeypatch):
         largest = max(float(gradient.abs().max()) for gradient in gradients.values())
         for name, gradient in found_gradients.items():
             torch.testing.assert_close(gradient, gradients[name], rtol=1e-3, atol=1e-4 * largest, msg=name)
-        assert counters['stats']['unique_graphs'] == 2
+        # Two graphs, and two more for other numbers of groups of denoising queries.
+        assert counters['stats']['unique_graphs'] == (2 if numbers == (3, 3) else 4)
     (reason,) = counters['graph_break']
     assert 'function assign' in reason
