@@ -113,7 +113,9 @@ def runs(train) -> dict[str, list[float]]:
 @pytest.mark.parametrize('kind', ['full', 'sharded'])
 def test_losses_are_those_of_ddp(runs, kind):
     assert len(runs['ddp']) == 4
-    assert runs[kind] == pytest.approx(runs['ddp'], rel=1e-4)
+    assert runs[kind][:3] == pytest.approx(runs['ddp'][:3], rel=1e-5)
+    # Sums in another order may, after some steps, select another of two queries with nearly equal scores.
+    assert runs[kind] == pytest.approx(runs['ddp'], rel=2e-3)
 
 
 def test_weights_of_all_kinds_of_checkpoints_are_the_same(runs, train):

@@ -21,6 +21,7 @@ from mmitpn.models.dino import (
     DinoTransformerEncoder,
     FeatureLevels,
     autocast_disabled,
+    count_padded_queries,
     make_padding_mask,
 )
 from mmitpn.models.dino.denoising import ContrastiveDenoising
@@ -271,11 +272,11 @@ class DINO(QuietInit, MMDetDINO):
         position = levels.position_embedding(self.positional_encoding) + levels.level_embedding(self.level_embed)
         # Positions and samples are fp32: bf16 is exact only up to 256.
         memory = self.encoder(levels.flatten(maps).float(), position, levels).float()
-        num_padded = max(self.num_queries - levels.num_positions, 0)
+        num_padded = count_padded_queries(self.num_queries, levels.num_positions)
         with autocast_disabled(memory):
             enc_logits, enc_boxes = self._select_queries(memory, levels, num_padded)
             denoising = None if targets is None else self.dn_query_generator(targets)
-        query = self.query_embedding.weight.expand(len(memory), -1, -1)
+        query = self.query_embedding.weight.expand(memory.shape[0], -1, -1)
         references, mask, num_dn, groups = enc_boxes.detach(), None, 0, 1
         if denoising is not None:
             query = torch.cat((denoising.content, query), 1)

@@ -8,7 +8,7 @@ __all__: list[str] = []
 
 if find_spec('mmdet') is not None:
     from .deformable_attention import MultiScaleDeformableAttention, autocast_disabled
-    from .levels import FeatureLevels, make_padding_mask
+    from .levels import FeatureLevels, count_padded_queries, make_padding_mask
     from .transformer import DinoTransformerDecoder, DinoTransformerEncoder
 
     __all__ = [
@@ -17,5 +17,6 @@ if find_spec('mmdet') is not None:
         'FeatureLevels',
         'MultiScaleDeformableAttention',
         'autocast_disabled',
+        'count_padded_queries',
         'make_padding_mask',
     ]

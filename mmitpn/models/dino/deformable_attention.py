@@ -7,9 +7,10 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmcv.ops import MultiScaleDeformableAttention as MMCVAttention
 from mmcv.ops import get_compiling_cuda_version
-from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction, multi_scale_deformable_attn_pytorch
+from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 from torch import Tensor
 
 from mmitpn.ops.deformable_attention import level_tensors, sample_levels
@@ -54,13 +55,71 @@ def sampling_points(reference_points: Tensor, offsets: Tensor, level_shapes: Sha
     )
 
 
+def sample_by_grid(value: Tensor, level_shapes: Shapes, points: Tensor, weights: Tensor) -> Tensor:
+    """Weighted bilinear samples by ``grid_sample``, for graphs that are exported; zeros outside of the maps.
+
+    Args:
+        value: ``(B, N, heads, C / heads)``, the flattened maps, level by level.
+        level_shapes: Height and width of the maps.
+        points: ``(B, Q, heads, levels, points, 2)``, x and y in fractions of each map.
+        weights: ``(B, Q, heads, levels, points)``.
+
+    Returns:
+        ``(B, Q, C)``.
+    """
+    heads, channels = value.shape[2:]
+    grids = (2 * points - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # levels, B * heads, Q, points, 2
+    weights = weights.permute(3, 0, 2, 1, 4).flatten(1, 2)[:, :, None]  # levels, B * heads, 1, Q, points
+    maps = value.flatten(2).split([height * width for height, width in level_shapes], 1)
+    total: Any = 0
+    for level, grid, weight, (height, width) in zip(maps, grids, weights, level_shapes, strict=True):
+        level = level.transpose(1, 2).reshape(-1, channels, height, width)
+        samples = F.grid_sample(level, grid, mode='bilinear', padding_mode='zeros', align_corners=False)
+        total = total + (samples * weight).sum(-1)  # B * heads, C / heads, Q
+    return total.view(value.shape[0], heads * channels, -1).transpose(1, 2)
+
+
+def sample_by_gather(value: Tensor, level_shapes: Shapes, points: Tensor, weights: Tensor) -> Tensor:
+    """:func:`sample_by_grid` with ``gather`` alone, for runtimes whose GridSample is missing or wrong.
+
+    LightlyTrain found a version of TensorRT that compiles GridSample to other results without an error
+    (lightly-ai/lightly-train, pull request 917).
+    """
+    heads, channels = value.shape[2:]
+    batch, queries = points.shape[:2]
+    rows = value.transpose(1, 2)  # B, heads, N, C / heads
+    total: Any = 0
+    first = 0
+    for level, (height, width) in enumerate(level_shapes):
+        at = points[:, :, :, level].transpose(1, 2)  # B, heads, Q, points, 2
+        x, y = at[..., 0] * width - 0.5, at[..., 1] * height - 0.5
+        left, top = x.floor(), y.floor()
+        share_x, share_y = x - left, y - top
+        weight = weights[:, :, :, level].transpose(1, 2)
+        for column, of_column in ((left, 1 - share_x), (left + 1, share_x)):
+            for row, of_row in ((top, 1 - share_y), (top + 1, share_y)):
+                inside = (column >= 0) & (column <= width - 1) & (row >= 0) & (row <= height - 1)
+                factor = weight * of_column * of_row * inside
+                index = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+                index = (index.long() + first).flatten(2)[..., None].expand(-1, -1, -1, channels)
+                samples = rows.gather(2, index).view(batch, heads, queries, -1, channels)
+                total = total + (samples * factor[..., None]).sum(3)  # B, heads, Q, C / heads
+        first = first + height * width
+    return total.transpose(1, 2).flatten(2)
+
+
 @MODELS.register_module()
 class MultiScaleDeformableAttention(MMCVAttention):
     """Deformable attention of Deformable DETR (arXiv 2010.04159), with mmcv's arguments and parameter names.
 
     Differences from mmcv's: sampling points and samples are fp32 under autocast; no synchronization with the GPU;
     without mmcv's CUDA operators, a GPU samples with PyTorch; a CPU needs less time and memory.
+
+    Attributes:
+        export_sampling: How a graph that is exported samples: ``'native'``, by ``grid_sample``, or ``'gather'``.
     """
+
+    export_sampling = 'native'
 
     def forward(
         self,
@@ -143,7 +202,8 @@ class MultiScaleDeformableAttention(MMCVAttention):
     ) -> Tensor:
         """Weighted samples ``(B, Q, C)`` of ``value`` ``(B, N, heads, C / heads)``."""
         if torch.compiler.is_exporting() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
-            return multi_scale_deformable_attn_pytorch(value, level_shapes, points, weights)
+            sample = sample_by_gather if self.export_sampling == 'gather' else sample_by_grid
+            return sample(value, level_shapes, points, weights)
         if value.is_cuda and compiled_for_cuda() and not torch.compiler.is_compiling():
             if spatial_shapes is None:
                 spatial_shapes, level_start_index = level_tensors(level_shapes, value.device)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from mmdet.models.layers import SinePositionalEncoding
 from torch import Tensor
 
+from mmitpn.models.layers import is_dynamic
 from mmitpn.utils import constant_per_size
 
 # Width and height of a proposal on the first level, in fractions of the image; they double with each next level.
@@ -145,7 +146,11 @@ class FeatureLevels:
 @constant_per_size
 def level_sizes(shapes: Shapes, device: torch.device) -> Tensor:
     """Width and height of each level, ``(levels, 2)``. Filled in on the device: nothing is copied there."""
-    numbers = [torch.full((1,), float(side), device=device) for height, width in shapes for side in (width, height)]
+    numbers = [
+        torch.full((1,), side, dtype=torch.float32, device=device)
+        for height, width in shapes
+        for side in (width, height)
+    ]
     return torch.cat(numbers).view(-1, 2)
 
 
@@ -154,11 +159,22 @@ def _cells(shapes: Shapes, device: torch.device) -> tuple[Tensor, Tensor]:
     """Column and row of each position on its level, ``(N, 2)`` fp32; and the index of the level, ``(N,)``."""
     cells, levels = [], []
     for level, (height, width) in enumerate(shapes):
-        x = torch.arange(width, device=device, dtype=torch.float32)
-        y = torch.arange(height, device=device, dtype=torch.float32)
-        cells.append(torch.stack((x.repeat(height), y.repeat_interleave(width, output_size=height * width)), -1))
+        x = torch.arange(width, device=device, dtype=torch.float32).expand(height, width)
+        y = torch.arange(height, device=device, dtype=torch.float32)[:, None].expand(height, width)
+        cells.append(torch.stack((x, y), -1).flatten(0, 1))
         levels.append(torch.full((height * width,), level, device=device))
     return torch.cat(cells), torch.cat(levels)
+
+
+def count_padded_queries(num_queries: int, num_positions: int) -> int:
+    """Number of queries without a position, in an image that has fewer positions than queries are selected.
+
+    A graph that is exported for any size has none: it is made for images with enough positions.
+    """
+    if torch.compiler.is_exporting() and is_dynamic(num_positions):
+        torch._check(num_positions >= num_queries)
+        return 0
+    return max(num_queries - num_positions, 0)
 
 
 def make_padding_mask(

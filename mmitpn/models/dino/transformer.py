@@ -64,7 +64,7 @@ class DinoTransformerEncoder(DeformableDetrTransformerEncoder):
         Returns:
             ``(B, N, C)``.
         """
-        reference_points = levels.reference_points().expand(len(query), -1, -1, -1)
+        reference_points = levels.reference_points().expand(query.shape[0], -1, -1, -1)
         for index, layer in enumerate(self.layers):
             query = maybe_checkpoint(
                 layer,

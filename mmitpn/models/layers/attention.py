@@ -118,7 +118,7 @@ class RelativeAttention(StateDictAdapter):
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int]) -> Tensor:
         height, width = grid
         vertical, horizontal = self._positions(grid)
-        samples = len(query) if self.relative_position == 'decomposed' else 1
+        samples = query.shape[0] if self.relative_position == 'decomposed' else 1
         row = samples * self.num_heads * width * height * width * query.element_size()
         rows = min(height, max(1, _BIAS_BUDGET // row))
         if rows == height:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mmdet.models.layers import inverse_sigmoid
 from torch import Tensor
 
-from mmitpn.models.dino import FeatureLevels
+from mmitpn.models.dino import FeatureLevels, count_padded_queries
 from mmitpn.models.dino.matching import BoxTargets
 
 BOX_STARTS = ('mask2box', 'bitmask', 'no')
@@ -71,14 +71,14 @@ def select_queries(
     Returns:
         The ``number`` selected queries.
     """
-    missing = max(number - memory.shape[1], 0)
+    missing = count_padded_queries(number, memory.shape[1])
     boxes, valid = levels.proposals()
     memory = transform(memory.masked_fill(~valid, 0.0))
     scores = classify(memory).amax(-1)
     index = F.pad(scores, (0, missing), value=float('-inf')).topk(number, dim=1).indices
     memory = F.pad(memory, (0, 0, 0, missing))
     content = memory.gather(1, index.unsqueeze(-1).expand(-1, -1, memory.shape[-1]))
-    boxes = F.pad(boxes, (0, 0, 0, missing), value=float('inf')).expand(len(memory), -1, -1)
+    boxes = F.pad(boxes, (0, 0, 0, missing), value=float('inf')).expand(memory.shape[0], -1, -1)
     selected = boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
     return SelectedQueries(content, selected + refine(content), index, scores)
 

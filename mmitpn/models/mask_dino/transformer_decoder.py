@@ -11,7 +11,7 @@ from mmdet.models.layers import MLP
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mmitpn.models.dino import DinoTransformerDecoder, FeatureLevels, autocast_disabled
+from mmitpn.models.dino import DinoTransformerDecoder, FeatureLevels, autocast_disabled, count_padded_queries
 
 from .query_init import (
     BOX_STARTS,
@@ -245,7 +245,7 @@ class MaskDINOTransformerDecoder(BaseModule):
         num_dn = 0 if dn_queries is None else dn_queries.number
 
         content, boxes, selected, encoder_outputs = self._init_queries(memory, levels, mask_features)
-        num_padded = max(self.num_queries - memory.shape[1], 0) if self.two_stage else 0
+        num_padded = count_padded_queries(self.num_queries, memory.shape[1]) if self.two_stage else 0
         num_real = self.num_queries - num_padded
         if dn_queries is not None:
             content = torch.cat((self.label_embed(dn_queries.labels) * dn_queries.valid.unsqueeze(-1), content), 1)
@@ -277,7 +277,7 @@ class MaskDINOTransformerDecoder(BaseModule):
         self, memory: Tensor, levels: FeatureLevels, mask_features: Tensor
     ) -> tuple[Tensor, Tensor, SelectedQueries | None, LayerOutputs | None]:
         """Content ``(B, Q, C)`` and box logits ``(B, Q, 4)`` of the matching queries, and where they were selected."""
-        batch_size = len(memory)
+        batch_size = memory.shape[0]
         if not self.two_stage:
             content, boxes = self.query_content.weight, self.query_boxes.weight
             return content.expand(batch_size, -1, -1), boxes.expand(batch_size, -1, -1), None, None

@@ -10,6 +10,7 @@ import torch
 pytest.importorskip('mmdet')
 
 from mmcv.ops import MultiScaleDeformableAttention as MMCVAttention
+from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 from mmdet.models.layers import coordinate_to_encoding
 from mmdet.models.layers.transformer.deformable_detr_layers import DeformableDetrTransformerDecoderLayer
 from mmengine.registry import MODELS
@@ -130,7 +131,6 @@ def test_a_gpu_uses_compiled_operators_only_where_there_are_any(attention, monke
     monkeypatch.setattr(
         deformable_attention, 'MultiScaleDeformableAttnFunction', SimpleNamespace(apply=lambda *_: 'mmcv')
     )
-    monkeypatch.setattr(deformable_attention, 'multi_scale_deformable_attn_pytorch', lambda *_: 'pytorch')
     monkeypatch.setattr(deformable_attention, 'sample_levels', lambda *_: 'ours')
     on_levels = None, torch.tensor(SHAPES), torch.tensor([0, 54]), SHAPES
     on_gpu, on_cpu = SimpleNamespace(is_cuda=True), SimpleNamespace(is_cuda=False)
@@ -140,6 +140,19 @@ def test_a_gpu_uses_compiled_operators_only_where_there_are_any(attention, monke
     assert len(asked) == 1
     monkeypatch.setattr('torch.compiler.is_compiling', lambda: True)
     assert attention._sample(on_gpu, None, None, None, None, None) == 'ours'  # mmcv's would break the graph
+
+
+@pytest.mark.parametrize('sample', ['sample_by_grid', 'sample_by_gather'])
+def test_samples_of_an_exported_graph_are_those_of_mmcv(sample):
+    generator = torch.Generator().manual_seed(1)
+    shapes = ((7, 5), (4, 3), (1, 2))
+    value = torch.randn(2, 35 + 12 + 2, 3, 4, generator=generator)
+    points = torch.rand(2, 6, 3, 3, 5, 2, generator=generator) * 2 - 0.5  # also outside of the maps
+    weights = torch.rand(2, 6, 3, 3, 5, generator=generator)
+    expected = multi_scale_deformable_attn_pytorch(value, shapes, points, weights)
+    torch.testing.assert_close(
+        getattr(deformable_attention, sample)(value, shapes, points, weights), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
