@@ -10,8 +10,9 @@ if find_spec('mmdet') is not None:
     from .core import MaskDINOCore
     from .criterion import MaskDINOCriterion, UnitGIoULoss
     from .pixel_decoder import MaskDINOPixelDecoder
+    from .postprocess import LayerOutputs
     from .targets import MaskDINOTargets
-    from .transformer_decoder import DecoderOutputs, LayerOutputs, MaskDINOTransformerDecoder
+    from .transformer_decoder import DecoderOutputs, MaskDINOTransformerDecoder
 
     __all__ = [
         'DecoderOutputs',

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mmitpn.models.dino.matching import BOX_COSTS, BoxPredictions, call_per_image
 
+from .postprocess import LayerOutputs
 from .targets import MaskDINOTargets, sample_masks
-from .transformer_decoder import LayerOutputs
 
 
 def _cross_entropy_cost(cost: CrossEntropyLossCost, masks: Tensor, gt: Tensor) -> Tensor:
