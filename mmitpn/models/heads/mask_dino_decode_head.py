@@ -11,8 +11,8 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from mmitpn.models.mask_dino.core import CROSS_ENTROPY, MaskDINOCore
-from mmitpn.models.mask_dino.postprocess import LayerOutputs, segmentation_scores
 from mmitpn.models.mask_dino.targets import MaskDINOTargets, targets_from_label_maps
+from mmitpn.models.mask_dino_postprocess import LayerOutputs, segmentation_scores
 from mmitpn.registry import MODELS
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.model import BaseModule
 from mmengine.structures import InstanceData, PixelData
 
-from mmitpn.models.mask_dino.postprocess import DEFAULTS, LayerOutputs, QueryPostprocessor
+from mmitpn.models.mask_dino_postprocess import DEFAULTS, LayerOutputs, QueryPostprocessor
 from mmitpn.registry import MODELS
 
 

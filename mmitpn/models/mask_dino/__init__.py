@@ -7,10 +7,11 @@ from importlib.util import find_spec
 __all__: list[str] = []
 
 if find_spec('mmdet') is not None:
+    from mmitpn.models.mask_dino_postprocess import LayerOutputs
+
     from .core import MaskDINOCore
     from .criterion import MaskDINOCriterion, UnitGIoULoss
     from .pixel_decoder import MaskDINOPixelDecoder
-    from .postprocess import LayerOutputs
     from .targets import MaskDINOTargets
     from .transformer_decoder import DecoderOutputs, MaskDINOTransformerDecoder
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from mmitpn.models.dino import autocast_disabled, make_padding_mask
 from mmitpn.models.dino.matching import assign
+from mmitpn.models.mask_dino_postprocess import LayerOutputs
 from mmitpn.utils import check_int
 
 from .criterion import MaskDINOCriterion
 from .pixel_decoder import MaskDINOPixelDecoder
-from .postprocess import LayerOutputs
 from .query_init import DENOISING, DenoisingQueries, make_denoising_queries
 from .targets import MaskDINOTargets
 from .transformer_decoder import DecoderOutputs, MaskDINOTransformerDecoder

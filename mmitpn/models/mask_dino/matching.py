@@ -12,8 +12,8 @@ from mmdet.models.task_modules.assigners import BBoxL1Cost, CrossEntropyLossCost
 from torch import Tensor
 
 from mmitpn.models.dino.matching import BOX_COSTS, BoxPredictions, call_per_image
+from mmitpn.models.mask_dino_postprocess import LayerOutputs
 
-from .postprocess import LayerOutputs
 from .targets import MaskDINOTargets, sample_masks
 
 

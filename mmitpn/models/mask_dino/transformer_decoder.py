@@ -12,8 +12,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmitpn.models.dino import DinoTransformerDecoder, FeatureLevels, autocast_disabled, count_padded_queries
+from mmitpn.models.mask_dino_postprocess import LayerOutputs
 
-from .postprocess import LayerOutputs
 from .query_init import (
     BOX_STARTS,
     EPS,
