@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from mmitpn.deploy.runtimes import import_runtime
+
 LIST_VERSION = 'TensorRT 10.15'
 OPSETS = (9, 24)
 
@@ -96,10 +98,7 @@ class _Graph:
     """An ONNX model without its large weights: nodes, element types, constants."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            import onnx
-        except ImportError as error:
-            raise ImportError('checking an ONNX file needs onnx: pip install onnx', name='onnx') from error
+        onnx = import_runtime('onnx', 'onnx', 'checking an ONNX file')
         if not path.is_file():
             raise FileNotFoundError(f'no file {str(path)!r} (seen from {Path.cwd()})')
         try:
