@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,8 @@ onnx = pytest.importorskip('onnx', reason='onnx is not installed: pip install on
 from onnx import TensorProto, helper, numpy_helper
 
 from mmitpn.deploy.tensorrt_operators import SUPPORTED, check_tensorrt
+
+ROOT = Path(__file__).parents[2]
 
 
 def write(
@@ -164,3 +169,33 @@ def test_bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, 'onnx', None)
     with pytest.raises(ImportError, match='checking an ONNX file needs onnx: pip install onnx'):
         check_tensorrt(tmp_path / 'bad.onnx')
+
+
+@pytest.mark.slow
+def test_the_page_with_an_exported_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip('mmdet')
+    pytest.importorskip('onnxscript')
+    pytest.importorskip('onnxruntime')
+    import mmitpn
+    from mmitpn.deploy.runtimes import load_session
+
+    monkeypatch.chdir(tmp_path)
+    mmitpn.export('nano-shapes', size=(224, 320), batch=1, grid_sample='gather', output='model.onnx')
+    nodes = onnx.load('model.onnx').graph.node
+    assert check_tensorrt('model.onnx') == []
+    assert 'GridSample' not in {one.op_type for one in nodes}
+
+    page = (ROOT / 'docs' / 'tensorrt.md').read_text(encoding='utf-8')
+    names = subprocess.run(
+        [sys.executable, '-c', re.search(r'python -c "(.*?)" > fp32\.txt', page, re.DOTALL)[1]],
+        check=True, capture_output=True, text=True,
+    ).stdout.strip().split(',')  # fmt: skip
+    assert '/backbone/blocks.0/attn/Softmax:fp32' in names
+    assert {one.removesuffix(':fp32') for one in names} < {one.name for one in nodes}
+
+    shutil.copytree(ROOT / 'demo', 'images', ignore=shutil.ignore_patterns('*.py', '*.md', '__pycache__'))
+    Path('data.py').write_text(re.search(r'```python\n(.*?def load_data.*?)```', page, re.DOTALL)[1], encoding='utf-8')
+    inputs = list(runpy.run_path('data.py')['load_data']())
+    assert len(inputs) == 4
+    session = load_session('model.onnx')
+    assert all(session.run(one)['scores'].max() > 0.3 for one in inputs)
