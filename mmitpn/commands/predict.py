@@ -62,6 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda:0 ... (default: auto)')
     parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'), help='of autocast')
     parser.add_argument('--compile', action='store_true', help='compile the model: minutes at the first images')
+    parser.add_argument('--trust', action='store_true', help='load a .pt2 file, in which torch may execute code')
     parser.add_argument('--debug', action='store_true', help='show where an error was raised')
     return parser.parse_args(argv)
 
@@ -301,7 +302,12 @@ def main(argv: list[str] | None = None) -> int:
         import_supervision()
         data = DataSource(args.source)  # what is wrong with it is reported before the model is loaded
         model = Predictor(
-            args.model, args.weights, device=args.device, dtype=args.dtype, compile='default' if args.compile else None
+            args.model,
+            args.weights,
+            device=args.device,
+            dtype=args.dtype,
+            compile='default' if args.compile else None,
+            trust=args.trust,
         )
         broken.extend(predict(args, model, data, Console()))
 

@@ -140,6 +140,10 @@ def test_a_classifier(small_model, images, arrays, tmp_path):
     model, file = mmitpn.Predictor(case.config, case.weights, device='cpu'), mmitpn.Predictor(path)
     check_parity(model, file, [*images, *arrays], batch=4)
     assert repr(file).endswith('a.onnx, fp32, 3 classes, gives probabilities, on cpu)')
+    program = mmitpn.export(case.config, case.weights, format='torch', output=tmp_path / 'a.pt2')
+    with pytest.raises(ValueError, match=r'a.pt2: torch may execute what is in a .pt2 file; set trust=True'):
+        mmitpn.Predictor(program)
+    check_parity(model, mmitpn.Predictor(program, trust=True), [*images, *arrays], batch=4)
     half = mmitpn.export(case.config, case.weights, output=tmp_path / 'b.onnx', size='64x64', precision='fp16')
     assert half.stat().st_size < 0.6 * path.stat().st_size
     found = next(mmitpn.Predictor(half).predict(images[0]))
@@ -152,7 +156,8 @@ def test_a_classifier(small_model, images, arrays, tmp_path):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'format': 'tflite'}, r"format is 'tflite'; allowed: onnx, openvino"),
+        ({'format': 'tflite'}, r"format is 'tflite'; allowed: onnx, openvino, torch"),
+        ({'format': 'torch', 'precision': 'fp16'}, r"precision is 'fp16', but the format torch has fp32 alone"),
         ({'precision': 'int4'}, r"precision is 'int4'; allowed: fp32, fp16, int8"),
         ({'precision': 'int8'}, r'int8 needs calibration: a folder of some hundred images'),
         ({'calibration': 'demo'}, r'calibration is for precision int8, but precision is fp32'),
@@ -253,6 +258,6 @@ def test_the_command(tmp_path, capsys):
     from mmitpn.__main__ import main
 
     assert main(['export', 'nano-shapes', '--format', 'tflite', '-o', str(tmp_path / 'a.onnx')]) == 2
-    assert "error: format is 'tflite'; allowed: onnx, openvino" in capsys.readouterr().err
+    assert "error: format is 'tflite'; allowed: onnx, openvino, torch" in capsys.readouterr().err
     assert main(['predict', 'demo', '--model', str(tmp_path / 'a.onnx')]) == 2
     assert 'no file' in capsys.readouterr().err

@@ -67,8 +67,8 @@ def make_random(config: str, folder: Path, options: Sequence[str] | None) -> tup
         model = MODELS.build(cfg.model)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and any(part in name for part in ('cls_branches', 'class_embed')):
-            nn.init.normal_(module.weight, std=3.0 * module.in_features**-0.5)
-            nn.init.constant_(module.bias, -2.0)
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            nn.init.constant_(module.bias, -3.0)
     names = tuple(f'class {index}' for index in range(count_classes(model) or 1))
     weights = folder / 'random.pth'
     torch.save({'state_dict': model.state_dict(), 'meta': {'dataset_meta': {'classes': names}}}, weights)
