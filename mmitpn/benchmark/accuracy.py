@@ -17,6 +17,7 @@ from mmitpn.apis.results import INSTANCE_OFFSET, Result
 from mmitpn.config_check.model import compare_classes
 from mmitpn.engine.cli import load_config, parse_options
 from mmitpn.engine.runtime import setup_environment
+from mmitpn.utils import quiet_imports
 
 # Name of a metric -> what people call it, and the factor that makes points (0 to 100) of it; the first one counts.
 HEADLINES: Mapping[str, tuple[str, float]] = {
@@ -69,8 +70,9 @@ class TestData:
         missing = [name for name in ('test_dataloader', 'test_evaluator') if cfg.get(name) is None]
         if missing:
             raise ValueError(f'the config {config} has no {" and no ".join(missing)}, which accuracy is measured with')
-        init_default_scope(cfg.get('default_scope', 'mmengine'))
-        dataset = DATASETS.build(cfg.test_dataloader.dataset)
+        with quiet_imports():
+            init_default_scope(cfg.get('default_scope', 'mmengine'))
+            dataset = DATASETS.build(cfg.test_dataloader.dataset)
         classes = dataset.metainfo.get('classes')
         if not classes:
             raise ValueError(

@@ -243,8 +243,8 @@ def compare_formats(
     size: tuple[int, int] | None = None,
     batch: int = 8,
     threads: int | None = None,
-    rounds: int = 7,
-    seconds: float = 1.0,
+    rounds: int = 11,
+    seconds: float = 0.5,
     features: bool = False,
     progress: Progress | None = None,
 ) -> FormatComparison:

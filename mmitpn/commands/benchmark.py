@@ -39,9 +39,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--batch', type=_positive, default=8, metavar='N', help='for images per second (default: 8)')
     parser.add_argument('--threads', type=_positive, metavar='N', help='of each model (default: all cores)')
-    parser.add_argument('--rounds', type=_positive, default=7, metavar='N', help='turns of each model (default: 7)')
+    parser.add_argument('--rounds', type=_positive, default=11, metavar='N', help='turns of each model (default: 11)')
     parser.add_argument(
-        '--seconds', type=_seconds, default=1.0, metavar='S', help='length of a turn at each batch size (default: 1)'
+        '--seconds', type=_seconds, default=0.5, metavar='S', help='length of a turn at each batch size (default: 0.5)'
     )
     parser.add_argument('--features', action='store_true', help='run only backbone and neck of eager models')
     parser.add_argument(
