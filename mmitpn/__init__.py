@@ -26,6 +26,7 @@ _PUBLIC = {
     'LayerDecayOptimWrapperConstructor': 'mmitpn.engine',
     'Predictor': 'mmitpn.apis.predictor',
     'Result': 'mmitpn.apis.results',
+    'export': 'mmitpn.apis.export',
 }
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     'Predictor',
     'Result',
     '__version__',
+    'export',
 ]
 
 

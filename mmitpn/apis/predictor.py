@@ -8,23 +8,21 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
-from mmengine.dataset import Compose, pseudo_collate
-from mmengine.device import get_device
-from mmengine.registry import DefaultScope
 
 from mmitpn.apis.data_sources import DataSource, SourceItem
-from mmitpn.apis.model_loading import build_model, find_outputs, find_pipeline, resolve_model
-from mmitpn.apis.results import Result, read_prediction
+from mmitpn.apis.results import Result, read_values
 from mmitpn.apis.tiling import predict_tiled
-from mmitpn.engine.compile import compile_model
+from mmitpn.deploy.exported_model import ExportedModel
+from mmitpn.deploy.runtimes import format_of
 from mmitpn.utils import check_int
 
-DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+if TYPE_CHECKING:
+    import torch
+
 _DECODING_ERRORS = (OSError, ValueError, AssertionError, AttributeError, cv2.error)  # of mmcv's LoadImageFromFile
 
 
@@ -37,6 +35,7 @@ class Predictor:
     Args:
         config: Path of a config of mmdet, mmseg or mmpretrain; the name of one of ours; ``HOST::NAME`` for one of an
             installed framework; or the name of a complete model, ``nano-shapes``, whose weights are then known too.
+            Also a file of ``mmitpn export``, ``.onnx`` or ``.xml``, which has its weights inside and runs on the CPU.
         weights: The checkpoint of the whole model: a file, an address, a sharded checkpoint (a folder), or a name
             (``mmitpn weights list``). Nothing in it is executed. The released files of MaskDINO and the fine-tuned
             classifiers of the iTPN authors are read as they are.
@@ -44,15 +43,17 @@ class Predictor:
         dtype: ``float32``, or ``bfloat16`` or ``float16`` for autocast, which is faster on GPUs and less exact.
         compile: Compile the model: a mode of :func:`torch.compile`, ``'default'`` or ``'reduce-overhead'`` (CUDA
             graphs). The first images take minutes then. None: do not.
+        threads: Number of threads of an exported file; None: those of the processor.
 
     Attributes:
         names: Names of the classes.
         outputs: What the model gives: some of boxes, masks, panoptic, semantic, probabilities.
-        device: The torch device.
-        model: The model.
-        cfg: Its config.
+        device: The torch device, or ``cpu``.
+        model: The torch model; of an exported file the :class:`~mmitpn.deploy.exported_model.ExportedModel`.
+        cfg: Its config; None of an exported file.
 
     Raises:
+        ImportError: If the runtime of an exported file is not installed.
         FileNotFoundError: If there is no such config or file.
         ValueError: If the file lacks weights of the model, such as those of the head, or has them in another shape; a
             name is unknown; or the model is no detector, segmentor or classifier.
@@ -72,25 +73,25 @@ class Predictor:
         device: str | torch.device = 'auto',
         dtype: str = 'float32',
         compile: str | None = None,  # noqa: A002 (torch's word)
+        threads: int | None = None,
     ) -> None:
-        if dtype not in DTYPES:
-            raise ValueError(f'dtype is {dtype!r}; allowed: {", ".join(DTYPES)}')
-        self.device = _find_device(device)
-        self._dtype = DTYPES[dtype]
-        self.cfg, self.weights = resolve_model(config, weights)
-        self._scope = self.cfg.get('default_scope', 'mmengine')
-        model, self.names = build_model(self.cfg, self.weights)
-        self.outputs = find_outputs(model)
-        self.model = model.to(self.device)
-        if compile is not None:
-            compile_model(self.model, mode=compile)
-        steps = find_pipeline(self.cfg)
-        self._loading = steps[0]
-        with DefaultScope.overwrite_default_scope(self._scope):
-            self._load, self._transform = Compose(steps[:1]), Compose(steps[1:])
+        self._backend: Any
+        if format_of(config) is not None:
+            _check_exported(config, weights=weights, device=device, dtype=dtype, compiled=compile)
+            self._backend = self.model = ExportedModel(config, threads=threads)
+            self.cfg, self.weights, self.device = None, os.fspath(config), 'cpu'
+        else:
+            from mmitpn.apis.framework_model import FrameworkModel
+
+            if threads is not None:
+                raise ValueError('threads is for exported files; of PyTorch set OMP_NUM_THREADS')
+            self._backend = FrameworkModel(config, weights, device=device, dtype=dtype, compile=compile)
+            self.cfg, self.weights, self.device = self._backend.cfg, self._backend.weights, self._backend.device
+            self.model = self._backend.model
+        self.names, self.outputs = self._backend.names, self._backend.outputs
 
     def __repr__(self) -> str:
-        kind = type(self.model).__name__
+        kind = type(self.model).__name__ if self.cfg is not None else f'{self.weights}, {self.model.info.precision}'
         return f'Predictor({kind}, {len(self.names)} classes, gives {", ".join(self.outputs)}, on {self.device})'
 
     def predict(
@@ -185,40 +186,17 @@ class Predictor:
                 on_broken(item.name if item.path is None else str(item.path), error)
 
     def _load_image(self, item: SourceItem) -> dict[str, Any]:
-        """What the loading step of the pipeline gives for a file, and the same for an array."""
-        results = {'img_path': str(item.path or item.name), 'img_id': 0, 'sample_idx': 0, 'seg_fields': []}
+        """An image as the model takes it; ``img`` is the image in BGR or gray."""
         if item.image is None:
-            loaded = self._load(results)
-            if loaded is None:
-                raise ValueError('the pipeline gives no image')
-            return loaded
-        image = np.ascontiguousarray(item.image[..., ::-1])  # mmcv's order is BGR
-        if self._loading.get('color_type') == 'grayscale':
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-        if self._loading.get('to_float32'):
-            image = image.astype(np.float32)
-        return {**results, 'img': image, 'img_shape': image.shape[:2], 'ori_shape': image.shape[:2]}
+            return self._backend.read_file(str(item.path or item.name))
+        return self._backend.read_array(item.image, str(item.path or item.name))
 
     def _predict_batch(self, chunk: Sequence[tuple[SourceItem, dict[str, Any]]], score: float) -> list[Result]:
-        packed = []
-        with DefaultScope.overwrite_default_scope(self._scope):
-            for _, loaded in chunk:
-                packed.append(self._transform({**loaded, 'img': loaded['img'].copy()}))
-            samples: list[Any] = [None] * len(packed)
-            shapes = [tuple(one['inputs'].shape) for one in packed]
-            for shape in dict.fromkeys(shapes):
-                members = [index for index, one in enumerate(shapes) if one == shape]
-                data = pseudo_collate([packed[index] for index in members])
-                with torch.no_grad(), torch.autocast(
-                    self.device.type, self._dtype, enabled=self._dtype is not torch.float32
-                ):  # fmt: skip
-                    for index, sample in zip(members, self.model.test_step(data), strict=True):
-                        samples[index] = sample
-        return [self._result(item, sample, score) for (item, _), sample in zip(chunk, samples, strict=True)]
+        found = self._backend.predict([loaded for _, loaded in chunk])
+        return [self._result(item, values, score) for (item, _), values in zip(chunk, found, strict=True)]
 
-    def _result(self, item: SourceItem, sample: Any, score: float) -> Result:
-        things = getattr(getattr(self.model, 'panoptic_fusion_head', None), 'num_things_classes', None)
-        values, segments = read_prediction(sample, self.outputs, self.names, things=things, score=score)
+    def _result(self, item: SourceItem, raw: dict[str, np.ndarray], score: float) -> Result:
+        values, segments = read_values(raw, self.names, things=self._backend.things, score=score)
         return Result(item.image, item.name, self.names, values, item.path, item.frame, item.video, segments)
 
     def _predict_tiles(self, item: SourceItem, score: float, batch: int, tile: int, overlap: float) -> Result:
@@ -234,16 +212,17 @@ class Predictor:
         return Result(item.image, item.name, self.names, values, item.path, item.frame, item.video)
 
 
-def _find_device(device: str | torch.device) -> torch.device:
-    if device == 'auto':
-        return torch.device(get_device())
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, ImportError) as error:
-        text = str(error).splitlines()[0]
-        raise ValueError(f'device {str(device)!r} cannot be used ({text}); give auto, cpu or cuda:0') from None
-    return found
+def _check_exported(path: Any, *, weights: Any, device: Any, dtype: str, compiled: str | None) -> None:
+    """Raise for arguments that an exported file does not take."""
+    if weights is not None:
+        raise ValueError(f'{path} has its weights inside: leave weights out ({weights!r})')
+    if str(device) not in ('auto', 'cpu'):
+        raise ValueError(f'device is {str(device)!r}, but exported files run on the CPU here: give auto or cpu')
+    if dtype != 'float32' or compiled is not None:
+        raise ValueError(
+            f'dtype is {dtype!r} and compile {compiled!r}, which are for PyTorch; the precision of an exported file is'
+            ' chosen at its export (--precision)'
+        )
 
 
 def _to_rgb(image: np.ndarray) -> np.ndarray:

@@ -289,14 +289,42 @@ def import_supervision() -> Any:
 # --- from the frameworks' data samples --------------------------------------------------------------------------------
 
 
-def read_prediction(
-    sample: Any, outputs: Sequence[str], classes: Sequence[str], *, things: int | None, score: float
-) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+def read_sample(sample: Any, outputs: Sequence[str]) -> dict[str, np.ndarray]:
     """Read what a model of mmdet, mmseg or mmpretrain predicted for an image.
 
     Args:
         sample: Its data sample.
         outputs: The outputs of the model, of ``OUTPUTS``.
+
+    Returns:
+        All objects, whatever their score, and maps, by the names of :class:`Result`'s ``values``; ``panoptic`` with
+        mmdet's ids.
+    """
+    values: dict[str, np.ndarray] = {}
+    if 'boxes' in outputs:
+        found = sample.pred_instances
+        values['boxes'] = _array(found.bboxes, np.float32)
+        values['scores'] = _array(found.scores, np.float32)
+        values['labels'] = _array(found.labels, np.int64)
+        if 'masks' in outputs:
+            values['masks'] = _array(found.masks, bool)
+    if 'panoptic' in outputs:
+        values['panoptic'] = _array(sample.pred_panoptic_seg.sem_seg[0], np.int64)
+    if 'semantic' in outputs:
+        maps = sample.pred_sem_seg
+        values['semantic'] = _array((maps.data if 'data' in maps else maps.sem_seg)[0], np.int64)
+    if 'probabilities' in outputs:
+        values['probabilities'] = _array(sample.pred_score, np.float32)
+    return values
+
+
+def read_values(
+    raw: Mapping[str, np.ndarray], classes: Sequence[str], *, things: int | None, score: float
+) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """The predictions of a :class:`Result`.
+
+    Args:
+        raw: Of :func:`read_sample`, or of an exported model.
         classes: Names of its classes.
         things: Number of its thing classes, of a panoptic model.
         score: Lowest score of an object.
@@ -304,25 +332,13 @@ def read_prediction(
     Returns:
         ``values`` and ``segments_info`` of :class:`Result`.
     """
-    values: dict[str, np.ndarray] = {}
+    values = dict(raw)
     segments: list[dict[str, Any]] = []
-    if 'boxes' in outputs:
-        found = sample.pred_instances
-        keep = found.scores >= score
-        values['boxes'] = _array(found.bboxes[keep], np.float32)
-        values['scores'] = _array(found.scores[keep], np.float32)
-        values['labels'] = _array(found.labels[keep], np.int64)
-        if 'masks' in outputs:
-            values['masks'] = _array(found.masks[keep], bool)
-    if 'panoptic' in outputs:
-        values['panoptic'], segments = _read_segments(
-            _array(sample.pred_panoptic_seg.sem_seg[0], np.int64), classes, things or 0
-        )
-    if 'semantic' in outputs:
-        maps = sample.pred_sem_seg
-        values['semantic'] = _array((maps.data if 'data' in maps else maps.sem_seg)[0], np.int64)
-    if 'probabilities' in outputs:
-        values['probabilities'] = _array(sample.pred_score, np.float32)
+    if 'boxes' in values:
+        keep = values['scores'] >= score
+        values |= {name: values[name][keep] for name in ('boxes', 'scores', 'labels', 'masks') if name in values}
+    if 'panoptic' in values:
+        values['panoptic'], segments = _read_segments(values['panoptic'], classes, things or 0)
     return values, segments
 
 

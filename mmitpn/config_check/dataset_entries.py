@@ -15,10 +15,12 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, DefaultScope
 
 from mmitpn.config_types import type_name
+from mmitpn.utils import quiet_imports
 
 from .messages import as_tuple, format_list
 
 SPLITS = ('train', 'val', 'test')
+
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 COCO_TYPES = ('CocoDataset', 'CocoPanopticDataset')
 
@@ -228,7 +230,8 @@ def _find_type(name: Any, scope: str | None) -> type | None:
     if not isinstance(name, str):
         return None
     try:
-        found = DATASETS.get(name if '.' in name or scope is None else f'{scope}.{name}') or DATASETS.get(name)
+        with quiet_imports():  # of the framework's datasets
+            found = DATASETS.get(name if '.' in name or scope is None else f'{scope}.{name}') or DATASETS.get(name)
     except ImportError:
         return None
     return found if isinstance(found, type) else None

@@ -12,7 +12,7 @@ from mmitpn.checkpoint import read_checkpoint
 from mmitpn.checkpoint.mask_dino_keys import load_mask_dino_checkpoint
 from mmitpn.models.heads import MaskDINOHead
 from mmitpn.models.mask_dino.core import CROSS_ENTROPY
-from mmitpn.models.mask_dino.transformer_decoder import LayerOutputs
+from mmitpn.models.mask_dino_postprocess import LayerOutputs
 
 
 class MaskDINOCase(nn.Module):

@@ -21,7 +21,7 @@ from PIL import Image
 
 import mmitpn
 from mmitpn.apis.data_sources import DataSource
-from mmitpn.apis.results import read_prediction
+from mmitpn.apis.results import read_sample, read_values
 from mmitpn.apis.tiling import predict_tiled
 from mmitpn.engine.compile import compile_model
 
@@ -48,7 +48,8 @@ def test_predictions(case, predictor) -> list[dict]:
         dataset = DATASETS.build(case.cfg.test_dataloader.dataset)
         samples = [case.model.test_step(pseudo_collate([dataset[index]]))[0] for index in range(len(dataset))]
     things = getattr(getattr(case.model, 'panoptic_fusion_head', None), 'num_things_classes', None)
-    return [read_prediction(one, predictor.outputs, predictor.names, things=things, score=0)[0] for one in samples]
+    raw = [read_sample(one, predictor.outputs) for one in samples]
+    return [read_values(one, predictor.names, things=things, score=0)[0] for one in raw]
 
 
 test_predictions.__test__ = False
@@ -141,7 +142,7 @@ def test_lower_precision_is_close(small_model, images):
 @pytest.mark.slow
 def test_a_compiled_model_predicts_the_same(small_model, images, monkeypatch):
     # The backend that needs no compiler: what is compiled is tested in tests/engine/test_compile.py.
-    monkeypatch.setattr('mmitpn.apis.predictor.compile_model', partial(compile_model, backend='eager'))
+    monkeypatch.setattr('mmitpn.apis.framework_model.compile_model', partial(compile_model, backend='eager'))
     case = small_model('upernet')
     plain, compiled = (
         next(mmitpn.Predictor(case.config, case.weights, device='cpu', compile=mode).predict(images[0]))

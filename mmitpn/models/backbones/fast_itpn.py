@@ -29,6 +29,7 @@ from ..layers import (
     WeightFit,
     check_weight_init,
     initialize_weights,
+    is_dynamic,
     layer_norm,
     maybe_checkpoint,
     nhwc_to_nchw,
@@ -139,8 +140,10 @@ def check_images(x: Tensor, channels: int = 3) -> None:
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Pad ``(B, C, H, W)`` with zeros at the right and bottom up to the next multiple of ``multiple`` pixels."""
     height, width = x.shape[-2:]
-    right, bottom = -width % multiple, -height % multiple
-    return F.pad(x, (0, right, 0, bottom)) if right or bottom else x
+    bottom, right = (multiple * ((side + multiple - 1) // multiple) - side for side in (height, width))
+    if is_dynamic(height) or is_dynamic(width) or right or bottom:
+        return F.pad(x, (0, right, 0, bottom))
+    return x
 
 
 def crop_to_image(x: Tensor, height: int, width: int, stride: int) -> Tensor:
@@ -148,7 +151,7 @@ def crop_to_image(x: Tensor, height: int, width: int, stride: int) -> Tensor:
 
     The copy that this takes where something is cut keeps the map dense, as heads that view it expect.
     """
-    return nhwc_to_nchw(x[:, : -(-height // stride), : -(-width // stride)].contiguous())
+    return nhwc_to_nchw(x[:, : (height + stride - 1) // stride, : (width + stride - 1) // stride].contiguous())
 
 
 # --- the networks -----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from mmitpn.checkpoint import QuietInit
 from mmitpn.models.dino.matching import assign
 from mmitpn.models.mask_dino.core import padding_mask_of
 from mmitpn.models.mask_dino.targets import MaskDINOTargets
-from mmitpn.models.mask_dino.transformer_decoder import LayerOutputs
+from mmitpn.models.mask_dino_postprocess import LayerOutputs
 from mmitpn.registry import MODELS
 
 

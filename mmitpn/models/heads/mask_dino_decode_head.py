@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmitpn.models.mask_dino.core import CROSS_ENTROPY, MaskDINOCore
 from mmitpn.models.mask_dino.targets import MaskDINOTargets, targets_from_label_maps
-from mmitpn.models.mask_dino.transformer_decoder import LayerOutputs, segmentation_scores
+from mmitpn.models.mask_dino_postprocess import LayerOutputs, segmentation_scores
 from mmitpn.registry import MODELS
 
 

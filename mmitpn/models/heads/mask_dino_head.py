@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmitpn.models.mask_dino.core import MaskDINOCore, padding_mask_of
 from mmitpn.models.mask_dino.targets import MaskDINOTargets, targets_from_instances
-from mmitpn.models.mask_dino.transformer_decoder import LayerOutputs
+from mmitpn.models.mask_dino_postprocess import LayerOutputs
 from mmitpn.registry import MODELS
 from mmitpn.utils import check_int
 

@@ -7,11 +7,13 @@ from importlib.util import find_spec
 __all__: list[str] = []
 
 if find_spec('mmdet') is not None:
+    from mmitpn.models.mask_dino_postprocess import LayerOutputs
+
     from .core import MaskDINOCore
     from .criterion import MaskDINOCriterion, UnitGIoULoss
     from .pixel_decoder import MaskDINOPixelDecoder
     from .targets import MaskDINOTargets
-    from .transformer_decoder import DecoderOutputs, LayerOutputs, MaskDINOTransformerDecoder
+    from .transformer_decoder import DecoderOutputs, MaskDINOTransformerDecoder
 
     __all__ = [
         'DecoderOutputs',

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from mmitpn.models.dino import autocast_disabled, make_padding_mask
 from mmitpn.models.dino.matching import assign
+from mmitpn.models.mask_dino_postprocess import LayerOutputs
 from mmitpn.utils import check_int
 
 from .criterion import MaskDINOCriterion
 from .pixel_decoder import MaskDINOPixelDecoder
 from .query_init import DENOISING, DenoisingQueries, make_denoising_queries
 from .targets import MaskDINOTargets
-from .transformer_decoder import DecoderOutputs, LayerOutputs, MaskDINOTransformerDecoder
+from .transformer_decoder import DecoderOutputs, MaskDINOTransformerDecoder
 
 FOCAL = {'type': 'mmdet.FocalLoss', 'use_sigmoid': True, 'gamma': 2.0, 'alpha': 0.25, 'loss_weight': 4.0}
 CROSS_ENTROPY = {'type': 'mmdet.CrossEntropyLoss', 'use_sigmoid': False, 'loss_weight': 4.0}

@@ -12,13 +12,14 @@ from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmdet.utils import reduce_mean
 from torch import Tensor, nn
 
+from mmitpn.models.mask_dino_postprocess import LayerOutputs, mask_logits
 from mmitpn.registry import MODELS, TASK_UTILS
 
 from ..layers import maybe_checkpoint
 from .matching import MatchingCosts
 from .query_init import DenoisingQueries
 from .targets import MaskDINOTargets, sample_masks
-from .transformer_decoder import DecoderOutputs, LayerOutputs, mask_logits
+from .transformer_decoder import DecoderOutputs
 
 # Masks of an image whose loss is computed at once. If a layer has more masks than that, the backward pass computes each
 # chunk again.

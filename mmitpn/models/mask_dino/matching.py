@@ -12,9 +12,9 @@ from mmdet.models.task_modules.assigners import BBoxL1Cost, CrossEntropyLossCost
 from torch import Tensor
 
 from mmitpn.models.dino.matching import BOX_COSTS, BoxPredictions, call_per_image
+from mmitpn.models.mask_dino_postprocess import LayerOutputs
 
 from .targets import MaskDINOTargets, sample_masks
-from .transformer_decoder import LayerOutputs
 
 
 def _cross_entropy_cost(cost: CrossEntropyLossCost, masks: Tensor, gt: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mmitpn.models.dino import DinoTransformerDecoder, FeatureLevels, autocast_disabled, count_padded_queries
+from mmitpn.models.mask_dino_postprocess import LayerOutputs
 
 from .query_init import (
     BOX_STARTS,
@@ -22,59 +23,6 @@ from .query_init import (
     init_reference_boxes,
     select_queries,
 )
-
-
-class LayerOutputs(NamedTuple):
-    """Predictions of one layer, or of several with L as first dimension of all but the map for the masks.
-
-    Attributes:
-        logits: Class logits, ``(B, Q, K)``, or ``(B, Q, K + 1)`` with a background class.
-        boxes: ``(B, Q, 4)`` (cx, cy, w, h) in fractions of the padded image.
-        mask_embed: Mask embeddings of the queries, ``(B, Q, C)``.
-        mask_features: The map for the masks, ``(B, C, H, W)``.
-    """
-
-    logits: Tensor
-    boxes: Tensor
-    mask_embed: Tensor
-    mask_features: Tensor
-
-    def masks(self) -> Tensor:
-        """Mask logits of all queries, ``(B, Q, H, W)``."""
-        return mask_logits(self.mask_embed, self.mask_features)
-
-    def queries(self, start: int, stop: int) -> LayerOutputs:
-        """Predictions of the queries ``start`` to ``stop - 1``."""
-        return LayerOutputs(*(values[..., start:stop, :] for values in self[:3]), self.mask_features)
-
-    def layer(self, index: int | slice) -> LayerOutputs:
-        """Predictions of one of several layers, or of a slice of them."""
-        return LayerOutputs(*(values[index] for values in self[:3]), self.mask_features)
-
-
-def mask_logits(mask_embed: Tensor, mask_features: Tensor) -> Tensor:
-    """Mask logits ``(..., Q, H, W)`` from embeddings ``(..., Q, C)`` and the map for the masks ``(..., C, H, W)``."""
-    return torch.einsum('...qc,...chw->...qhw', mask_embed, mask_features)
-
-
-def class_scores(logits: Tensor, num_classes: int) -> Tensor:
-    """Scores ``(..., K)`` of class logits: a sigmoid, or a softmax without its last class if there is one more."""
-    return logits.sigmoid() if logits.shape[-1] == num_classes else logits.softmax(-1)[..., :-1]
-
-
-def segmentation_scores(logits: Tensor, num_classes: int, temperature: float | None) -> Tensor:
-    """Class scores ``(..., K)`` that weight the masks where they compete for pixels.
-
-    Args:
-        logits: ``(..., K)``, or ``(..., K + 1)`` with a background class.
-        num_classes: K.
-        temperature: Sigmoid scores are sharpened by a softmax with this temperature; None: unchanged. Softmax scores
-            are always unchanged.
-    """
-    scores = class_scores(logits, num_classes)
-    if temperature is None or logits.shape[-1] > num_classes:
-        return scores
-    return (scores / temperature).softmax(-1)
 
 
 class DecoderOutputs(NamedTuple):

@@ -14,8 +14,7 @@ import torch.multiprocessing as mp
 from mask_dino_ranks import WORLD, fix_points, work
 
 from mmitpn.models.heads import MaskDINODecodeHead, MaskDINOFusionHead
-from mmitpn.models.heads import mask_dino_fusion_head as fusion
-from mmitpn.models.mask_dino import LayerOutputs
+from mmitpn.models.mask_dino import LayerOutputs, postprocess
 from mmitpn.models.mask_dino.core import CROSS_ENTROPY, padding_mask_of
 from mmitpn.models.mask_dino.criterion import _LOSS_CHUNK
 from mmitpn.models.mask_dino.targets import targets_from_instances
@@ -390,7 +389,7 @@ def test_stuff_gives_no_instances_and_few_queries_give_few_instances(make_sample
 
 @pytest.mark.parametrize('values', [1, 2**24])
 def test_segments(make_sample, monkeypatch, values):
-    monkeypatch.setattr(fusion, '_MAX_VALUES', values)  # one mask at a time, or all
+    monkeypatch.setattr(postprocess, '_MAX_VALUES', values)  # one mask at a time, or all
     head = MaskDINOFusionHead(2, 2, test_cfg={'panoptic_on': True, 'instance_on': False})
     masks = torch.stack(
         [
@@ -416,7 +415,7 @@ def test_segments(make_sample, monkeypatch, values):
 
 @pytest.mark.parametrize('values', [1, 2**24])
 def test_label_map(make_sample, monkeypatch, values):
-    monkeypatch.setattr(fusion, '_MAX_VALUES', values)
+    monkeypatch.setattr(postprocess, '_MAX_VALUES', values)
     head = MaskDINOFusionHead(3, test_cfg={'semantic_on': True, 'instance_on': False})
     masks = torch.stack([rectangle(0, 24, 0, 16), rectangle(0, 24, 16, 32)])
     (found,) = head.predict(outputs(masks, one_hot([2, 0], 3)), [make_sample(0)])
