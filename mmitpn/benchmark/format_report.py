@@ -123,7 +123,7 @@ def plot_comparison(comparison: FormatComparison) -> Figure:
     figure = Figure(figsize=(9, height), dpi=100, layout='constrained')
     axes = figure.subplots()
     axes.set_title(f'{_title(comparison)}, {comparison.machine["processor"]}', loc='left', fontsize=11)
-    axes.set_xlabel(f'latency of the network at batch {batch} in ms: median, and the line to the 95th percentile')
+    axes.set_xlabel(f'latency at batch {batch} in ms: median, line to the 95th percentile')
     (_plot_points if has_accuracy else _plot_bars)(axes, figures, batch)
     axes.set_xlim(left=0)
     axes.spines[['top', 'right']].set_visible(False)

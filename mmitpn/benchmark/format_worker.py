@@ -24,6 +24,8 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from mmitpn.openmp import bound_spinning
+
 from .memory import process_peak_bytes
 from .worker import process_environment
 
@@ -259,6 +261,7 @@ class ModelProcess:
 
     def __init__(self, name: str, log: Path) -> None:
         self._name, self._log = name, log
+        bound_spinning()
         with log.open('wb') as file:
             self._process = subprocess.Popen(
                 [sys.executable, '-m', 'mmitpn.benchmark.format_worker'],
