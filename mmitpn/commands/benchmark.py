@@ -72,7 +72,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 < value < 3600:
-        raise argparse.ArgumentTypeError(f'{text!r} is no number of seconds above 0 and below 3600')
+        raise argparse.ArgumentTypeError(f'{text!r} seconds; give a number above 0 and below 3600')
     return value
 
 

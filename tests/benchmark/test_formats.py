@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
 from rich.console import Console
 
 from mmitpn.apis.results import Result
@@ -242,6 +243,11 @@ class Oracle:
             boxes[:, 2:] += boxes[:, :2]
             labels = [(order[one['category_id']] + self.shift) % len(self.names) for one in found]
             values = {'boxes': boxes, 'scores': np.ones(len(found), np.float32), 'labels': np.array(labels, np.int64)}
+            if self.kind == 'masks':
+                api = COCO()
+                api.imgs = {image['id']: image}
+                masks = [api.annToMask(one) for one in found]
+                values['masks'] = np.array(masks, dtype=bool).reshape(-1, image['height'], image['width'])
         return values, None, None, None, segments
 
 
@@ -263,6 +269,7 @@ def read_data(shapes: Path, config: str) -> TestData:
     ('config', 'kind', 'metric', 'best'),
     [
         ('dino_fast-itpn-nano_shapes', 'boxes', 'coco/bbox_mAP', 1.0),
+        ('mask-dino_fast-itpn-nano_shapes-instance', 'masks', 'coco/segm_mAP', 1.0),
         ('mask-dino_fast-itpn-nano_shapes-panoptic', 'panoptic', 'coco_panoptic/PQ', 100.0),
         ('upernet_fast-itpn-nano_shapes', 'semantic', 'mIoU', 100.0),
     ],
@@ -476,7 +483,7 @@ def test_a_mistake_is_one_sentence(arguments, message, capsys, tmp_path):
     [
         (['--images', '3'], '--images and --cfg-options belong to --data CONFIG'),
         (['--batch', '0'], "'0' is no integer of at least 1"),
-        (['--seconds', 'x'], "'x' is no number of seconds"),
+        (['--seconds', 'x'], "'x' seconds; give a number above 0"),
         (['--data', 'a', '--cfg-options', 'b'], "--cfg-options 'b' must be KEY=VALUE"),
     ],
 )
