@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 GRID_SAMPLES = ('native', 'gather')
 LEAST_SIDE = 32
+# Of files for any size: the coarse maps of smaller images have a side of 1, which would become a constant.
+LEAST_FREE_SIDE = 128
 EXAMPLE = (2, 331, 475)  # batch, height and width with which free sizes are traced: none of them is special
 CALIBRATION_IMAGES = 200
 IMAGENET = {'mean': (123.675, 116.28, 103.53), 'std': (58.395, 57.12, 57.375)}
@@ -299,7 +301,7 @@ def _fit_steps(steps: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> tup
 
 def _least_side(graph: ExportGraph) -> int:
     """The smallest side at which an image has enough positions for the queries."""
-    side = LEAST_SIDE
+    side = LEAST_FREE_SIDE
     with torch.no_grad():
         while True:
             positions, queries = graph.count_positions(torch.zeros(1, 3, side, side))

@@ -100,8 +100,8 @@ def sample_by_gather(value: Tensor, level_shapes: Shapes, points: Tensor, weight
             for row, of_row in ((top, 1 - share_y), (top + 1, share_y)):
                 inside = (column >= 0) & (column <= width - 1) & (row >= 0) & (row <= height - 1)
                 factor = weight * of_column * of_row * inside
-                index = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-                index = (index.long() + first).flatten(2)[..., None].expand(-1, -1, -1, channels)
+                index = first + torch.where(inside, row * width + column, 0.0).long()
+                index = index.flatten(2)[..., None].expand(-1, -1, -1, channels)
                 samples = rows.gather(2, index).view(batch, heads, queries, -1, channels)
                 total = total + (samples * factor[..., None]).sum(3)  # B, heads, Q, C / heads
         first = first + height * width
