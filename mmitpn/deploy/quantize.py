@@ -1,14 +1,13 @@
 """Int8 by the runtimes' own post-training quantization, with the parts of a network that must stay in float.
 
-Both functions take calibration batches: dicts of input name -> array, as the runtime takes them. Height, width and batch
-may differ from one to the next. About 32 images give stable ranges; more than 300 change nothing (docs/int8.md). They
-should be images as the network meets them in use, preprocessed as for a prediction.
+Both functions take calibration batches: dicts of input name -> array, as the runtime takes them. Batch size, height and
+width may differ from one to the next. They come from images like those of later use, preprocessed as for a prediction;
+docs/int8.md says how many are useful.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -20,11 +19,37 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.progress import track
 
+from mmitpn.deploy.metadata import TASKS
+from mmitpn.deploy.runtimes import import_runtime
+
 if TYPE_CHECKING:
     import openvino
 
 Batch = Mapping[str, np.ndarray]
 OPERATORS = ('MatMul', 'Gemm', 'Conv')  # those with weights, in ONNX
+
+
+# --- what stays in float ----------------------------------------------------------------------------------------------
+
+# Task -> path of a module (see match_names) -> the measured reason.
+PRESETS: Mapping[str, Mapping[str, str]] = {}
+
+
+def float_layers(task: str) -> tuple[str, ...]:
+    """The parts that stay in float in int8 files.
+
+    Args:
+        task: Of :data:`mmitpn.deploy.metadata.TASKS`.
+
+    Returns:
+        Their paths, for ``keep`` of the functions below.
+
+    Raises:
+        ValueError: If there is no such task.
+    """
+    if task not in TASKS:
+        raise ValueError(f'task is {task!r}; allowed: {", ".join(TASKS)}')
+    return tuple(PRESETS.get(task, ()))
 
 
 # --- ONNX Runtime -----------------------------------------------------------------------------------------------------
@@ -45,7 +70,8 @@ def quantize_onnx(
     Args:
         source: The fp32 model, smaller than 2 GB; its nodes have names.
         target: The new file, which is complete or not there.
-        batches: Calibration batches, input name -> array; at least one.
+        batches: Calibration batches, input name -> array; at least one. Inputs that the model does not have are left
+            out. All are in memory at once.
         keep: Paths of the modules that stay in float, see :func:`match_names`.
 
     Returns:
@@ -53,16 +79,15 @@ def quantize_onnx(
 
     Raises:
         ImportError: If onnx or onnxruntime is not installed.
-        ValueError: If there is no batch, one lacks an input of the model, a path matches no node, or nothing is left to
-            quantize.
+        ValueError: If there is no batch, one lacks an input of the model, or nothing is left to quantize.
     """
-    onnx = _import('onnx', 'onnx')
-    quantization = _import('onnxruntime.quantization', 'onnxruntime')
+    onnx = import_runtime('onnx', 'onnx', 'int8')
+    quantization = import_runtime('onnxruntime.quantization', 'onnxruntime', 'int8 for ONNX')
     source, target = Path(source), Path(target)
     graph = onnx.load(source, load_external_data=False).graph
     weights = {one.name for one in graph.initializer}
     inputs = [one.name for one in graph.input if one.name not in weights]
-    batches = _check_batches(batches, inputs)
+    batches = _read_batches(batches, inputs)
     kept = set(match_names([node.name for node in graph.node], keep))
     chosen = [node.name for node in graph.node if _has_weights(node, weights) and node.name not in kept]
     if not chosen:
@@ -90,7 +115,7 @@ def quantize_onnx(
                 'CalibStridedMinMax': 1,  # ranges are merged after each batch, so that memory does not grow
             },
         )
-        os.replace(result, target)
+        result.replace(target)
     return tuple(chosen)
 
 
@@ -101,7 +126,7 @@ def _has_weights(node: Any, weights: set[str]) -> bool:
 class _Reader:
     """Calibration batches as ONNX Runtime reads them, with a progress bar."""
 
-    def __init__(self, batches: Sequence[Batch]) -> None:
+    def __init__(self, batches: Sequence[dict[str, np.ndarray]]) -> None:
         self._size = len(batches)
         self._batches = iter(track(batches, description='Calibration'))
         self._left = 0
@@ -117,20 +142,18 @@ class _Reader:
         if not self._left:
             return None
         self._left -= 1
-        return dict(next(self._batches))
+        return next(self._batches)
 
 
 # --- OpenVINO ---------------------------------------------------------------------------------------------------------
 
 
-def quantize_openvino(
-    model: openvino.Model, batches: Iterable[Batch], *, keep: Sequence[str] = ()
-) -> openvino.Model:
+def quantize_openvino(model: openvino.Model, batches: Iterable[Batch], *, keep: Sequence[str] = ()) -> openvino.Model:
     """Quantize an OpenVINO model by NNCF, for transformers: with smoothing of outliers and bias correction.
 
     Args:
         model: The fp32 model, which does not change.
-        batches: Calibration batches, input name -> array; at least one. They are read several times.
+        batches: As of :func:`quantize_onnx`.
         keep: Paths of the modules that stay in float, see :func:`match_names`; of the friendly names of the nodes.
 
     Returns:
@@ -138,15 +161,15 @@ def quantize_openvino(
 
     Raises:
         ImportError: If nncf is not installed.
-        ValueError: If there is no batch, one lacks an input of the model, or a path matches no node.
+        ValueError: If there is no batch, or one lacks an input of the model.
     """
-    nncf = _import('nncf', 'nncf')
-    batches = _check_batches(batches, [one.any_name for one in model.inputs])
+    nncf = import_runtime('nncf', 'nncf', 'int8 for OpenVINO')
+    batches = _read_batches(batches, [one.any_name for one in model.inputs])
     names = match_names([node.get_friendly_name() for node in model.get_ordered_ops()], keep)
     ignored = nncf.IgnoredScope(names=names, validate=False) if names else None  # it knows no nodes of constants
     return nncf.quantize(
         model,
-        nncf.Dataset([dict(batch) for batch in batches]),
+        nncf.Dataset(batches),
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(batches),
         ignored_scope=ignored,
@@ -162,51 +185,36 @@ def match_names(names: Iterable[str], keep: Sequence[str]) -> list[str]:
 
     Args:
         names: Names of nodes, ``/backbone/blocks.3/attn/qkv/MatMul_12``.
-        keep: Paths of modules or of single nodes, ``backbone/blocks.3`` or ``/decoder/layers.*/cross_attn``; an
-            asterisk is any part of one name between two slashes.
+        keep: Paths of modules or single nodes, ``/backbone/blocks.3`` or ``/decoder/layers.*/cross_attn``; an asterisk
+            is any part of one name between two slashes. A path that no node has is left out: a preset serves several
+            models.
 
     Returns:
-        The names below any of the paths, in their order.
+        The names equal to or below any of the paths, in their order.
 
     Raises:
         TypeError: If ``keep`` is a string.
-        ValueError: If a path matches no name.
     """
     if isinstance(keep, str):
         raise TypeError(f'keep is the string {keep!r}; give a list of paths')
     names = list(names)
-    found: set[str] = set()
-    for path in keep:
-        parts = path.strip('/').split('/')
-        pattern = re.compile('/'.join(re.escape(part).replace(r'\*', '[^/]*') for part in parts) + '(/|$)')
-        matches = {name for name in names if pattern.match(name.lstrip('/'))}
-        if not matches:
-            seen = sorted({'/'.join(name.lstrip('/').split('/')[: len(parts)]) for name in names})
-            raise ValueError(f'{path!r} in keep is no part of this model; its parts are {", ".join(seen[:20])}')
-        found |= matches
+    found = set(keep) & set(names)  # single nodes, of which there may be a thousand
+    paths = [path.strip('/') for path in keep if path not in found]
+    if paths:
+        pattern = re.compile('(' + '|'.join(re.escape(path).replace(r'\*', '[^/]*') for path in paths) + ')(/|$)')
+        found |= {name for name in names if pattern.match(name.lstrip('/'))}
     return [name for name in names if name in found]
 
 
-def _check_batches(batches: Iterable[Batch], inputs: Sequence[str]) -> Sequence[Batch]:
-    """The batches, of which there are some, with all inputs of a model."""
-    if not isinstance(batches, Sequence):
-        batches = list(batches)
+def _read_batches(batches: Iterable[Batch], inputs: Sequence[str]) -> list[dict[str, np.ndarray]]:
+    """The calibration batches, of which there are some, with the inputs of a model and no others."""
+    batches = list(batches)
     if not batches:
-        raise ValueError('there is no image to calibrate int8 with; give about 32 images like those of later use')
+        raise ValueError('there is no image to calibrate int8 with; give some like those of later use')
     missing = [name for name in inputs if name not in batches[0]]
     if missing:
-        raise ValueError(f'the calibration batches have {", ".join(batches[0])}, but the model also takes {missing}')
-    return batches
-
-
-def _import(module: str, package: str) -> Any:
-    """A module that only int8 needs."""
-    from importlib import import_module
-
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        raise ImportError(f'int8 needs {error.name}: pip install {package}', name=error.name) from error
+        raise ValueError(f'the calibration batches have {", ".join(batches[0])}, but the model takes {missing} too')
+    return [{name: batch[name] for name in inputs} for batch in batches]
 
 
 @contextmanager
