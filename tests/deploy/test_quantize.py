@@ -157,3 +157,29 @@ def test_presets_are_for_tasks_and_have_reasons():
     assert all(len(reason) > 20 for preset in PRESETS.values() for reason in preset.values())
     with pytest.raises(ValueError, match=r"task is 'dino'; allowed: detection, queries"):
         float_layers('dino')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['onnx', 'openvino'])
+def test_a_detector_in_int8_finds_the_same_objects(kind, tmp_path):
+    import mmitpn
+    from mmitpn.datasets import generate_shapes
+    from mmitpn.deploy.runtimes import SUFFIXES
+
+    pytest.importorskip('nncf' if kind == 'openvino' else 'onnxruntime')
+    generate_shapes(tmp_path / 'shapes', num_train=16, num_val=16)
+    images = tmp_path / 'shapes' / 'coco'
+    target = tmp_path / ('int8' + next(suffix for suffix, name in SUFFIXES.items() if name == kind))
+    mmitpn.export('nano-shapes', format=kind, output=target, precision='int8', calibration=images / 'train2017')
+    quantized = mmitpn.Predictor(target)
+    eager = mmitpn.Predictor('nano-shapes', device='cpu')
+    files = sorted((images / 'val2017').iterdir())
+    same = total = 0
+    for expected, found in zip(eager.predict(files, score=0.5), quantized.predict(files, score=0.3), strict=True):
+        for box, label in zip(expected.boxes, expected.labels, strict=True):
+            near = np.abs(found.boxes - box).max(axis=1, initial=0) < 4  # pixels
+            same += bool((near & (found.labels == label)).any())
+            total += 1
+    assert total > 20
+    assert same >= 0.95 * total
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith('.')]

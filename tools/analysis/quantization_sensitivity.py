@@ -54,8 +54,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--images', type=int, metavar='N', help='only the first N images of the dataset')
     parser.add_argument('--part-images', type=int, default=40, metavar='N', help='for single parts (default: 40)')
     parser.add_argument('--calibration-images', type=int, default=32, metavar='N', help='default: 32')
+    parser.add_argument('--threads', type=int, metavar='N', help='of predictions (default: all cores)')
     parser.add_argument('--allowed', type=float, default=0.5, metavar='POINTS', help='allowed loss (default: 0.5)')
-    parser.add_argument('--skip-parts', action='store_true', help='measure all parts and the preset only')
+    parser.add_argument('--parts', nargs='*', metavar='PATH', help='single parts to measure (default: all of them)')
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the figures')
     parser.add_argument(
         '--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override the config of --data'
@@ -116,8 +117,8 @@ def part_of(name: str) -> str:
 class RecordedPredictions:
     """The predictions of a file for the images of a dataset, made once; takes the place of a predictor."""
 
-    def __init__(self, path: Path, data: TestData, images: int) -> None:
-        predictor = mmitpn.Predictor(path)
+    def __init__(self, path: Path, data: TestData, images: int, threads: int | None) -> None:
+        predictor = mmitpn.Predictor(path, threads=threads)
         self.names = predictor.names
         self._results = {
             name: next(iter(predictor.predict(name, score=0))) for name in map(data.image_path, range(images))
@@ -177,7 +178,7 @@ class Sensitivity:
     """Quantizes an fp32 file in several ways and compares the results with its own."""
 
     def __init__(self, source: Path, data: TestData, calibration: Path, args: argparse.Namespace, folder: Path) -> None:
-        self.source, self.data, self.folder = source, data, folder
+        self.source, self.data, self.folder, self.threads = source, data, folder, args.threads
         self.info: ExportInfo = load_session(source).info
         files = sorted(path for path in calibration.iterdir() if path.suffix.lower() in ('.jpg', '.jpeg', '.png'))
         self.batches = list(calibration_batches(files[: args.calibration_images], self.info))
@@ -185,7 +186,7 @@ class Sensitivity:
         self.part_images = min(args.part_images, self.images)
         self.names, weighted = node_names(source)
         self.parts = list(dict.fromkeys(part_of(name) for name in weighted))
-        self.reference = RecordedPredictions(source, data, self.images)
+        self.reference = RecordedPredictions(source, data, self.images, args.threads)
         self.score = self._score(self.reference)
 
     def _score(self, predictions: RecordedPredictions) -> float:
@@ -195,7 +196,7 @@ class Sensitivity:
     def measure(self, keep: Sequence[str]) -> dict[str, float]:
         """Change of the predictions, metric, points lost, speed and size with some parts in float."""
         target = self._quantize(keep)
-        predictions = RecordedPredictions(target, self.data, self.images)
+        predictions = RecordedPredictions(target, self.data, self.images, self.threads)
         score = self._score(predictions)
         return {
             'change': predictions.change(self.reference),
@@ -208,7 +209,7 @@ class Sensitivity:
     def measure_part(self, part: str) -> float:
         """The change of the predictions with one part in int8."""
         target = self._quantize([name for name in self.names if part_of(name) != part])
-        return RecordedPredictions(target, self.data, self.part_images).change(self.reference)
+        return RecordedPredictions(target, self.data, self.part_images, self.threads).change(self.reference)
 
     def _quantize(self, keep: Sequence[str]) -> Path:
         target = self.folder / f'int8{self.source.suffix}'
@@ -251,7 +252,7 @@ def analyze(args: argparse.Namespace, steps: list) -> None:
         study = Sensitivity(source, data, args.calibration, args, Path(folder))
         console.print(f'fp32: {study.score:.2f} on {study.images} images; {len(study.parts)} parts')
         changes: dict[str, float] = {}
-        for part in [] if args.skip_parts else study.parts:
+        for part in study.parts if args.parts is None else match_names(study.parts, args.parts):
             changes[part] = study.measure_part(part)
             console.print(f'{part}: {changes[part]:.2f} %')
         order = sorted(changes, key=changes.get, reverse=True)
