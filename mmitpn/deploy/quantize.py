@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.progress import track
+from rich.progress import Progress
 
 from mmitpn.deploy.metadata import TASKS
 from mmitpn.deploy.runtimes import import_runtime
@@ -103,13 +103,17 @@ def quantize_onnx(
         raise ValueError(f'keep={list(keep)} leaves nothing of {source.name} to quantize; keep fewer parts')
     target.parent.mkdir(parents=True, exist_ok=True)
     # The library writes beside its input: a folder of our own goes away with all of it.
-    with tempfile.TemporaryDirectory(prefix=f'.{target.name}.', dir=target.parent) as folder, _quiet():
+    with (
+        tempfile.TemporaryDirectory(prefix=f'.{target.name}.', dir=target.parent) as folder,
+        _quiet(),
+        Progress() as bar,
+    ):
         copy, result = Path(folder, 'source.onnx'), Path(folder, 'int8.onnx')
         shutil.copyfile(source, copy)
         quantization.quantize_static(
             copy,
             result,
-            _Reader(batches),
+            _Reader(batches, bar),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=list(OPERATORS),
             nodes_to_quantize=chosen,
@@ -135,23 +139,24 @@ def _has_weights(node: Any, weights: set[str]) -> bool:
 class _Reader:
     """Calibration batches as ONNX Runtime reads them, with a progress bar."""
 
-    def __init__(self, batches: Sequence[dict[str, np.ndarray]]) -> None:
-        self._size = len(batches)
-        self._batches = iter(track(batches, description='Calibration'))
-        self._left = 0
+    def __init__(self, batches: Sequence[dict[str, np.ndarray]], progress: Progress) -> None:
+        self._batches, self._progress = batches, progress
+        self._task = progress.add_task('Calibration', total=len(batches))
+        self._next = self._end = 0
 
     def __len__(self) -> int:
-        return self._size
+        return len(self._batches)
 
     def set_range(self, start_index: int, end_index: int) -> None:
-        """The next calls of :meth:`get_next` give that number of batches, then None."""
-        self._left = end_index - start_index
+        """The next calls of :meth:`get_next` give these batches, then None."""
+        self._next, self._end = start_index, end_index
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        if not self._left:
+        if self._next == self._end:
+            self._progress.update(self._task, completed=self._end)
             return None
-        self._left -= 1
-        return next(self._batches)
+        self._next += 1
+        return self._batches[self._next - 1]
 
 
 # --- OpenVINO ---------------------------------------------------------------------------------------------------------
