@@ -55,12 +55,9 @@ def run_job(
     with tempfile.TemporaryDirectory() as folder:
         job_file, result_file = Path(folder) / 'job.json', Path(folder) / 'result.json'
         job_file.write_text(json.dumps(job), encoding='utf-8')
-        # A clone may not be installed.
-        root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))
         process = subprocess.run(
             [sys.executable, '-m', module, str(job_file), str(result_file)],
-            env={**os.environ, 'PYTHONPATH': path, **(environment or {})},
+            env={**process_environment(), **(environment or {})},
             capture_output=True,
             text=True,
             check=False,
@@ -73,6 +70,13 @@ def run_job(
                 f' {process.returncode}{killed}:\n{last}'
             )
         return json.loads(result_file.read_text(encoding='utf-8'))
+
+
+def process_environment() -> dict[str, str]:
+    """Environment variables of a process that imports this package, which may be a clone that is not installed."""
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get('PYTHONPATH')]))
+    return {**os.environ, 'PYTHONPATH': path}
 
 
 def load_cases(job: Mapping[str, Any]) -> list[BenchmarkCase]:
