@@ -39,7 +39,7 @@ class Predicts(Protocol):
 
 
 @dataclass(frozen=True)
-class TestData:
+class EvaluationData:
     """The test dataset and the metrics of a config.
 
     Attributes:
@@ -48,13 +48,12 @@ class TestData:
         classes: Names of the classes of the dataset.
     """
 
-    __test__ = False  # pytest takes it for a test otherwise
     cfg: Config
     dataset: Any
     classes: tuple[str, ...]
 
     @classmethod
-    def read(cls, config: str, options: Sequence[str] = ()) -> TestData:
+    def read(cls, config: str, options: Sequence[str] = ()) -> EvaluationData:
         """Read the test dataset of a config.
 
         Args:
@@ -102,7 +101,7 @@ class TestData:
 
 def evaluate_predictor(
     predictor: Predicts,
-    data: TestData,
+    data: EvaluationData,
     *,
     images: int | None = None,
     progress: Callable[[int, int], None] | None = None,

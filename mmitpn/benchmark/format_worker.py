@@ -87,6 +87,7 @@ class FormatWorker:
             'outputs': list(session.info.outputs) or ['features'],
             'classes': list(session.info.classes),
             'size': session.info.size,
+            'least': session.info.least if session.info.size is None else 1,
             'batch': session.info.batch,
             'file_bytes': sum(file.stat().st_size for file in dict.fromkeys(files) if file.is_file()),
             'imports_bytes': imports,
@@ -131,6 +132,7 @@ class FormatWorker:
             'outputs': ['features'] if features else list(predictor.outputs),
             'classes': list(predictor.names),
             'size': None,
+            'least': 1,
             'batch': None,
             'file_bytes': sum(file.stat().st_size for file in files) if source.exists() else None,
             'imports_bytes': imports,
@@ -184,9 +186,9 @@ class FormatWorker:
         self, config: str, options: list[str], images: int | None, progress: Callable[[int, int], None]
     ) -> dict[str, float]:
         """The metrics of a config on its test dataset, see :func:`~mmitpn.benchmark.accuracy.evaluate_predictor`."""
-        from .accuracy import TestData, evaluate_predictor
+        from .accuracy import EvaluationData, evaluate_predictor
 
-        data = TestData.read(config, options)
+        data = EvaluationData.read(config, options)
         return evaluate_predictor(self._get_predictor(), data, images=images, progress=progress)
 
 
