@@ -89,7 +89,7 @@ class FormatWorker:
             'size': session.info.size,
             'least': session.info.least if session.info.size is None else 1,
             'batch': session.info.batch,
-            'file_bytes': sum(file.stat().st_size for file in dict.fromkeys(files) if file.is_file()),
+            'file_bytes': sum(file.stat().st_size for file in (Path(path), weights) if file.is_file()),
             'imports_bytes': imports,
             'load_seconds': time.perf_counter() - start,
         }

@@ -399,6 +399,7 @@ def test_a_file_is_timed_by_its_session(tmp_path):
     model.metadata_props.add(key=KEY, value=info.to_json())
     path = tmp_path / 'mean.onnx'
     onnx.save(model, path)
+    path.with_suffix('.bin').write_bytes(b'of a model in OpenVINO')
 
     worker = FormatWorker()
     facts = worker.load_file(str(path), threads=1)
