@@ -76,11 +76,8 @@ class FormatWorker:
             return Predictor(path, threads=threads)
 
         self._load_predictor = None if session.info.task == 'features' else load_predictor
-        files = [
-            Path(path),
-            Path(path).with_suffix('.bin'),
-            Path(f'{path}.data'),
-        ]  # weights may stand beside the network
+        is_onnx = Path(path).suffix.lower() == '.onnx'
+        weights = Path(f'{path}.data') if is_onnx else Path(path).with_suffix('.bin')
         return {
             'runtime': version,
             'precision': session.info.precision,
