@@ -156,3 +156,4 @@ def _plot_bars(axes: Axes, models: list[ModelMeasurement], batch: int) -> None:
         axes.annotate(f'{x:.1f}', (p95, row), xytext=(5, 0), textcoords='offset points', va='center', fontsize=9)
     axes.set_yticks(range(len(models)), [f'{one.name} ({one.precision}, {one.runtime})' for one in models])
     axes.invert_yaxis()
+    axes.set_xlim(right=1.1 * axes.dataLim.x1)  # room for the last number
