@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -267,7 +268,8 @@ def _with_size(info: ExportInfo, size: tuple[int, int] | None, batch: int | None
     """The metadata of a file for one size or for any."""
     info = replace(info, batch=batch, size=size)
     if size is None:
-        return replace(info, least=_least_side(graph))
+        least = max(_least_side(graph), 2 * graph.window if graph.window > 1 else 0)
+        return replace(info, least=least, divisor=math.lcm(info.divisor, graph.window))
     slide = info.settings.get('slide')
     if slide is not None and size != tuple(slide['crop_size']):
         raise ValueError(
