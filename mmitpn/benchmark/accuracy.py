@@ -39,7 +39,7 @@ class Predicts(Protocol):
 
 
 @dataclass(frozen=True)
-class EvaluationData:
+class TestData:
     """The test dataset and the metrics of a config.
 
     Attributes:
@@ -48,12 +48,13 @@ class EvaluationData:
         classes: Names of the classes of the dataset.
     """
 
+    __test__ = False  # pytest takes it for a test otherwise
     cfg: Config
     dataset: Any
     classes: tuple[str, ...]
 
     @classmethod
-    def read(cls, config: str, options: Sequence[str] = ()) -> EvaluationData:
+    def read(cls, config: str, options: Sequence[str] = ()) -> TestData:
         """Read the test dataset of a config.
 
         Args:
@@ -101,7 +102,7 @@ class EvaluationData:
 
 def evaluate_predictor(
     predictor: Predicts,
-    data: EvaluationData,
+    data: TestData,
     *,
     images: int | None = None,
     progress: Callable[[int, int], None] | None = None,

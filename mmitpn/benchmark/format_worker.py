@@ -183,9 +183,9 @@ class FormatWorker:
         self, config: str, options: list[str], images: int | None, progress: Callable[[int, int], None]
     ) -> dict[str, float]:
         """The metrics of a config on its test dataset, see :func:`~mmitpn.benchmark.accuracy.evaluate_predictor`."""
-        from .accuracy import EvaluationData, evaluate_predictor
+        from .accuracy import TestData, evaluate_predictor
 
-        data = EvaluationData.read(config, options)
+        data = TestData.read(config, options)
         return evaluate_predictor(self._get_predictor(), data, images=images, progress=progress)
 
 

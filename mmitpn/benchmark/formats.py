@@ -18,7 +18,7 @@ from typing import Any
 
 from mmitpn.weights import WEIGHTS
 
-from .accuracy import EvaluationData, find_headline
+from .accuracy import TestData, find_headline
 from .format_worker import ModelProcess
 from .processor import Instructions, find_instructions
 from .speed import describe_machine
@@ -273,7 +273,7 @@ def compare_formats(
     machine = describe_machine()
     threads = threads or machine['cores']
     report = progress or (lambda *_: None)
-    test_data = None if data is None else EvaluationData.read(data, options)
+    test_data = None if data is None else TestData.read(data, options)
     image = None if test_data is None else test_data.image_path(0)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         processes, models, fixed = [], [], []
@@ -310,7 +310,7 @@ def _load(process: ModelProcess, source: ModelSource, threads: int, features: bo
     return process.ask('load_file', threads=threads, path=source.file)
 
 
-def _check_together(models: Sequence[ModelMeasurement], classes: Sequence[str], data: EvaluationData | None) -> None:
+def _check_together(models: Sequence[ModelMeasurement], classes: Sequence[str], data: TestData | None) -> None:
     """Raise where the last model does not belong to the others, or to the data."""
     first, last = models[0], models[-1]
     if (first.outputs == ('features',)) != (last.outputs == ('features',)):
@@ -334,7 +334,7 @@ def _choose_size(
     sources: Sequence[ModelSource],
     limits: Sequence[tuple[Sequence[int] | None, int]],
     size: tuple[int, int] | None,
-    data: EvaluationData | None,
+    data: TestData | None,
 ) -> tuple[int, int]:
     """The size of the inputs; ``limits`` are the one size and the smallest side that each model takes."""
     known = [(one.name, (sides[0], sides[1])) for one, (sides, _) in zip(sources, limits, strict=True) if sides]

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from mmitpn.apis.results import Result
 from mmitpn.benchmark import format_worker, formats
-from mmitpn.benchmark.accuracy import EvaluationData, evaluate_predictor, find_headline
+from mmitpn.benchmark.accuracy import TestData, evaluate_predictor, find_headline
 from mmitpn.benchmark.format_report import describe, make_table, plot_comparison, write_json
 from mmitpn.benchmark.format_worker import FormatWorker
 from mmitpn.benchmark.formats import FormatComparison, ModelMeasurement, ModelSource, parse_models
@@ -258,13 +258,13 @@ def shapes(tmp_path_factory) -> Path:
     return generate_shapes(tmp_path_factory.mktemp('shapes'), num_train=2, num_val=5, seed=2)
 
 
-def read_data(shapes: Path, config: str) -> EvaluationData:
+def read_data(shapes: Path, config: str) -> TestData:
     kind = 'semantic' if 'upernet' in config else 'panoptic' if 'panoptic' in config else 'instances'
     root = shapes / ('ade/ADEChallengeData2016' if kind == 'semantic' else 'coco')
     options = [f'test_dataloader.dataset.data_root={root}/']
     if kind == 'instances':
         options.append(f'test_evaluator.ann_file={root}/annotations/instances_val2017.json')
-    return EvaluationData.read(config, options)
+    return TestData.read(config, options)
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_classes_of_a_classifier(tmp_path):
         '    dict(type="LoadImageFromFile"), dict(type="CenterCrop", crop_size=32), dict(type="PackInputs")]))\n'
         "test_evaluator = dict(type='Accuracy', topk=(1,))\n"
     )
-    data = EvaluationData.read(str(config))
+    data = TestData.read(str(config))
     assert data.classes == ('cat', 'dog')
     assert data.input_size() == (32, 32)
 
@@ -485,7 +485,7 @@ def test_models_that_do_not_belong_together(compare, shapes, monkeypatch, facts,
     if 'data' in settings:
         pytest.importorskip('mmdet')
         data = read_data(shapes, 'dino_fast-itpn-nano_shapes')
-        monkeypatch.setattr(EvaluationData, 'read', lambda *_: data)
+        monkeypatch.setattr(TestData, 'read', lambda *_: data)
         settings = {'data': 'dino_fast-itpn-nano_shapes'}
     with pytest.raises(ValueError, match=message):
         compare(facts, **settings)
