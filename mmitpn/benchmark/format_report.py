@@ -24,7 +24,7 @@ def make_table(comparison: FormatComparison) -> Table:
     reference, batch = comparison.reference, comparison.batch
     table = Table(title=_title(comparison), title_justify='left')
     for heading in ('model', 'runtime', 'precision'):
-        table.add_column(heading, overflow='fold')
+        table.add_column(heading, no_wrap=True, overflow='fold')
     headline = comparison.models[0].headline
     headings = [] if headline is None else [headline[0]]
     headings += ['ms, batch 1: median \\[p95]', f'times as fast as {reference.name}']
