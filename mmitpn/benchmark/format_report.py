@@ -53,7 +53,8 @@ def describe(comparison: FormatComparison) -> list[str]:
     """What a reader of the table needs to know, one sentence a line."""
     batch, machine = comparison.batch, comparison.machine
     cores = f'{machine["processor"]}, {machine["cores"]} cores ({comparison.instructions})'
-    lines = [f'processor: {cores}; {comparison.threads} threads']
+    threads = f'{comparison.threads} thread{"" if comparison.threads == 1 else "s"}'
+    lines = [f'processor: {cores}; {threads}']
     for size in sorted({1, batch}):
         pairs = ', '.join(' and '.join(pair) for pair in comparison.ties(size))
         if pairs:

@@ -365,17 +365,19 @@ def _choose_batches(sources: Sequence[ModelSource], fixed: Sequence[int | None],
 def _measure_speed(
     processes: Sequence[ModelProcess], models: Sequence[ModelMeasurement], rounds: int, seconds: float, report: Progress
 ) -> None:
+    kinds = [*sorted({batch for one in models for batch in one.seconds}), None]  # None: the whole of Predictor
     turns = [
         (process, one, batch)
+        for batch in kinds  # what is compared is measured side by side
         for process, one in zip(processes, models, strict=True)
-        for batch in (*one.seconds, None)  # None: the whole of Predictor
+        if (one.outputs != ('features',) if batch is None else batch in one.seconds)
     ]
     for done in range(rounds * len(turns)):
         report('speed', done, rounds * len(turns))
         process, one, batch = turns[done % len(turns)]
         if batch is not None:
             one.seconds[batch].append(process.ask('time_network', batch=batch, seconds=seconds))
-        elif one.outputs != ('features',):
+        else:
             one.predictor_seconds.append(process.ask('time_predictor', seconds=seconds / 2))
         time.sleep(PAUSE)
     report('speed', rounds * len(turns), rounds * len(turns))

@@ -451,7 +451,7 @@ def compare(monkeypatch):
 
 def test_models_take_turns(compare):
     found = compare({'a.onnx': {}, 'b.onnx': {}}, batch=4)
-    turn = [(name, what) for name in ('a.onnx', 'b.onnx') for what in ('batch 1', 'batch 4', 'time_predictor')]
+    turn = [(name, what) for what in ('batch 1', 'batch 4', 'time_predictor') for name in ('a.onnx', 'b.onnx')]
     assert FakeProcess.asked[4:-2] == turn * 2
     assert {what for _, what in FakeProcess.asked[-2:]} == {'close'}
     assert found.size == (512, 512)
