@@ -55,6 +55,11 @@ def main(argv: list[str] | None = None) -> int:
                 precision=args.precision, calibration=args.calibration, features=args.features,
                 grid_sample=args.grid_sample, report=report,
             )  # fmt: skip
+        if args.format == 'onnx':
+            from mmitpn.deploy.tensorrt_operators import check_tensorrt
+
+            for line in check_tensorrt(path):
+                report(f'TensorRT: {line}')
         info = load_session(path).info
         table = Table(title=f'{path}, {_megabytes(path):.1f} MB', title_justify='left', show_header=False)
         size = 'any' if info.size is None else f'{info.size[0]}x{info.size[1]}'

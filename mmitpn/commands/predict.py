@@ -41,7 +41,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', metavar='SOURCE', help='image, video, folder, glob, URL or camera number')
     parser.add_argument(
-        '--model', required=True, metavar='CONFIG_OR_NAME', help='config file, its name, HOST::NAME, or nano-shapes'
+        '--model',
+        required=True,
+        metavar='CONFIG_OR_NAME',
+        help='config, its name, HOST::NAME, nano-shapes, or an exported file',
     )
     parser.add_argument('--weights', metavar='FILE_OR_NAME', help='checkpoint of the whole model; nano-shapes has its')
     parser.add_argument(
@@ -302,8 +305,12 @@ def main(argv: list[str] | None = None) -> int:
         )
         broken.extend(predict(args, model, data, Console()))
 
-    from mmitpn.engine.cli import run_command
+    from mmitpn.deploy.runtimes import format_of
 
+    if format_of(args.model) is not None:
+        from mmitpn.user_errors import run_without_framework as run_command
+    else:
+        from mmitpn.engine.cli import run_command
     status = run_command(run, args)
     for text in broken:
         sys.stderr.write(f'left out: {text}\n')

@@ -115,7 +115,7 @@ def module_of(node: onnx.NodeProto) -> str:
     """The module path that a node comes from, as torch's exporter records it; '' if it is not known."""
     for entry in node.metadata_props:
         if entry.key == _SCOPES:
-            scopes = [scope for scope in ast.literal_eval(entry.value) if scope]
+            scopes = [scope for scope in ast.literal_eval(entry.value) if scope and not scope.startswith('_empty')]
             paths = scopes[:-1] if len(scopes) > 1 else []
             return re.sub(r'^model\.', '', paths[-1]) if paths else ''
     return ''
