@@ -25,12 +25,14 @@ from typing import Any, TextIO
 import numpy as np
 
 from mmitpn.openmp import bound_spinning
+from mmitpn.ops.install import explain_import
 
 from .memory import process_peak_bytes
 from .worker import process_environment
 
 Run = Callable[[Mapping[str, np.ndarray]], Any]
-MISTAKES = (ValueError, TypeError, KeyError, OSError, ImportError, SyntaxError)  # a user's, in a file, config or option
+# A user's, in a file, config or option; KeyError and AssertionError come from the frameworks.
+MISTAKES = (ValueError, TypeError, KeyError, AssertionError, OSError, ImportError, SyntaxError)
 LIBRARIES = {'.onnx': ('onnxruntime', 'ONNX Runtime'), '.xml': ('openvino', 'OpenVINO')}
 
 
@@ -232,7 +234,8 @@ def serve(requests: TextIO, answers: TextIO) -> None:
             send(ok=getattr(worker, name)(**request))
         except MISTAKES as error:
             traceback.print_exc()
-            text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+            text = explain_import(error) if isinstance(error, ImportError) else None
+            text = text or str(error.args[0] if isinstance(error, KeyError) and error.args else error)
             send(error=' '.join(text.split()) or type(error).__name__, user=True)
         except Exception as error:  # noqa: BLE001 - the other process raises it
             traceback.print_exc()
