@@ -382,9 +382,11 @@ def test_a_short_first_run_is_not_counted_and_a_long_one_not_repeated(monkeypatc
     assert format_worker._repeat(run, 0.7) == pytest.approx([2.0])
 
 
-def test_a_file_is_timed_by_its_session(tmp_path):
-    onnx = pytest.importorskip('onnx')
-    pytest.importorskip('onnxruntime')
+@pytest.mark.parametrize(
+    ('suffix', 'library', 'runtime'), [('.onnx', 'onnxruntime', 'ONNX Runtime 1.'), ('.xml', 'openvino', 'OpenVINO 20')]
+)
+def test_a_file_is_timed_by_its_session(tmp_path, suffix, library, runtime):
+    onnx, library = pytest.importorskip('onnx'), pytest.importorskip(library)
     make = onnx.helper.make_node
     shapes = {'images': [None, 3, None, None], 'probabilities': [None, 3]}
     ends = [onnx.helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes.items()]
@@ -399,13 +401,19 @@ def test_a_file_is_timed_by_its_session(tmp_path):
     model.metadata_props.add(key=KEY, value=info.to_json())
     path = tmp_path / 'mean.onnx'
     onnx.save(model, path)
+    size = path.stat().st_size
     path.with_suffix('.bin').write_bytes(b'of a model in OpenVINO')
+    if suffix == '.xml':
+        network, path = library.convert_model(path), path.with_suffix(suffix)
+        network.set_rt_info(info.to_json(), [KEY])
+        library.save_model(network, path)
+        size = path.stat().st_size + path.with_suffix('.bin').stat().st_size
 
     worker = FormatWorker()
     facts = worker.load_file(str(path), threads=1)
-    assert facts['runtime'].startswith('ONNX Runtime 1.')
+    assert facts['runtime'].startswith(runtime)
     assert (facts['precision'], facts['outputs'], facts['classes']) == ('fp16', ['probabilities'], list(info.classes))
-    assert facts['file_bytes'] == path.stat().st_size
+    assert facts['file_bytes'] == size
     peaks = worker.prepare([64, 96], [1, 8], None)['peak_bytes']
     assert facts['imports_bytes'] <= peaks[1] <= peaks[8]
     assert all(0 < one < 1 for one in worker.time_network(8, 0.01) + worker.time_predictor(0.01))
