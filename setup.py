@@ -19,6 +19,8 @@ FORK = ('onedl-mmcv>=2.3.6', 'onedl-mmengine>=0.10.12')
 OFFICIAL = ('mmcv-lite>=2.1.0,<2.2.0', 'mmengine>=0.10.7')
 # What predicting and datasets in YOLO's and VOC's layout need beside a framework.
 TOOLS = ('supervision>=0.31',)
+# What predicting with an exported file needs beside its runtime.
+RUNNING = ('opencv-python-headless', *TOOLS, 'scipy')
 
 
 def pack_for_mim(root: Path, target: Path, *, link: bool) -> list[Path]:
@@ -136,7 +138,11 @@ if __name__ == '__main__':
             # mmsegmentation 1.2.2 imports ftfy and regex, and does not declare them.
             'openmmlab-seg': ['mmsegmentation>=1.2.2', *OFFICIAL, *TOOLS, 'ftfy', 'regex'],
             'openmmlab-pretrain': ['mmpretrain>=1.2.0', *OFFICIAL, *TOOLS],
-            'tests': ['onnx', 'onnxruntime', 'packaging', 'pytest', 'pytest-timeout', 'pytest-xdist', 'pyyaml', 'ruff'],
+            'tests': ['packaging', 'pytest', 'pytest-timeout', 'pytest-xdist', 'pyyaml', 'ruff'],
+            # To write exported files; and to predict with one, which needs no framework.
+            'export': ['nncf>=3.0', 'onnx>=1.18', 'onnxruntime>=1.22', 'onnxscript>=0.5', 'openvino>=2025.3'],
+            'onnx': ['onnxruntime>=1.22', *RUNNING],
+            'openvino': ['openvino>=2025.3', *RUNNING],
             # Networks that pre-training learns from; each is asked for by the teacher that needs it.
             'teachers': ['timm', 'transformers'],
         },

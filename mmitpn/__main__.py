@@ -23,6 +23,7 @@ COMMANDS = {
     'train': ('mmitpn.commands.train', 'train the model of a config, on its data or your own (--data DIR)'),
     'test': ('mmitpn.commands.test', 'evaluate a checkpoint with the metrics of its config'),
     'export': ('mmitpn.commands.export', 'write a model as one file for ONNX Runtime or OpenVINO'),
+    'benchmark': ('mmitpn.commands.benchmark', 'accuracy and speed of models and exported files in one table'),
     'weights': ('mmitpn.commands.weights', 'list and download weights by name'),
     'data': ('mmitpn.commands.data', 'inspect, convert, check and generate datasets'),
     'swap': ('mmitpn.commands.swap', 'replace backbone and neck of an mmdet or mmseg config by Fast-iTPN'),

@@ -24,6 +24,8 @@ R = TypeVar('R')
 # Mean and standard deviation of ImageNet's RGB values, 0 to 255. Configs repeat them, since a config stands alone.
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
+IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')  # endings of image files
+
 
 def is_int(value: Any) -> bool:
     """Whether a value is an integer; a bool is not."""

@@ -22,7 +22,7 @@ PUBLIC = {
     'MaskDINOHead': 'mmdet',
     'MeanPoolClsHead': 'mmpretrain',
 }
-UNREGISTERED = ('Predictor', 'Result')  # what users call, and no config names
+UNREGISTERED = ('Predictor', 'Result', 'export')  # what users call, and no config names
 
 
 def test_the_public_names_are_these():

@@ -296,6 +296,21 @@ def link(found: dict[str, object], folder: Path) -> Path:
     return folder
 
 
+EXPORTED = """
+import {runtime}
+
+sys.modules.update(dict.fromkeys(('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')))
+import mmitpn
+from mmitpn.__main__ import main
+from mmitpn.apis.results import import_supervision
+
+import_supervision()
+try:
+    mmitpn.Predictor('missing.{suffix}')
+except FileNotFoundError:
+    sys.exit(main(['predict', f'{{root}}/demo', '--model', 'missing.{suffix}']) != 2)
+raise SystemExit(1)
+"""
 # What an extra promises. Each is run with the folder of the links, this project and a folder for files.
 START = """
 import runpy, sys
@@ -396,6 +411,8 @@ changes = {'model.backbone.arch': 'nano', 'model.head.in_channels': 192}
 model = MODELS.build(config('_base_/models/classifier_fast-itpn.py', **changes).model)
 assert type(model.head) is MeanPoolClsHead
 """,
+    'onnx': EXPORTED.format(runtime='onnxruntime', suffix='onnx'),
+    'openvino': EXPORTED.format(runtime='openvino', suffix='xml'),
 }
 
 FRAMEWORK = {'det': 'mmdetection', 'seg': 'mmsegmentation', 'pretrain': 'mmpretrain'}
@@ -410,6 +427,9 @@ def extras() -> list:
             absent = find(name) is None
             marks = pytest.mark.skipif(absent, reason=f'{name} is not installed')
             cases.append(pytest.param(prefix + task, id=prefix + task, marks=marks))
+    for runtime, name in (('onnx', 'onnxruntime'), ('openvino', 'openvino')):
+        marks = pytest.mark.skipif(find(name) is None, reason=f'{name} is not installed')
+        cases.append(pytest.param(runtime, id=runtime, marks=marks))
     return cases
 
 

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from mmitpn.config_check.dataset_entries import IMAGES
+from mmitpn.utils import IMAGES
 
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv', '.ts', '.gif')
 STREAMS = ('rtsp', 'rtmp', 'udp', 'tcp')

@@ -15,9 +15,9 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from mmitpn.config_check.dataset_entries import IMAGES
 from mmitpn.config_check.images import stored_size
 from mmitpn.config_check.messages import did_you_mean, format_list
+from mmitpn.utils import IMAGES
 
 SPLIT_WORDS = {
     'train': ('train', 'training'),

@@ -130,7 +130,7 @@ def build_model(cfg: Config, weights: str) -> tuple[nn.Module, tuple[str, ...]]:
         )
     if classes_are_prompts(cfg.model):
         raise ValueError('the classes of this model are words of a prompt, which Predictor does not take')
-    _remove_other_files(cfg.model)
+    remove_other_files(cfg.model)
     use_checkpoint_grid(cfg, weights)
     if cfg.get('data_preprocessor') is not None:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)  # as mmengine's runner does
@@ -151,7 +151,7 @@ def build_model(cfg: Config, weights: str) -> tuple[nn.Module, tuple[str, ...]]:
     return model.eval(), _class_names(cfg, model, meta, weights)
 
 
-def _remove_other_files(node: Any) -> None:
+def remove_other_files(node: Any) -> None:
     """Remove what would make parts of a model read or download weights of their own."""
     if isinstance(node, Mapping):
         if node.get('pretrained'):
@@ -161,10 +161,10 @@ def _remove_other_files(node: Any) -> None:
             if is_type(one, 'Pretrained', 'PretrainedInit'):
                 node['init_cfg'] = None
         for value in node.values():
-            _remove_other_files(value)
+            remove_other_files(value)
     elif isinstance(node, (list, tuple)):
         for value in node:
-            _remove_other_files(value)
+            remove_other_files(value)
 
 
 def _load_all(model: nn.Module, content: Mapping[str, Any], weights: str) -> None:

@@ -35,7 +35,8 @@ class Predictor:
     Args:
         config: Path of a config of mmdet, mmseg or mmpretrain; the name of one of ours; ``HOST::NAME`` for one of an
             installed framework; or the name of a complete model, ``nano-shapes``, whose weights are then known too.
-            Also a file of ``mmitpn export``, ``.onnx`` or ``.xml``, which has its weights inside and runs on the CPU.
+            Also a file of ``mmitpn export`` (``.onnx``, ``.xml``, ``.pt2``), which has its weights inside and runs on
+            the CPU.
         weights: The checkpoint of the whole model: a file, an address, a sharded checkpoint (a folder), or a name
             (``mmitpn weights list``). Nothing in it is executed. The released files of MaskDINO and the fine-tuned
             classifiers of the iTPN authors are read as they are.
@@ -44,6 +45,7 @@ class Predictor:
         compile: Compile the model: a mode of :func:`torch.compile`, ``'default'`` or ``'reduce-overhead'`` (CUDA
             graphs). The first images take minutes then. None: do not.
         threads: Number of threads of an exported file; None: those of the processor.
+        trust: Load a ``.pt2`` file, in which torch may execute code.
 
     Attributes:
         names: Names of the classes.
@@ -74,11 +76,12 @@ class Predictor:
         dtype: str = 'float32',
         compile: str | None = None,  # noqa: A002 (torch's word)
         threads: int | None = None,
+        trust: bool = False,
     ) -> None:
         self._backend: Any
         if format_of(config) is not None:
             _check_exported(config, weights=weights, device=device, dtype=dtype, compiled=compile)
-            self._backend = self.model = ExportedModel(config, threads=threads)
+            self._backend = self.model = ExportedModel(config, threads=threads, trust=trust)
             self.cfg, self.weights, self.device = None, os.fspath(config), 'cpu'
         else:
             from mmitpn.apis.framework_model import FrameworkModel

@@ -8,8 +8,8 @@ from xml.etree.ElementTree import ParseError, parse
 
 import numpy as np
 
-from mmitpn.config_check.dataset_entries import IMAGES
 from mmitpn.config_check.messages import format_list
+from mmitpn.utils import IMAGES
 
 from .instance_layouts import (
     IMAGE_FOLDERS,

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mmitpn.config_check.dataset_entries import IMAGES
 from mmitpn.config_check.messages import format_list
+from mmitpn.utils import IMAGES
 
 from .instance_layouts import (
     InstanceData,

@@ -25,12 +25,14 @@ from typing import Any, TextIO
 import numpy as np
 
 from mmitpn.openmp import bound_spinning
+from mmitpn.ops.install import explain_import
 
 from .memory import process_peak_bytes
 from .worker import process_environment
 
 Run = Callable[[Mapping[str, np.ndarray]], Any]
-MISTAKES = (ValueError, TypeError, KeyError, OSError, ImportError, SyntaxError)  # a user's, in a file, config or option
+# A user's, in a file, config or option; KeyError and AssertionError come from the frameworks.
+MISTAKES = (ValueError, TypeError, KeyError, AssertionError, OSError, ImportError, SyntaxError)
 LIBRARIES = {'.onnx': ('onnxruntime', 'ONNX Runtime'), '.xml': ('openvino', 'OpenVINO')}
 
 
@@ -76,19 +78,17 @@ class FormatWorker:
             return Predictor(path, threads=threads)
 
         self._load_predictor = None if session.info.task == 'features' else load_predictor
-        files = [
-            Path(path),
-            Path(path).with_suffix('.bin'),
-            Path(f'{path}.data'),
-        ]  # weights may stand beside the network
+        is_onnx = Path(path).suffix.lower() == '.onnx'
+        weights = Path(f'{path}.data') if is_onnx else Path(path).with_suffix('.bin')
         return {
             'runtime': version,
             'precision': session.info.precision,
             'outputs': list(session.info.outputs) or ['features'],
             'classes': list(session.info.classes),
             'size': session.info.size,
+            'least': session.info.least if session.info.size is None else 1,
             'batch': session.info.batch,
-            'file_bytes': sum(file.stat().st_size for file in dict.fromkeys(files) if file.is_file()),
+            'file_bytes': sum(file.stat().st_size for file in (Path(path), weights) if file.is_file()),
             'imports_bytes': imports,
             'load_seconds': time.perf_counter() - start,
         }
@@ -131,6 +131,7 @@ class FormatWorker:
             'outputs': ['features'] if features else list(predictor.outputs),
             'classes': list(predictor.names),
             'size': None,
+            'least': 1,
             'batch': None,
             'file_bytes': sum(file.stat().st_size for file in files) if source.exists() else None,
             'imports_bytes': imports,
@@ -233,7 +234,8 @@ def serve(requests: TextIO, answers: TextIO) -> None:
             send(ok=getattr(worker, name)(**request))
         except MISTAKES as error:
             traceback.print_exc()
-            text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+            text = explain_import(error) if isinstance(error, ImportError) else None
+            text = text or str(error.args[0] if isinstance(error, KeyError) and error.args else error)
             send(error=' '.join(text.split()) or type(error).__name__, user=True)
         except Exception as error:  # noqa: BLE001 - the other process raises it
             traceback.print_exc()

@@ -103,7 +103,7 @@ def parse_models(texts: Sequence[str], *, data: str | None = None) -> list[Model
 
 
 @dataclass
-class FormatFigures:
+class ModelMeasurement:
     """What was measured of one model.
 
     Attributes:
@@ -162,7 +162,7 @@ class FormatComparison:
     """What was measured of several models.
 
     Attributes:
-        figures: Of each model, in the order in which they were given.
+        models: Of each model, in the order in which they were given.
         size: Height and width of the inputs.
         batch: Number of images for images per second.
         threads: Number of threads.
@@ -172,7 +172,7 @@ class FormatComparison:
         instructions: Of the processor.
     """
 
-    figures: list[FormatFigures]
+    models: list[ModelMeasurement]
     size: tuple[int, int]
     batch: int
     threads: int
@@ -182,21 +182,21 @@ class FormatComparison:
     instructions: Instructions
 
     @property
-    def reference(self) -> FormatFigures:
+    def reference(self) -> ModelMeasurement:
         """The model that others are compared with: the first eager one, else the first."""
-        return next((one for one in self.figures if one.is_eager), self.figures[0])
+        return next((one for one in self.models if one.is_eager), self.models[0])
 
-    def speedup(self, figures: FormatFigures, other: FormatFigures, batch: int) -> float | None:
+    def speedup(self, one: ModelMeasurement, other: ModelMeasurement, batch: int) -> float | None:
         """How many times as fast a model is as another: the median over the rounds; None if one has no such batch."""
-        if batch not in figures.seconds or batch not in other.seconds:
+        if batch not in one.seconds or batch not in other.seconds:
             return None
-        rounds = zip(other.by_round(batch), figures.by_round(batch), strict=True)
+        rounds = zip(other.by_round(batch), one.by_round(batch), strict=True)
         return median(theirs / own for theirs, own in rounds)
 
     def ties(self, batch: int) -> list[tuple[str, str]]:
         """Names of the pairs whose speeds differ by less than ``TIE``."""
         pairs = []
-        for one, other in combinations(self.figures, 2):
+        for one, other in combinations(self.models, 2):
             ratio = self.speedup(one, other, batch)
             if ratio is not None and max(ratio, 1 / ratio) < 1 + TIE:
                 pairs.append((one.name, other.name))
@@ -204,20 +204,6 @@ class FormatComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
-        models = []
-        for one in self.figures:
-            speed = {
-                str(batch): {
-                    'median_ms': 1e3 * one.median_seconds(batch),
-                    'p95_ms': 1e3 * one.p95_seconds(batch),
-                    'images_per_second': batch / one.median_seconds(batch),
-                    'speedup': self.speedup(one, self.reference, batch),
-                    'memory_bytes': one.memory_bytes(batch),
-                }
-                for batch in one.seconds
-            }
-            predictor = 1e3 * median(map(median, one.predictor_seconds)) if one.predictor_seconds else None
-            models.append({**asdict(one), 'by_batch': speed, 'predictor_median_ms': predictor})
         return {
             'machine': {**self.machine, **asdict(self.instructions)},
             'threads': self.threads,
@@ -230,8 +216,22 @@ class FormatComparison:
             'latency': 'of the network on a prepared batch: without decoding, preprocessing, post-processing, drawing',
             'predictor': 'the whole of Predictor on one image in memory',
             'memory': 'peak resident memory of the process, without what it allocated before it loaded the model',
-            'models': models,
+            'models': [self._facts(one) for one in self.models],
         }
+
+    def _facts(self, one: ModelMeasurement) -> dict[str, Any]:
+        by_batch = {
+            str(batch): {
+                'median_ms': 1e3 * one.median_seconds(batch),
+                'p95_ms': 1e3 * one.p95_seconds(batch),
+                'images_per_second': batch / one.median_seconds(batch),
+                'speedup': self.speedup(one, self.reference, batch),
+                'memory_bytes': one.memory_bytes(batch),
+            }
+            for batch in one.seconds
+        }
+        predictor = 1e3 * median(map(median, one.predictor_seconds)) if one.predictor_seconds else None
+        return {**asdict(one), 'by_batch': by_batch, 'predictor_median_ms': predictor}
 
 
 def compare_formats(
@@ -276,30 +276,30 @@ def compare_formats(
     test_data = None if data is None else TestData.read(data, options)
     image = None if test_data is None else test_data.image_path(0)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        processes, figures, fixed = [], [], []
+        processes, models, fixed = [], [], []
         for index, source in enumerate(sources):
             report('load', index, len(sources))
             process = stack.enter_context(closing(ModelProcess(source.name, Path(folder, f'{index}.log'))))
             facts = _load(process, source, threads, features)
-            classes, shape = facts.pop('classes'), (facts.pop('size'), facts.pop('batch'))
+            classes, shape = facts.pop('classes'), (facts.pop('size'), facts.pop('least'), facts.pop('batch'))
             facts['outputs'] = tuple(facts['outputs'])
-            figures.append(FormatFigures(source.name, source.file is None, **facts))
-            _check_together(figures, classes, test_data)
+            models.append(ModelMeasurement(source.name, source.file is None, **facts))
+            _check_together(models, classes, test_data)
             processes.append(process)
             fixed.append(shape)
-        size = _choose_size(sources, [one for one, _ in fixed], size, test_data)
-        batches = _choose_batches(sources, [one for _, one in fixed], batch)
-        for index, (process, one) in enumerate(zip(processes, figures, strict=True)):
+        size = _choose_size(sources, [one[:2] for one in fixed], size, test_data)
+        batches = _choose_batches(sources, [one for *_, one in fixed], batch)
+        for index, (process, one) in enumerate(zip(processes, models, strict=True)):
             peaks = process.ask('prepare', size=size, batches=batches[index], image=image)['peak_bytes']
             one.peak_bytes = {int(key): value for key, value in peaks.items()}
             one.seconds = {key: [] for key in sorted(batches[index])}
         report('load', len(sources), len(sources))
-        _measure_speed(processes, figures, rounds, seconds, report)
+        _measure_speed(processes, models, rounds, seconds, report)
         if test_data is not None:
             images = min(images or len(test_data.dataset), len(test_data.dataset))
-            _measure_accuracy(processes, figures, {'config': data, 'options': list(options), 'images': images}, report)
+            _measure_accuracy(processes, models, {'config': data, 'options': list(options), 'images': images}, report)
     return FormatComparison(
-        figures, size, batch, threads, data, images if data is not None else None, machine, find_instructions()
+        models, size, batch, threads, data, images if data is not None else None, machine, find_instructions()
     )
 
 
@@ -310,9 +310,9 @@ def _load(process: ModelProcess, source: ModelSource, threads: int, features: bo
     return process.ask('load_file', threads=threads, path=source.file)
 
 
-def _check_together(figures: Sequence[FormatFigures], classes: Sequence[str], data: TestData | None) -> None:
+def _check_together(models: Sequence[ModelMeasurement], classes: Sequence[str], data: TestData | None) -> None:
     """Raise where the last model does not belong to the others, or to the data."""
-    first, last = figures[0], figures[-1]
+    first, last = models[0], models[-1]
     if (first.outputs == ('features',)) != (last.outputs == ('features',)):
         raise ValueError(
             f'{first.name} gives {", ".join(first.outputs)} and {last.name} {", ".join(last.outputs)}; compare files of'
@@ -332,20 +332,26 @@ def _check_together(figures: Sequence[FormatFigures], classes: Sequence[str], da
 
 def _choose_size(
     sources: Sequence[ModelSource],
-    fixed: Sequence[Sequence[int] | None],
+    limits: Sequence[tuple[Sequence[int] | None, int]],
     size: tuple[int, int] | None,
     data: TestData | None,
 ) -> tuple[int, int]:
-    known = [(source.name, (one[0], one[1])) for source, one in zip(sources, fixed, strict=True) if one is not None]
+    """The size of the inputs; ``limits`` are the one size and the smallest side that each model takes."""
+    known = [(one.name, (sides[0], sides[1])) for one, (sides, _) in zip(sources, limits, strict=True) if sides]
     if size is not None:
         known.insert(0, ('--size', size))
     for name, one in known[1:]:
         if one != known[0][1]:
             first, other = (f'{height}x{width}' for height, width in (known[0][1], one))
             raise ValueError(f'{known[0][0]} is {first}, but {name} takes {other} only; compare models at one size')
+    least = max(side for _, side in limits)
     if known:
-        return known[0][1]
-    return DEFAULT_SIZE if data is None else data.input_size()
+        height, width = known[0][1]
+        if min(height, width) < least:
+            raise ValueError(f'{known[0][0]} is {height}x{width}, but a file takes sides from {least} pixels only')
+        return height, width
+    height, width = DEFAULT_SIZE if data is None else data.input_size()
+    return max(height, least), max(width, least)  # as Predictor pads small images
 
 
 def _choose_batches(sources: Sequence[ModelSource], fixed: Sequence[int | None], batch: int) -> list[list[int]]:
@@ -357,29 +363,31 @@ def _choose_batches(sources: Sequence[ModelSource], fixed: Sequence[int | None],
 
 
 def _measure_speed(
-    processes: Sequence[ModelProcess], figures: Sequence[FormatFigures], rounds: int, seconds: float, report: Progress
+    processes: Sequence[ModelProcess], models: Sequence[ModelMeasurement], rounds: int, seconds: float, report: Progress
 ) -> None:
+    kinds = [*sorted({batch for one in models for batch in one.seconds}), None]  # None: the whole of Predictor
     turns = [
         (process, one, batch)
-        for process, one in zip(processes, figures, strict=True)
-        for batch in (*one.seconds, None)  # None: the whole of Predictor
+        for batch in kinds  # what is compared is measured side by side
+        for process, one in zip(processes, models, strict=True)
+        if (one.outputs != ('features',) if batch is None else batch in one.seconds)
     ]
     for done in range(rounds * len(turns)):
         report('speed', done, rounds * len(turns))
         process, one, batch = turns[done % len(turns)]
         if batch is not None:
             one.seconds[batch].append(process.ask('time_network', batch=batch, seconds=seconds))
-        elif one.outputs != ('features',):
+        else:
             one.predictor_seconds.append(process.ask('time_predictor', seconds=seconds / 2))
         time.sleep(PAUSE)
     report('speed', rounds * len(turns), rounds * len(turns))
 
 
 def _measure_accuracy(
-    processes: Sequence[ModelProcess], figures: Sequence[FormatFigures], request: Mapping[str, Any], report: Progress
+    processes: Sequence[ModelProcess], models: Sequence[ModelMeasurement], request: Mapping[str, Any], report: Progress
 ) -> None:
     total = request['images'] * len(processes)
-    for index, (process, one) in enumerate(zip(processes, figures, strict=True)):
+    for index, (process, one) in enumerate(zip(processes, models, strict=True)):
         before = request['images'] * index
         report('accuracy', before, total)
         one.metrics = process.ask(

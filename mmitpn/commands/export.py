@@ -18,7 +18,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('model', metavar='MODEL', help='config file, its name, HOST::NAME, or nano-shapes')
     parser.add_argument('weights', nargs='?', metavar='WEIGHTS', help='checkpoint of the whole model, or its name')
-    parser.add_argument('--format', default='onnx', help='onnx (default) or openvino')
+    parser.add_argument('--format', default='onnx', help='onnx (default), openvino or torch')
     parser.add_argument(
         '--size', default='dynamic', metavar='HxW', help='height and width of all inputs, or dynamic (default)'
     )
@@ -55,7 +55,12 @@ def main(argv: list[str] | None = None) -> int:
                 precision=args.precision, calibration=args.calibration, features=args.features,
                 grid_sample=args.grid_sample, report=report,
             )  # fmt: skip
-        info = load_session(path).info
+        if args.format == 'onnx':
+            from mmitpn.deploy.tensorrt_operators import check_tensorrt
+
+            for line in check_tensorrt(path):
+                report(f'TensorRT: {line}')
+        info = load_session(path, trust=True).info
         table = Table(title=f'{path}, {_megabytes(path):.1f} MB', title_justify='left', show_header=False)
         size = 'any' if info.size is None else f'{info.size[0]}x{info.size[1]}'
         for name, value in (

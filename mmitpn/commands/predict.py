@@ -41,7 +41,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', metavar='SOURCE', help='image, video, folder, glob, URL or camera number')
     parser.add_argument(
-        '--model', required=True, metavar='CONFIG_OR_NAME', help='config file, its name, HOST::NAME, or nano-shapes'
+        '--model',
+        required=True,
+        metavar='CONFIG_OR_NAME',
+        help='config, its name, HOST::NAME, nano-shapes, or an exported file',
     )
     parser.add_argument('--weights', metavar='FILE_OR_NAME', help='checkpoint of the whole model; nano-shapes has its')
     parser.add_argument(
@@ -59,6 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda:0 ... (default: auto)')
     parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'), help='of autocast')
     parser.add_argument('--compile', action='store_true', help='compile the model: minutes at the first images')
+    parser.add_argument('--trust', action='store_true', help='load a .pt2 file, in which torch may execute code')
     parser.add_argument('--debug', action='store_true', help='show where an error was raised')
     return parser.parse_args(argv)
 
@@ -298,12 +302,21 @@ def main(argv: list[str] | None = None) -> int:
         import_supervision()
         data = DataSource(args.source)  # what is wrong with it is reported before the model is loaded
         model = Predictor(
-            args.model, args.weights, device=args.device, dtype=args.dtype, compile='default' if args.compile else None
+            args.model,
+            args.weights,
+            device=args.device,
+            dtype=args.dtype,
+            compile='default' if args.compile else None,
+            trust=args.trust,
         )
         broken.extend(predict(args, model, data, Console()))
 
-    from mmitpn.engine.cli import run_command
+    from mmitpn.deploy.runtimes import format_of
 
+    if format_of(args.model) is not None:
+        from mmitpn.user_errors import run_without_framework as run_command
+    else:
+        from mmitpn.engine.cli import run_command
     status = run_command(run, args)
     for text in broken:
         sys.stderr.write(f'left out: {text}\n')

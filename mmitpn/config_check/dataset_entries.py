@@ -15,13 +15,12 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS, DefaultScope
 
 from mmitpn.config_types import type_name
-from mmitpn.utils import quiet_imports
+from mmitpn.utils import IMAGES, quiet_imports
 
 from .messages import as_tuple, format_list
 
 SPLITS = ('train', 'val', 'test')
 
-IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 COCO_TYPES = ('CocoDataset', 'CocoPanopticDataset')
 
 

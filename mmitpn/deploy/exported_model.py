@@ -19,7 +19,8 @@ class ExportedModel:
 
     Args:
         path: The file.
-        threads: Number of threads; None: those of the processor.
+        threads: See :func:`~mmitpn.deploy.runtimes.load_session`.
+        trust: Likewise.
 
     Attributes:
         info: Metadata of the file.
@@ -34,8 +35,8 @@ class ExportedModel:
         ValueError: If the file is damaged, was not written by mmitpn, or gives features only.
     """
 
-    def __init__(self, path: str | os.PathLike, *, threads: int | None = None) -> None:
-        self.session = load_session(path, threads=threads)
+    def __init__(self, path: str | os.PathLike, *, threads: int | None = None, trust: bool = False) -> None:
+        self.session = load_session(path, threads=threads, trust=trust)
         self.info = self.session.info
         if self.info.task == 'features':
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert
 
+from mmitpn.models.backbones.fast_itpn import STRIDES
 from mmitpn.models.mask_dino_postprocess import LayerOutputs, segmentation_scores
+from mmitpn.models.token_reduction.reduction import TokenReduction
 
 SUPPORTED = 'mmitpn.DINO, mmitpn.MaskDINO, segmentors of mmseg, classifiers of mmpretrain, and features of any backbone'
 
@@ -38,6 +41,16 @@ class ExportGraph(nn.Module):
     def input_names(self) -> tuple[str, ...]:
         """Names of the inputs."""
         return ('images', 'padding_mask') if self.has_padding_mask else ('images',)
+
+    @property
+    def window(self) -> int:
+        """Side in pixels of the windows of token gathering, whose multiples a file for any size takes; 1 without."""
+        sides = [
+            part.gathering.window_size * STRIDES[-1]
+            for part in self.modules()
+            if isinstance(part, TokenReduction) and part.gathering is not None
+        ]
+        return math.lcm(*sides) if sides else 1
 
     def count_positions(self, images: Tensor) -> tuple[int, int]:
         """Positions of the encoder for such images, and the number of queries that are selected from them."""

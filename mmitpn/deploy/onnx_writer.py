@@ -41,10 +41,15 @@ def export_program(
         RuntimeError: If torch cannot trace it.
     """
     batch, height, width = example
+    if info.size is None:
+        height, width = (-(-side // graph.window) * graph.window for side in (height, width))
     inputs = (torch.zeros(batch, len(info.mean), height, width), torch.zeros(batch, height, width, dtype=torch.bool))
     free = {} if info.batch is not None else {'batch': Dim('batch', min=1, max=LARGEST_BATCH)}
     if info.size is None:
-        free |= {side: Dim(side, min=info.least, max=LARGEST_SIDE) for side in ('height', 'width')}
+        step = graph.window  # 1: any size
+        free |= {
+            side: step * Dim(side, min=-(-info.least // step), max=LARGEST_SIDE // step) for side in ('height', 'width')
+        }
     axes = ({0: 'batch', 2: 'height', 3: 'width'}, {0: 'batch', 1: 'height', 2: 'width'})
     shapes = tuple({axis: free[name] for axis, name in one.items() if name in free} for one in axes)
     number = len(graph.input_names)
@@ -75,6 +80,7 @@ def to_onnx(program: ExportedProgram, graph: ExportGraph, info: ExportInfo) -> o
             opset_version=OPSET,
             input_names=list(graph.input_names),
             output_names=list(graph.output_names),
+            custom_translation_table={round: _translate_round},
             optimize=True,
             verbose=False,
         )
@@ -89,6 +95,15 @@ def to_onnx(program: ExportedProgram, graph: ExportGraph, info: ExportInfo) -> o
     return model
 
 
+def _translate_round(number: Any, digits: Any = None) -> Any:
+    """Python's ``round`` of a number that depends on sizes: half to even in both."""
+    from onnx import TensorProto
+    from onnxscript import opset18
+
+    del digits
+    return opset18.Cast(opset18.Round(opset18.Cast(number, to=TensorProto.FLOAT)), to=TensorProto.INT64)
+
+
 def set_metadata(model: onnx.ModelProto, info: ExportInfo) -> None:
     """Write the metadata into a model, in place of what is there."""
     del model.metadata_props[:]
@@ -100,7 +115,7 @@ def module_of(node: onnx.NodeProto) -> str:
     """The module path that a node comes from, as torch's exporter records it; '' if it is not known."""
     for entry in node.metadata_props:
         if entry.key == _SCOPES:
-            scopes = [scope for scope in ast.literal_eval(entry.value) if scope]
+            scopes = [scope for scope in ast.literal_eval(entry.value) if scope and not scope.startswith('_empty')]
             paths = scopes[:-1] if len(scopes) > 1 else []
             return re.sub(r'^model\.', '', paths[-1]) if paths else ''
     return ''

@@ -1,4 +1,4 @@
-"""Sessions of the runtimes on the CPU: ONNX Runtime for ``.onnx``, OpenVINO for ``.xml``."""
+"""Sessions of the runtimes on the CPU: ONNX Runtime for ``.onnx``, OpenVINO for ``.xml``, torch for ``.pt2``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mmitpn.deploy.metadata import KEY, ExportInfo
 from mmitpn.utils import check_int
 
-SUFFIXES = {'.onnx': 'onnx', '.xml': 'openvino'}
+SUFFIXES = {'.onnx': 'onnx', '.xml': 'openvino', '.pt2': 'torch'}
 FORMATS = tuple(SUFFIXES.values())
 
 
@@ -111,20 +112,51 @@ class OpenVinoSession:
         return {name: values[index] for index, name in enumerate(self._outputs)}
 
 
-Session = OnnxSession | OpenVinoSession
+class TorchSession:
+    """A program of ``torch.export``.
+
+    Args:
+        path: The ``.pt2`` file, which may execute code when torch reads it: its source must be trusted.
+
+    Attributes:
+        info: The metadata of the file.
+        inputs: Names of its inputs.
+    """
+
+    def __init__(self, path: Path) -> None:
+        metadata = {KEY: ''}
+        try:
+            program = torch.export.load(path, extra_files=metadata)
+        except Exception as error:  # noqa: BLE001 - whatever a damaged file raises
+            raise ValueError(f'{path} cannot be loaded by torch.export: {_first_line(error)}') from None
+        self.info = ExportInfo.from_json(metadata[KEY], path)
+        self.inputs = list(program.graph_signature.user_inputs)
+        self._module = program.module()
+        self._outputs = self.info.settings['outputs']
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs by name. Inputs that the network does not have are left out."""
+        with torch.no_grad():
+            values = self._module(*(torch.from_numpy(inputs[name]) for name in self.inputs))
+        values = (values,) if isinstance(values, torch.Tensor) else values
+        return {name: value.numpy() for name, value in zip(self._outputs, values, strict=True)}
 
 
-def load_session(path: str | os.PathLike, *, threads: int | None = None) -> Session:
+Session = OnnxSession | OpenVinoSession | TorchSession
+
+
+def load_session(path: str | os.PathLike, *, threads: int | None = None, trust: bool = False) -> Session:
     """Load an exported network.
 
     Args:
-        path: A ``.onnx`` or ``.xml`` file of ``mmitpn export``.
-        threads: Number of threads; None: those of the processor.
+        path: A ``.onnx``, ``.xml`` or ``.pt2`` file of ``mmitpn export``.
+        threads: Number of threads; None: those of the processor. torch's own number counts for ``.pt2``.
+        trust: Whether the source of a ``.pt2`` file is trusted: torch may execute what is in it.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ImportError: If its runtime is not installed.
-        ValueError: If the file is damaged, or was not written by mmitpn.
+        ValueError: If the file is damaged, was not written by mmitpn, or is not trusted.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -134,6 +166,13 @@ def load_session(path: str | os.PathLike, *, threads: int | None = None) -> Sess
         raise ValueError(f'{path}: {path.suffix!r} is no ending of an exported network; allowed: {", ".join(SUFFIXES)}')
     if threads is not None:
         check_int('threads', threads)
+    if kind == 'torch':
+        if not trust:
+            raise ValueError(
+                f'{path}: torch may execute what is in a .pt2 file; set trust=True (--trust) if you trust its source,'
+                ' or use a file for ONNX Runtime or OpenVINO'
+            )
+        return TorchSession(path)
     return (OnnxSession if kind == 'onnx' else OpenVinoSession)(path, threads=threads)
 
 

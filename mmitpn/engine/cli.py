@@ -22,14 +22,14 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmitpn import user_errors
 from mmitpn.engine.config_utils import keep_readable, resolve_config
 from mmitpn.engine.hooks import TrainingStopped
 from mmitpn.engine.resume import CheckResumeHook
 from mmitpn.engine.runtime import setup_distributed, setup_environment
-from mmitpn.ops.install import explain_import
+from mmitpn.user_errors import describe_error
 
-# What a mistake in a config, a path or an option raises, here and (KeyError, AssertionError) in the frameworks.
-USER_ERRORS = (ValueError, TypeError, KeyError, AssertionError, OSError, ImportError, SyntaxError, ConfigParsingError)
+USER_ERRORS = (*user_errors.USER_ERRORS, ConfigParsingError)
 COPIED = {'val_dataloader': 'test_dataloader', 'val_evaluator': 'test_evaluator'}
 _AROUND_SIGNS = re.compile(r'\s*([,()\[\]])\s*')
 _SPACE = '\0'
@@ -205,7 +205,7 @@ def run_command(command: Callable[[argparse.Namespace, list[FirstStepHook]], Non
                 ' needs it for one more than max_keep_ckpts) and resume with --resume\n'
             )
             return 3
-        sys.stderr.write(f'error: {_describe(error)} (--debug shows where)\n')
+        sys.stderr.write(f'error: {describe_error(error)} (--debug shows where)\n')
         return 2
     except FloatingPointError as error:  # of StopOnInvalidLossHook, whose message is complete
         if args.debug:
@@ -213,18 +213,3 @@ def run_command(command: Callable[[argparse.Namespace, list[FirstStepHook]], Non
         sys.stderr.write(f'error: {error}\n')
         return 3
     return 0
-
-
-def _describe(error: Exception) -> str:
-    """One line about a user's mistake."""
-    advice = explain_import(error) if isinstance(error, ImportError) else None
-    if advice is not None:
-        return advice
-    if isinstance(error, FileNotFoundError) and error.filename is not None:  # the system's own has no sentence
-        return (
-            f'{error.filename} is not there (seen from {Path.cwd()}); the config or a file that it reads names it:'
-            ' correct the setting (data_root, ann_file, data_prefix ...), or put it there'
-        )
-    text = ' '.join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
-    name = '' if isinstance(error, (ValueError, FileNotFoundError)) else f'{type(error).__name__}: '
-    return f'{name}{text or type(error).__name__}'

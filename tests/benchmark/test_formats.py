@@ -19,10 +19,12 @@ from mmitpn.apis.results import Result
 from mmitpn.benchmark import format_worker, formats
 from mmitpn.benchmark.accuracy import TestData, evaluate_predictor, find_headline
 from mmitpn.benchmark.format_report import describe, make_table, plot_comparison, write_json
-from mmitpn.benchmark.formats import FormatComparison, FormatFigures, ModelSource, parse_models
+from mmitpn.benchmark.format_worker import FormatWorker
+from mmitpn.benchmark.formats import FormatComparison, ModelMeasurement, ModelSource, parse_models
 from mmitpn.benchmark.processor import Instructions, name_instructions
 from mmitpn.commands import benchmark as command
 from mmitpn.datasets import generate_shapes
+from mmitpn.deploy.metadata import KEY, ExportInfo
 from mmitpn.utils import rgb2id
 
 NAMES = ('circle', 'square', 'triangle', 'star', 'ring')
@@ -88,11 +90,11 @@ def test_a_checkpoint_needs_a_config(tmp_path):
         ModelSource.parse(str(path))
 
 
-# --- figures ----------------------------------------------------------------------------------------------------------
+# --- speed, memory, table, plot ---------------------------------------------------------------------------------------
 
 
-def figures(name: str, milliseconds: list[list[float]], **values: object) -> FormatFigures:
-    """Figures with runs at batch 1 of some milliseconds, and at batch 8 of eight times that."""
+def measurement(name: str, milliseconds: list[list[float]], **values: object) -> ModelMeasurement:
+    """A model with runs at batch 1 of some milliseconds, and at batch 8 of eight times that."""
     seconds = {batch: [[batch * one / 1e3 for one in turn] for turn in milliseconds] for batch in (1, 8)}
     facts = {
         'is_eager': False,
@@ -105,10 +107,10 @@ def figures(name: str, milliseconds: list[list[float]], **values: object) -> For
         'peak_bytes': {1: 150_000_000, 8: 300_000_000},
         'seconds': seconds,
     }
-    return FormatFigures(name, **{**facts, **values})
+    return ModelMeasurement(name, **{**facts, **values})
 
 
-def comparison(*models: FormatFigures, **values: object) -> FormatComparison:
+def comparison(*models: ModelMeasurement, **values: object) -> FormatComparison:
     machine = {'processor': 'Test CPU', 'cores': 2, 'load_average': [0.1, 0.1, 0.1], 'python': '3'}
     facts = {'size': (96, 128), 'batch': 8, 'threads': 2, 'data': None, 'images': None, 'machine': machine}
     return FormatComparison(list(models), **{**facts, 'instructions': Instructions(('AVX2',), ('AMX',)), **values})
@@ -119,16 +121,16 @@ def measured() -> FormatComparison:
     """An eager model, one twice as fast in each round, and two that are equal though the load changes."""
     metrics = {'coco/bbox_mAP': 0.711, 'coco/bbox_mAP_50': 0.9}
     return comparison(
-        figures('fast.xml', [[5, 5], [10, 10], [15, 60]], metrics={'coco/bbox_mAP': 0.7}, runtime='OpenVINO 1'),
-        figures('eager', [[10, 10], [20, 20], [30, 30]], metrics=metrics, is_eager=True, runtime='PyTorch 2'),
-        figures('same.onnx', [[10.2, 10.2], [20.4, 20.4], [30.9, 30.9]], metrics=metrics),
+        measurement('fast.xml', [[5, 5], [10, 10], [15, 60]], metrics={'coco/bbox_mAP': 0.7}, runtime='OpenVINO 1'),
+        measurement('eager', [[10, 10], [20, 20], [30, 30]], metrics=metrics, is_eager=True, runtime='PyTorch 2'),
+        measurement('same.onnx', [[10.2, 10.2], [20.4, 20.4], [30.9, 30.9]], metrics=metrics),
         data='shapes',
         images=100,
     )
 
 
-def test_figures_are_medians_over_rounds(measured):
-    fast, eager, same = measured.figures
+def test_speeds_are_medians_over_rounds(measured):
+    fast, eager, same = measured.models
     assert fast.by_round(1) == pytest.approx([0.005, 0.010, 0.0375])
     assert fast.median_seconds(1) == pytest.approx(0.010)
     assert fast.p95_seconds(1) == pytest.approx(0.04875)  # of all six runs
@@ -141,16 +143,16 @@ def test_figures_are_medians_over_rounds(measured):
 
 def test_speeds_less_than_five_percent_apart_are_equal(measured):
     assert measured.ties(1) == measured.ties(8) == [('eager', 'same.onnx')]
-    two = comparison(figures('a', [[10.0]]), figures('b', [[10.6]]))
+    two = comparison(measurement('a', [[10.0]]), measurement('b', [[10.6]]))
     assert two.ties(1) == []
 
 
 def test_a_file_of_one_batch_size_has_no_figure_for_the_other():
-    fixed = figures('fixed.onnx', [[10.0]])
+    fixed = measurement('fixed.onnx', [[10.0]])
     del fixed.seconds[8]
-    both = comparison(fixed, figures('any.onnx', [[20.0]]))
+    both = comparison(fixed, measurement('any.onnx', [[20.0]]))
     assert both.ties(8) == []
-    assert both.speedup(fixed, both.figures[1], 8) is None
+    assert both.speedup(fixed, both.models[1], 8) is None
     assert both.to_dict()['models'][0]['by_batch'].keys() == {'1'}
     assert '-' in [str(cell) for cell in make_table(both).columns[5].cells]
 
@@ -187,7 +189,7 @@ def test_the_plot_shows_accuracy_over_latency(measured):
     assert points == [[pytest.approx(x), pytest.approx(y)] for x, y in ((10, 70.0), (20, 71.1), (20.4, 71.1))]
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels[0] == 'fast.xml\nfp32, OpenVINO 1: 70.0, 10.0 ms'
-    for one in measured.figures:
+    for one in measured.models:
         one.metrics = None
     bars = plot_comparison(measured).axes[0]
     assert [bar.get_width() for bar in bars.patches] == pytest.approx([10, 20, 20.4])
@@ -380,6 +382,43 @@ def test_a_short_first_run_is_not_counted_and_a_long_one_not_repeated(monkeypatc
     assert format_worker._repeat(run, 0.7) == pytest.approx([2.0])
 
 
+@pytest.mark.parametrize(
+    ('suffix', 'library', 'runtime'), [('.onnx', 'onnxruntime', 'ONNX Runtime 1.'), ('.xml', 'openvino', 'OpenVINO 20')]
+)
+def test_a_file_is_timed_by_its_session(tmp_path, suffix, library, runtime):
+    onnx, library = pytest.importorskip('onnx'), pytest.importorskip(library)
+    make = onnx.helper.make_node
+    shapes = {'images': [None, 3, None, None], 'probabilities': [None, 3]}
+    ends = [onnx.helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes.items()]
+    nodes = [make('GlobalAveragePool', ['images'], ['pooled']), make('Flatten', ['pooled'], ['flat'])]
+    nodes.append(make('Softmax', ['flat'], ['probabilities']))
+    graph = onnx.helper.make_graph(nodes, 'mean', ends[:1], ends[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid('', 18)], ir_version=10)
+    info = ExportInfo(
+        'classification', ('probabilities',), ('red', 'green', 'blue'), (0.0,) * 3, (255.0,) * 3, True, (), None, None,
+        1, 32, {}, precision='fp16',
+    )  # fmt: skip
+    model.metadata_props.add(key=KEY, value=info.to_json())
+    path = tmp_path / 'mean.onnx'
+    onnx.save(model, path)
+    size = path.stat().st_size
+    path.with_suffix('.bin').write_bytes(b'of a model in OpenVINO')
+    if suffix == '.xml':
+        network, path = library.convert_model(path), path.with_suffix(suffix)
+        network.set_rt_info(info.to_json(), [KEY])
+        library.save_model(network, path)
+        size = path.stat().st_size + path.with_suffix('.bin').stat().st_size
+
+    worker = FormatWorker()
+    facts = worker.load_file(str(path), threads=1)
+    assert facts['runtime'].startswith(runtime)
+    assert (facts['precision'], facts['outputs'], facts['classes']) == ('fp16', ['probabilities'], list(info.classes))
+    assert facts['file_bytes'] == size
+    peaks = worker.prepare([64, 96], [1, 8], None)['peak_bytes']
+    assert facts['imports_bytes'] <= peaks[1] <= peaks[8]
+    assert all(0 < one < 1 for one in worker.time_network(8, 0.01) + worker.time_predictor(0.01))
+
+
 class FakeProcess:
     """Stands for the process of a model; ``facts`` by name, and an order of what was asked."""
 
@@ -394,7 +433,7 @@ class FakeProcess:
         self.asked.append((self.name, do if do != 'time_network' else f'batch {arguments["batch"]}'))
         if do.startswith('load'):
             base = {'runtime': 'R 1', 'precision': 'fp32', 'outputs': ['boxes'], 'classes': list(NAMES), 'size': None}
-            base |= {'batch': None, 'file_bytes': 1, 'imports_bytes': 1, 'load_seconds': 1.0}
+            base |= {'least': 1, 'batch': None, 'file_bytes': 1, 'imports_bytes': 1, 'load_seconds': 1.0}
             return base | self.facts.get(self.name, {})
         if do == 'prepare':
             return {'peak_bytes': {str(batch): 2 for batch in arguments['batches']}}
@@ -420,17 +459,17 @@ def compare(monkeypatch):
 
 def test_models_take_turns(compare):
     found = compare({'a.onnx': {}, 'b.onnx': {}}, batch=4)
-    turn = [(name, what) for name in ('a.onnx', 'b.onnx') for what in ('batch 1', 'batch 4', 'time_predictor')]
+    turn = [(name, what) for what in ('batch 1', 'batch 4', 'time_predictor') for name in ('a.onnx', 'b.onnx')]
     assert FakeProcess.asked[4:-2] == turn * 2
     assert {what for _, what in FakeProcess.asked[-2:]} == {'close'}
     assert found.size == (512, 512)
-    assert len(found.figures[0].seconds[4]) == 2
+    assert len(found.models[0].seconds[4]) == 2
 
 
 def test_files_of_fixed_size_and_batch(compare):
     found = compare({'a.onnx': {'size': [96, 128], 'batch': 1}, 'b.onnx': {}})
     assert found.size == (96, 128)
-    assert [sorted(one.seconds) for one in found.figures] == [[1], [1, 8]]
+    assert [sorted(one.seconds) for one in found.models] == [[1], [1, 8]]
 
 
 @pytest.mark.parametrize(
@@ -438,6 +477,7 @@ def test_files_of_fixed_size_and_batch(compare):
     [
         ({'a': {'size': [96, 96]}, 'b': {'size': [64, 64]}}, {}, r'a is 96x96, but b takes 64x64 only'),
         ({'a': {'size': [96, 96]}}, {'size': (64, 64)}, r'--size is 64x64, but a takes 96x96 only'),
+        ({'a': {'least': 128}}, {'size': (96, 160)}, r'--size is 96x160, but a file takes sides from 128 pixels only'),
         ({'a': {'batch': 4}}, {}, r'a takes batches of 4 images only; write --batch 4'),
         ({'a': {'outputs': ['features']}, 'b': {}}, {}, r'a gives features and b boxes; .*--features'),
         (

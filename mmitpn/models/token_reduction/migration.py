@@ -184,7 +184,7 @@ def split_by_redundancy(
         at, present = positions.gather(-1, left), features if before == count else gather_tokens(features, left)
         found = SCORES[score](present, at, grid)
         if rounds > 1:
-            found = found + _CANDIDATES * ((at // grid.window_w + at % grid.window_w + step) % 2 == 0)
+            found = found + _CANDIDATES * ((grid.diagonals(at) + step) % 2 == 0)
         if tokens.weight is not None:
             found = found.masked_fill(tokens.weights().gather(-1, left) == 0, float('inf'))
         order = found.topk(before, largest=False).indices  # a sort that ONNX has too
@@ -254,7 +254,7 @@ def bipartite_similarity(features: Tensor, positions: Tensor, grid: WindowPartit
 
     The halves are a checkerboard: every other position would give stripes in a window of even width.
     """
-    white = (positions // grid.window_w + positions % grid.window_w) % 2 == 0
+    white = grid.diagonals(positions) % 2 == 0
     # The halves are not equally large: one more channel keeps each from matching its own (+1 and -1, scaled).
     side = torch.where(white, 2.0, -2.0).unsqueeze(-1)
     best, _ = best_match(torch.cat((features, side), -1), torch.cat((features, -side), -1))

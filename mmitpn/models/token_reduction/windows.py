@@ -114,6 +114,11 @@ class WindowPartition:
         ratio = self.window_h * columns / (self.window_w * rows)
         return max(ratio, 1 / ratio)
 
+    def diagonals(self, positions: Tensor) -> Tensor:
+        """Row plus column of positions in a window, without a remainder, which ONNX lacks for sizes that change."""
+        rows = positions // self.window_w
+        return rows + positions - rows * self.window_w
+
     def cells(self, cut: tuple[int, int], device: torch.device) -> Tensor:
         """The cell of each position in a window, ``(tokens_per_window,)``."""
         row = torch.arange(self.window_h, device=device) * cut[0] // self.window_h
