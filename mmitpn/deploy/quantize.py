@@ -165,6 +165,8 @@ class _Reader:
 def quantize_openvino(model: openvino.Model, batches: Iterable[Batch], *, keep: Sequence[str] = ()) -> openvino.Model:
     """Quantize an OpenVINO model by NNCF, for transformers: with smoothing of outliers and bias correction.
 
+    Weights have 7 bits, as of :func:`quantize_onnx`; :func:`find_pooling` stays in float.
+
     Args:
         model: The fp32 model, which does not change.
         batches: As of :func:`quantize_onnx`.
@@ -180,6 +182,7 @@ def quantize_openvino(model: openvino.Model, batches: Iterable[Batch], *, keep: 
     nncf = import_runtime('nncf', 'nncf', 'int8 for OpenVINO')
     batches = _read_batches(batches, [one.any_name for one in model.inputs])
     names = match_names([node.get_friendly_name() for node in model.get_ordered_ops()], keep)
+    names += [name for name in find_pooling(model) if name not in names]
     ignored = nncf.IgnoredScope(names=names, validate=False) if names else None  # it knows no nodes of constants
     return nncf.quantize(
         model,
@@ -189,6 +192,31 @@ def quantize_openvino(model: openvino.Model, batches: Iterable[Batch], *, keep: 
         ignored_scope=ignored,
         advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
     )
+
+
+def find_pooling(model: openvino.Model) -> list[str]:
+    """Products with a matrix that is computed from the sizes of maps: adaptive pooling, resized positional embeddings.
+
+    They stay in float: NNCF wants symmetric ranges for them, but not for convolutions of the same map, and raises an
+    internal error when the two meet in one concatenation, as in UperNet.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The friendly names of the MatMul nodes.
+    """
+    constant, sizes, values = range(3)
+    kinds: dict[str, int] = {}
+    found = []
+    for node in model.get_ordered_ops():
+        kind = node.get_type_name()
+        inputs = [kinds[one.get_node().get_name()] for one in node.input_values()]
+        own = {'Parameter': values, 'ShapeOf': sizes}.get(kind, max(inputs, default=constant))
+        kinds[node.get_name()] = own
+        if kind == 'MatMul' and sizes in inputs:
+            found.append(node.get_friendly_name())
+    return found
 
 
 # --- both -------------------------------------------------------------------------------------------------------------

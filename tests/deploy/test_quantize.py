@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmitpn.deploy.metadata import TASKS
-from mmitpn.deploy.quantize import PRESETS, float_layers, match_names, quantize_onnx, quantize_openvino
+from mmitpn.deploy.quantize import PRESETS, find_pooling, float_layers, match_names, quantize_onnx, quantize_openvino
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')
@@ -138,6 +138,18 @@ def test_openvino_in_int8_keeps_modules_in_float(network):
     assert 0 < relative_error(found[1], expected) < relative_error(found[0], expected) < 0.05
     with pytest.raises(ValueError, match='there is no image to calibrate'):
         quantize_openvino(model, iter(()))
+
+
+def test_products_with_sizes_are_found():
+    openvino = pytest.importorskip('openvino')
+    from openvino import opset13 as ops
+
+    x = ops.parameter([-1, 2], np.float32)
+    weighted = ops.matmul(x, np.ones((2, 2), np.float32), transpose_a=False, transpose_b=False)
+    sizes = ops.unsqueeze(ops.convert(ops.shape_of(x), 'f32'), 1)
+    pooled = ops.matmul(weighted, sizes, transpose_a=False, transpose_b=False)
+    pooled.set_friendly_name('/head/pool/MatMul')
+    assert find_pooling(openvino.Model([pooled], [x])) == ['/head/pool/MatMul']
 
 
 def test_paths_end_between_slashes():
