@@ -54,9 +54,23 @@ def export_program(
     shapes = tuple({axis: free[name] for axis, name in one.items() if name in free} for one in axes)
     number = len(graph.input_names)
     with torch.no_grad(), exchanged_for_export(graph, dynamic=info.size is None, grid_sample=grid_sample), _quiet():
-        return torch.export.export(
+        program = torch.export.export(
             graph, inputs[:number], dynamic_shapes=shapes[:number], prefer_deferred_runtime_asserts_over_guards=True
         )
+    _drop_assertions(program)
+    return program
+
+
+def _drop_assertions(program: ExportedProgram) -> None:
+    """Remove the assertions about sizes, which say what held for the example: the operators take other sizes too.
+
+    Whether they give the same there is compared after each export, at other sizes than the example's.
+    """
+    for node in reversed(program.graph.nodes):
+        if '_assert' in str(node.target):
+            program.graph.erase_node(node)
+    program.graph.eliminate_dead_code()
+    program.graph_module.recompile()
 
 
 def to_onnx(program: ExportedProgram, graph: ExportGraph, info: ExportInfo) -> onnx.ModelProto:

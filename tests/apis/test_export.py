@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -97,6 +98,21 @@ def test_a_file_is_of_standard_operators_and_has_no_paths(detector):
 
 
 @pytest.mark.slow
+def test_the_blocks_of_the_page_run(detector, tmp_path, monkeypatch, capsys):
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'demo').symlink_to(root / 'demo')
+    (tmp_path / 'nano-shapes.onnx').symlink_to(detector)
+    monkeypatch.setattr(mmitpn, 'export', lambda name, output: output, raising=False)  # the file is there
+    values = {}
+    blocks = re.findall(r'```python\n(.*?)```', (root / 'docs/export.md').read_text(encoding='utf-8'), re.DOTALL)
+    for block in blocks:
+        exec(block, values)  # noqa: S102
+    assert 'Result(shapes_1.jpg, ' in capsys.readouterr().out
+    assert values['outputs']['boxes'].shape == (2, 80, 4)
+
+
+@pytest.mark.slow
 def test_label_maps_in_openvino(small_model, images, arrays, tmp_path):
     pytest.importorskip('openvino')
     case = small_model('upernet')
@@ -111,6 +127,7 @@ def test_label_maps_in_openvino(small_model, images, arrays, tmp_path):
     [
         ('instances', {'format': 'openvino', 'size': (160, 192), 'batch': 2}),
         pytest.param('boxes', {'grid_sample': 'gather', 'size': (160, 192), 'batch': 1}, marks=pytest.mark.thorough),
+        pytest.param('boxes', {'format': 'torch'}, marks=pytest.mark.thorough),
         pytest.param('instances', {}, marks=pytest.mark.thorough),
         pytest.param('panoptic', {}, marks=pytest.mark.thorough),
         pytest.param('panoptic', {'format': 'openvino'}, marks=pytest.mark.thorough),
@@ -125,9 +142,9 @@ def test_other_tasks_and_formats(small_model, images, tmp_path, kind, options):
         pytest.importorskip('openvino')
     case = small_model(kind)
     spread_scores(case)
-    suffix = '.xml' if options.get('format') == 'openvino' else '.onnx'
+    suffix = {'openvino': '.xml', 'torch': '.pt2'}.get(options.get('format'), '.onnx')
     path = mmitpn.export(case.config, case.weights, output=tmp_path / f'a{suffix}', **options)
-    model, file = mmitpn.Predictor(case.config, case.weights, device='cpu'), mmitpn.Predictor(path)
+    model, file = mmitpn.Predictor(case.config, case.weights, device='cpu'), mmitpn.Predictor(path, trust=True)
     if 'size' in options:  # the same size rule
         height, width = options['size']
         model._backend._transform.transforms[0].scale = (width, height)

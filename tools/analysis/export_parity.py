@@ -41,7 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('files', nargs='*', metavar='FILE', help='exported files')
     parser.add_argument('--weights', metavar='FILE_OR_NAME', help='checkpoint of the model')
     parser.add_argument('--random', action='store_true', help='random weights; files are exported from them')
-    parser.add_argument('--formats', nargs='+', choices=FORMATS, default=FORMATS, help='of the files, with --random')
+    parser.add_argument('--formats', nargs='+', choices=FORMATS, default=('onnx', 'openvino'), help='with --random')
     parser.add_argument('--images', default='demo', metavar='SOURCE', help='images to compare (default: demo)')
     parser.add_argument('--score', type=float, default=0.1, help='objects above it are compared (default: 0.1)')
     parser.add_argument('--batch', type=int, default=1, help='images at once')
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
                 files = [*files, str(path)]
                 console.print(f'{path.name}: {time.monotonic() - start:.0f} s')
         model = mmitpn.Predictor(config, weights, device='cpu')
-        exported = {name: mmitpn.Predictor(name) for name in files}
+        exported = {name: mmitpn.Predictor(name, trust=args.random) for name in files}
         results = {name: Parity() for name in files}
         data = [item for item in DataSource(args.images) if item.error is None]
         low = args.score / 2
