@@ -103,7 +103,7 @@ def test_the_blocks_of_the_page_run(detector, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'demo').symlink_to(root / 'demo')
     (tmp_path / 'nano-shapes.onnx').symlink_to(detector)
-    monkeypatch.setattr(mmitpn, 'export', lambda name, output: output, raising=False)  # the file is there
+    monkeypatch.setattr(mmitpn, 'export', lambda _, output: output, raising=False)  # the file is there
     values = {}
     blocks = re.findall(r'```python\n(.*?)```', (root / 'docs/export.md').read_text(encoding='utf-8'), re.DOTALL)
     for block in blocks:
