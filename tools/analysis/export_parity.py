@@ -101,7 +101,9 @@ def main(argv: list[str] | None = None) -> int:
             for name, predictor in exported.items():
                 (found,) = predictor.predict(source, score=low, batch=args.batch)
                 results[name].add(expected, found, score=args.score)
-    table = Table('', *(f'{Path(name).name} {exported[name].model.info.precision}' for name in files), 'limit')
+    table = Table()
+    for heading in ('', *(f'{Path(name).name} {exported[name].model.info.precision}' for name in files), 'limit'):
+        table.add_column(heading, no_wrap=True)
     for cells in zip(*(result.rows() for result in results.values()), strict=True):
         table.add_row(cells[0][0], *(value for _, value, _ in cells), cells[0][2])
     console.print(table)
