@@ -138,9 +138,9 @@ class RecordedPredictions:
 def change_of(result: Result, reference: Result) -> float | None:
     """How far the predictions for an image are from others, from 0 (equal) to 1.
 
-    Objects: 1 - IoU of the boxes * (1 - difference of the scores) with the most similar object of the same class, averaged over the
-    objects of both with a score over 0.1; None without objects. Label maps: the fraction of other pixels. Classifiers:
-    half the sum of the probabilities' differences.
+    Objects: 1 - IoU of the boxes * (1 - difference of the scores) with the most similar object of the same class,
+    averaged over the objects of both with a score over 0.1; None without objects. Label maps: the fraction of other
+    pixels. Classifiers: half the sum of the probabilities' differences.
     """
     if 'boxes' in result.outputs:
         losses = [*_unmatched(result, reference), *_unmatched(reference, result)]
