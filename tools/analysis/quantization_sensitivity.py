@@ -132,15 +132,15 @@ class RecordedPredictions:
     def change(self, reference: RecordedPredictions) -> float:
         """The mean change of the predictions in percent, see :func:`change_of`."""
         values = [change_of(one, reference._results[name]) for name, one in self._results.items()]
-        return 100 * float(np.mean([value for value in values if value is not None]))
+        return 100 * statistics.fmean([value for value in values if value is not None] or [0.0])
 
 
 def change_of(result: Result, reference: Result) -> float | None:
     """How far the predictions for an image are from others, from 0 (equal) to 1.
 
-    Objects: 1 - IoU * (1 - difference of the scores) with the most similar object of the same class, averaged over the
-    objects of both with a score over 0.1; None without objects. Label maps: the fraction of other pixels. Classifiers:
-    half the sum of the probabilities' differences.
+    Objects: 1 - IoU of the boxes * (1 - difference of the scores) with the most similar object of the same class,
+    averaged over the objects of both with a score over 0.1; None without objects. Label maps: the fraction of other
+    pixels. Classifiers: half the sum of the probabilities' differences.
     """
     if 'boxes' in result.outputs:
         losses = [*_unmatched(result, reference), *_unmatched(reference, result)]
@@ -159,7 +159,7 @@ def _unmatched(some: Result, others: Result) -> list[float]:
     areas = [(one[:, 2:] - one[:, :2]).prod(-1) for one in (boxes, others.boxes)]
     iou = common / np.maximum(areas[0][:, None] + areas[1][None] - common, 1e-9)
     similar = iou * (labels[:, None] == others.labels) * (1 - np.abs(scores[:, None] - others.scores))
-    return [1 - float(row.max()) for row in similar]
+    return [1 - float(row.max(initial=0)) for row in similar]
 
 
 def _label_map(result: Result) -> np.ndarray:
