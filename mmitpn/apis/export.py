@@ -35,7 +35,7 @@ LEAST_SIDE = 32
 # Of files for any size: the coarse maps of smaller images have a side of 1, which would become a constant.
 LEAST_FREE_SIDE = 128
 EXAMPLE = (2, 331, 475)  # batch, height and width with which free sizes are traced: none of them is special
-CALIBRATION_IMAGES = 200
+CALIBRATION_IMAGES = 64
 IMAGENET = {'mean': (123.675, 116.28, 103.53), 'std': (58.395, 57.12, 57.375)}
 
 
@@ -67,7 +67,7 @@ def export(
         batch: ``dynamic``, or the number of images of every batch.
         precision: ``fp32``; ``fp16``: weights in half precision, computed as the runtime chooses; ``int8``: quantized,
             but for the layers that lose accuracy (:mod:`mmitpn.deploy.quantize`).
-        calibration: Of int8: a folder or other source of images like those of the task, some hundred.
+        calibration: Of int8: a folder or other source of images like those of the task, 32 or more; 64 are used.
         features: Export backbone and pyramid, whose maps are the outputs.
         grid_sample: ``native`` (GridSample), or ``gather`` for runtimes that compile GridSample to wrong results.
         report: Is told what is done.
@@ -140,7 +140,7 @@ def _check_options(kind: str, precision: str, calibration: Any, grid_sample: str
         if value not in allowed:
             raise ValueError(f'{name} is {value!r}; allowed: {", ".join(allowed)}')
     if precision == 'int8' and calibration is None:
-        raise ValueError('precision int8 needs calibration: a folder of some hundred images like those of the task')
+        raise ValueError('precision int8 needs calibration: a folder of 32 or more images like those of the task')
     if precision != 'int8' and calibration is not None:
         raise ValueError(f'calibration is for precision int8, but precision is {precision}: leave it out')
     if kind == 'torch' and precision != 'fp32':
@@ -336,7 +336,7 @@ def _calibration_images(source: Any) -> list[Path]:
     """The image files of a source, spread evenly if there are many."""
     data = [item for item in DataSource(source) if item.path is not None and item.error is None]
     if not data:
-        raise ValueError(f'calibration {source} has no image files; give a folder of some hundred images')
+        raise ValueError(f'calibration {source} has no image files; give a folder of 32 or more')
     index = np.unique(np.linspace(0, len(data) - 1, min(len(data), CALIBRATION_IMAGES)).round().astype(int))
     return [data[one].path for one in index]
 

@@ -176,7 +176,7 @@ def test_a_classifier(small_model, images, arrays, tmp_path):
         ({'format': 'tflite'}, r"format is 'tflite'; allowed: onnx, openvino, torch"),
         ({'format': 'torch', 'precision': 'fp16'}, r"precision is 'fp16', but the format torch has fp32 alone"),
         ({'precision': 'int4'}, r"precision is 'int4'; allowed: fp32, fp16, int8"),
-        ({'precision': 'int8'}, r'int8 needs calibration: a folder of some hundred images'),
+        ({'precision': 'int8'}, r'int8 needs calibration: a folder of 32 or more images'),
         ({'calibration': 'demo'}, r'calibration is for precision int8, but precision is fp32'),
         ({'grid_sample': 'none'}, r"grid_sample is 'none'; allowed: native, gather"),
         ({'size': '64'}, r"size is '64'; give height and width, such as 512x768, or dynamic"),
