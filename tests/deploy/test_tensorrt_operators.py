@@ -171,6 +171,7 @@ def test_bad_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         check_tensorrt(tmp_path / 'bad.onnx')
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_the_page_with_an_exported_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip('mmdet')
