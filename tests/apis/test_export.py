@@ -112,6 +112,7 @@ def test_the_blocks_of_the_page_run(detector, tmp_path, monkeypatch, capsys):
     assert values['outputs']['boxes'].shape == (2, 80, 4)
 
 
+@pytest.mark.thorough  # tests/deploy/test_openvino.py
 @pytest.mark.slow
 def test_label_maps_in_openvino(small_model, images, arrays, tmp_path):
     pytest.importorskip('openvino')
@@ -125,7 +126,7 @@ def test_label_maps_in_openvino(small_model, images, arrays, tmp_path):
 @pytest.mark.parametrize(
     ('kind', 'options'),
     [
-        ('instances', {'format': 'openvino', 'size': (160, 192), 'batch': 2}),
+        pytest.param('instances', {'format': 'openvino', 'size': (160, 192), 'batch': 2}, marks=pytest.mark.thorough),
         pytest.param('boxes', {'grid_sample': 'gather', 'size': (160, 192), 'batch': 1}, marks=pytest.mark.thorough),
         pytest.param('boxes', {'format': 'torch'}, marks=pytest.mark.thorough),
         pytest.param('instances', {}, marks=pytest.mark.thorough),

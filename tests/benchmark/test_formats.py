@@ -383,7 +383,11 @@ def test_a_short_first_run_is_not_counted_and_a_long_one_not_repeated(monkeypatc
 
 
 @pytest.mark.parametrize(
-    ('suffix', 'library', 'runtime'), [('.onnx', 'onnxruntime', 'ONNX Runtime 1.'), ('.xml', 'openvino', 'OpenVINO 20')]
+    ('suffix', 'library', 'runtime'),
+    [
+        ('.onnx', 'onnxruntime', 'ONNX Runtime 1.'),
+        pytest.param('.xml', 'openvino', 'OpenVINO 20', marks=pytest.mark.thorough),  # tests/deploy/test_openvino.py
+    ],
 )
 def test_a_file_is_timed_by_its_session(tmp_path, suffix, library, runtime):
     onnx, library = pytest.importorskip('onnx'), pytest.importorskip(library)

@@ -117,6 +117,7 @@ def test_nothing_stays_of_a_calibration_that_fails(network, tmp_path):
     assert [one.name for one in network.parent.iterdir()] == ['fp32.onnx']
 
 
+@pytest.mark.thorough  # tests/deploy/test_openvino.py
 def test_openvino_in_int8_keeps_modules_in_float(network):
     openvino = pytest.importorskip('openvino')
     pytest.importorskip('nncf')
@@ -140,6 +141,7 @@ def test_openvino_in_int8_keeps_modules_in_float(network):
         quantize_openvino(model, iter(()))
 
 
+@pytest.mark.thorough  # tests/deploy/test_openvino.py
 def test_products_with_sizes_are_found():
     openvino = pytest.importorskip('openvino')
     from openvino import opset13 as ops
