@@ -13,8 +13,9 @@ pytest.importorskip('mmdet')
 import torch.multiprocessing as mp
 from mask_dino_ranks import WORLD, fix_points, work
 
+from mmitpn.models import mask_dino_postprocess as postprocess
 from mmitpn.models.heads import MaskDINODecodeHead, MaskDINOFusionHead
-from mmitpn.models.mask_dino import LayerOutputs, postprocess
+from mmitpn.models.mask_dino import LayerOutputs
 from mmitpn.models.mask_dino.core import CROSS_ENTROPY, padding_mask_of
 from mmitpn.models.mask_dino.criterion import _LOSS_CHUNK
 from mmitpn.models.mask_dino.targets import targets_from_instances
