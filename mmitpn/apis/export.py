@@ -70,7 +70,7 @@ def export(
         calibration: Of int8: a folder or other source of images like those of the task, 32 or more; 64 are used.
         features: Export backbone and pyramid, whose maps are the outputs.
         grid_sample: ``native`` (GridSample), or ``gather`` for runtimes that compile GridSample to wrong results.
-        report: Is told what is done.
+        report: Called with a line about each step.
 
     Returns:
         The file.
