@@ -94,7 +94,11 @@ def export(
     else:
         model = to_onnx(program, graph, info)
         _write(model, info, target, format=format, precision=precision, images=images, report=report)
-    report(_verify(target, graph, info))
+    try:
+        report(_verify(target, graph, info))
+    except ValueError:
+        target.unlink(missing_ok=True)  # no wrong file under the final name
+        raise
     return target
 
 
