@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.table import Table
 
+from mmitpn.atomic import write_atomic
 from mmitpn.datasets import generate_shapes
 from mmitpn.engine import find_latest_checkpoint
 
@@ -78,8 +79,11 @@ class ScoreFile:
         if str(seed) in scores and not again:
             return
         scores[str(seed)] = score()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.scores, indent=1) + '\n', encoding='utf-8')
+        self.save()
+
+    def save(self) -> None:
+        """Write the file: a run that is killed meanwhile leaves the scores before or after, never a part."""
+        write_atomic(self.path, (json.dumps(self.scores, indent=1) + '\n').encode())
 
     def table(self, title: str, base: str) -> Table:
         """All scores, their means, and the differences of the means to that of the method ``base``."""

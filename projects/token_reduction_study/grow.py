@@ -26,7 +26,9 @@ GAMMAS = ('gamma_1', 'gamma_2')
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('checkpoint', metavar='CHECKPOINT', help='weights of a FastITPN backbone, such as a quick start')
+    parser.add_argument(
+        'checkpoint', metavar='CHECKPOINT', help='weights of a FastITPN backbone, such as a quick start'
+    )
     parser.add_argument('out', type=Path, metavar='OUT.pth', help='file of the grown backbone')
     parser.add_argument('--times', type=int, default=3, help='blocks for each block (default: 3)')
     parser.add_argument('--factor', type=float, default=0.1, help='of the layer scale of the copies (default: 0.1)')

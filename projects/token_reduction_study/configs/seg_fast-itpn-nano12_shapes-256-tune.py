@@ -1,4 +1,4 @@
-# Fine-tuning of the trained segmentor with a token reduction switched on: depth_study.py gives load_from and the setting.
+# Fine-tuning of the trained segmentor with a token reduction switched on; depth_study.py gives load_from and setting.
 _base_ = './seg_fast-itpn-nano12_shapes-256.py'
 
 max_iters, warmup, flat_until = 600, 30, 180

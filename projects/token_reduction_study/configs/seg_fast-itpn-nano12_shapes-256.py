@@ -1,6 +1,6 @@
 # A segmentor that is deep enough for token reduction, and small enough for two CPU cores: a Fast-iTPN of nano's width
-# with 12 blocks in the main stage, at 256 pixels (16x16 tokens), with a light pyramid and head. depth_study.py trains it.
-# The backbone starts from the quick start's 4 blocks, grown to 12 by grow.py; pyramid and head start from random weights.
+# with 12 blocks in the main stage, at 256 pixels (16x16 tokens), with a light pyramid and head (depth_study.py). The
+# backbone starts from the quick start's 4 blocks, grown to 12 by grow.py; pyramid and head start from random weights.
 _base_ = [
     '../../../configs/_base_/models/itpn_channels.py',
     '../../../configs/_base_/datasets/shapes_segmentation.py',

@@ -3,6 +3,6 @@
 A config uses them by ``custom_imports = dict(imports=['token_study'])``, with the folder of this project on the path.
 """
 
-from .methods import SemanticTokens, TokenMerging, TokenPropagation
+from .methods import PruneThenMerge, SemanticTokens, TokenMerging, TokenPropagation
 
-__all__ = ['SemanticTokens', 'TokenMerging', 'TokenPropagation']
+__all__ = ['PruneThenMerge', 'SemanticTokens', 'TokenMerging', 'TokenPropagation']

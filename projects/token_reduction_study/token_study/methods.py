@@ -1,4 +1,4 @@
-"""The compared methods: ToMe, GTP-ViT and STViT-R as token reducers, three simple scores, and a table of all by name.
+"""The compared methods as token reducers (ToMe, prune-then-merge, GTP-ViT, STViT-R), three simple scores, their names.
 
 They are registered as users register their own, so that ``token_migration=dict(type='TokenMerging')`` and
 ``token_migration=dict(score='mean')`` are found.
@@ -125,6 +125,53 @@ def _merge(tokens: WindowedTokens, keys: Tensor, number: int) -> WindowedTokens:
         index=torch.cat((positions.gather(2, alone_index), positions[:, :, second]), 2),
         unmerge=(*tokens.unmerge, lambda x: gather_tokens(x, target)),
     )
+
+
+@register_reducer
+class PruneThenMerge(TokenMerging):
+    """Prune the least attended tokens, then merge the most similar of those that are left, down to the same number.
+
+    PPT (arXiv 2310.01812) prunes by the attention of the class token in some blocks and pools as ToMe does in others;
+    Prune and Merge (arXiv 2503.23455) does both before a block, with trained matrices, and brings pruned tokens back by
+    a shortcut for segmentation. Ours needs no class token and no training, which is our interpretation: before one
+    block a fraction of the tokens to remove is pruned and the rest merged (:class:`TokenMerging`). The importance of a
+    token is the attention of the block at hand that it receives from the mean query of its window, averaged over the
+    heads. For the pyramid pruned tokens return unchanged, and merged ones as the token that stands for them.
+
+    Args:
+        depth: Blocks of the main stage.
+        pruned: Fraction of the removed tokens that are pruned; the others are merged.
+        **ratios: See :class:`BaseTokenReducer`.
+    """
+
+    def __init__(self, depth: int, *, pruned: float = 0.5, **ratios: object) -> None:
+        super().__init__(depth, **ratios)
+        if isinstance(pruned, bool) or not isinstance(pruned, (int, float)) or not 0 <= pruned <= 1:
+            raise ValueError(f'pruned is {pruned!r}; allowed: 0 (all are merged) to 1 (all are pruned)')
+        self.pruned = pruned
+
+    def reduce(self, tokens: WindowedTokens, block: nn.Module, keep: int) -> WindowedTokens:
+        """Prune and merge until ``keep`` tokens per window are left."""
+        count = int(tokens.x.shape[2])
+        stay = count - round(self.pruned * (count - keep))
+        if stay < count:
+            order = _importance(tokens, block).topk(count).indices
+            tokens = tokens.select(order[..., :stay].sort(-1).values, order[..., stay:].sort(-1).values)
+        return super().reduce(tokens, block, keep)
+
+
+@torch.no_grad()
+def _importance(tokens: WindowedTokens, block: nn.Module) -> Tensor:
+    """Attention that each token receives from its window's mean query, ``(B, windows, m)``; padding is below all."""
+    attention, dim = block.attn, tokens.x.shape[-1]
+    weights = tokens.weights().float()
+    x = block.norm1(tokens.x)
+    mean = (x * weights.unsqueeze(-1).to(x.dtype)).sum(2, keepdim=True) / weights.sum(-1).clamp(min=1)[..., None, None]
+    query = F.linear(mean.to(x.dtype), attention.qkv.weight[:dim], attention.q_bias)
+    key = F.linear(x, attention.qkv.weight[dim : 2 * dim])
+    query, key = (part.float().unflatten(-1, (attention.num_heads, -1)) for part in (query, key))
+    scores = (query * key).sum(-1) / query.shape[-1] ** 0.5 + weights.log().unsqueeze(-1)  # B, windows, m, heads
+    return scores.softmax(2).mean(-1).masked_fill(weights == 0, -1.0)
 
 
 @register_reducer

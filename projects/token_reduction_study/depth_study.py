@@ -1,0 +1,223 @@
+r"""Does token reduction hold in a network of 12 blocks? Train it once, switch every setting on, tune some, time all.
+
+    python projects/token_reduction_study/depth_study.py --seeds 0 1
+    python projects/token_reduction_study/depth_study.py --stage switch plot --method global migration
+
+Stages, in this order:
+- train: the segmentor with global attention at 256 pixels (16x16 tokens), 2000 steps for each seed, from the quick
+  start's backbone grown to 12 blocks (grow.py). A run that was stopped resumes.
+- switch: every setting is switched on in it without training; mean IoU on 400 other images.
+- tune: a few settings are trained for 600 further steps under the same recipe, and evaluated.
+- time: backbone and pyramid of every setting relative to global attention, in turns: of this network, and of base at
+  1024x1024, where the settings have the same proportions.
+- plot: a figure of mean IoU over time, and the tables.
+
+Each figure goes to depth_scores.json as soon as it is known, and is not computed again (--again does).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from grow import grow_file
+from token_study.depth_settings import DEPTH_METHODS, KEEP_RATIOS, WINDOWS, DepthSetting, depth_settings, find_setting
+
+from mmitpn.datasets import generate_shapes
+from mmitpn.engine import find_latest_checkpoint
+from mmitpn.engine.cli import parse_options, read_config
+from mmitpn.engine.evaluation import build_test_runner, check_evaluation, read_classes
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from training_scores import ROOT, ScoreFile, evaluate, run_tool
+
+PROJECT = Path(__file__).resolve().parent
+CONFIG = 'projects/token_reduction_study/configs/seg_fast-itpn-nano12_shapes-256.py'
+TUNE_CONFIG = 'projects/token_reduction_study/configs/seg_fast-itpn-nano12_shapes-256-tune.py'
+START = ROOT / 'configs/quickstart/fast-itpn-nano_shapes-seg.pth'
+FINISHED = 'finished'
+"""Name of the empty file that marks a complete training run in its folder."""
+METRIC, UNIT = 'mIoU', 100
+SWITCHED, TUNED = 'mean IoU, switched on', 'mean IoU, trained on'
+
+# Diameters of generated objects are 12 to 96 pixels in images of any size. Sides of 128 to 256, resized to 256x256,
+# make that 12 to 192, so that objects are smaller and larger than windows of 64 and 128 pixels.
+SIDES = (128, 256)
+TRAIN_IMAGES, HELD_OUT_IMAGES, DATA_SEED = 1200, 200, 6000
+TEST_IMAGES, TEST_SEED = 400, 7000
+
+TO_TUNE = (
+    'global',
+    'windows + 4 global blocks, windows of 4',
+    'gathering, 4 tokens, windows of 4',
+    'gathering + migration, windows of 4, keep 0.5',
+)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse and check the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--stage', nargs='+', choices=tuple(STAGES), default=list(STAGES), help='default: all')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1])
+    parser.add_argument('--method', nargs='+', choices=tuple(DEPTH_METHODS), default=list(DEPTH_METHODS))
+    parser.add_argument(
+        '--windows', nargs='+', type=int, choices=WINDOWS, default=list(WINDOWS), help='sides, in tokens'
+    )
+    parser.add_argument('--keep', nargs='+', type=float, choices=KEEP_RATIOS, default=list(KEEP_RATIOS))
+    parser.add_argument(
+        '--tune', nargs='+', default=list(TO_TUNE), metavar='SETTING', help='names of settings to train'
+    )
+    parser.add_argument('--data', type=Path, default=Path('data/shapes-256'), help='generated if missing')
+    parser.add_argument('--test-set', type=Path, default=Path('data/shapes-256-test'), help='generated if missing')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/token_depth'))
+    parser.add_argument('--out', type=Path, default=PROJECT / 'depth_scores.json', metavar='FILE.json')
+    parser.add_argument('--again', action='store_true', help='also compute what is in the file')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='of every run')
+    args = parser.parse_args(argv)
+    try:
+        args.tune = [find_setting(name) for name in args.tune]
+    except ValueError as error:
+        parser.error(str(error))
+    args.settings = depth_settings(args.method, windows=args.windows, keep_ratios=args.keep)
+    args.work_dir = args.work_dir.resolve()
+    return args
+
+
+# --- data and runs ---------------------------------------------------------------------------------------------------
+
+
+def data_options(args: argparse.Namespace) -> list[str]:
+    """``--cfg-options`` of the generated images, which are made if they are missing."""
+    data = generate_shapes(args.data.resolve(), TRAIN_IMAGES, HELD_OUT_IMAGES, seed=DATA_SEED, size=SIDES)
+    test = generate_shapes(args.test_set.resolve(), 1, TEST_IMAGES, seed=TEST_SEED, size=SIDES)
+    roots = {'train': data, 'val': data, 'test': test}
+    return [f'{part}_dataloader.dataset.data_root={root}/ade/ADEChallengeData2016/' for part, root in roots.items()]
+
+
+def run_training(config: str, folder: Path, options: Sequence[str], *, again: bool) -> None:
+    """Train, or resume a run that was stopped, or nothing where it is complete."""
+    if (folder / FINISHED).is_file() and not again:
+        return
+    (folder / FINISHED).unlink(missing_ok=True)
+    resume = [] if again else ['--resume']
+    run_tool('tools/train.py', config, *resume, '--work-dir', folder, '--cfg-options', *options)
+    (folder / FINISHED).touch()
+
+
+def trained_checkpoint(args: argparse.Namespace, seed: int) -> Path:
+    """The checkpoint of the segmentor with global attention.
+
+    Raises:
+        FileNotFoundError: If its training run is not complete.
+    """
+    folder = args.work_dir / f'global_{seed}'
+    checkpoint = find_latest_checkpoint(folder) if (folder / FINISHED).is_file() else None
+    if checkpoint is None:
+        raise FileNotFoundError(f'{folder} has no complete training run of seed {seed}; run --stage train first')
+    return checkpoint
+
+
+def reduction_options(setting: DepthSetting) -> list[str]:
+    """``--cfg-options`` of a setting."""
+    return [
+        f'model.backbone.{group}.{name}={value}'
+        for group, values in setting.backbone().items()
+        for name, value in values.items()
+    ]
+
+
+# --- stages ----------------------------------------------------------------------------------------------------------
+
+
+def train(args: argparse.Namespace, _found: ScoreFile) -> None:
+    """Train the segmentor with global attention."""
+    start = args.work_dir / 'fast-itpn-nano12.pth'
+    if not start.is_file():
+        grow_file(START, start)
+    options = [f'model.backbone.init_cfg.checkpoint={start}', *data_options(args), *args.cfg_options]
+    for seed in args.seeds:
+        folder = args.work_dir / f'global_{seed}'
+        run_training(CONFIG, folder, [*options, f'randomness.seed={seed}'], again=args.again)
+
+
+def switch(args: argparse.Namespace, found: ScoreFile) -> None:
+    """Evaluate every setting on the trained segmentor: it is loaded once for each seed."""
+    for seed in args.seeds:
+        known = found.scores.get(SWITCHED, {})
+        todo = [one for one in args.settings if args.again or str(seed) not in known.get(one.name, {})]
+        if not todo:
+            continue
+        evaluate_setting = load_trained(args, seed)
+        for number, setting in enumerate(todo, 1):
+            print(f'seed {seed}, {number} of {len(todo)}: {setting.name}', flush=True)
+            found.fill(SWITCHED, setting.name, seed, partial(evaluate_setting, setting), again=True)
+
+
+def load_trained(args: argparse.Namespace, seed: int) -> Callable[[DepthSetting], float]:
+    """A function that evaluates the trained segmentor of a seed, read once, with the setting that it is given."""
+    checkpoint = str(trained_checkpoint(args, seed))
+    options = parse_options([*data_options(args), *args.cfg_options])
+    folder = args.work_dir / f'switch_{seed}'
+    cfg = read_config(
+        argparse.Namespace(
+            config=str(ROOT / CONFIG), cfg_options=options, work_dir=str(folder), launcher='none', local_rank=0
+        )
+    )
+    trained = (checkpoint, read_classes(checkpoint))
+    check_evaluation(cfg, *trained)
+    cfg.load_from, cfg.resume = checkpoint, False
+    runner, _ = build_test_runner(cfg, *trained)
+    runner.call_hook('before_run')
+    runner.load_or_resume()
+
+    def evaluate_setting(setting: DepthSetting) -> float:
+        runner.model.backbone.set_token_reduction(**setting.backbone())
+        return round(float(runner.test_loop.run()[METRIC]) / UNIT, 4)
+
+    return evaluate_setting
+
+
+def tune(args: argparse.Namespace, found: ScoreFile) -> None:
+    """Train settings on from the same checkpoint under the same recipe, and evaluate them."""
+    for seed in args.seeds:
+        for setting in args.tune:
+            found.fill(TUNED, setting.name, seed, partial(tuned_score, setting, seed, args), again=args.again)
+
+
+def tuned_score(setting: DepthSetting, seed: int, args: argparse.Namespace) -> float:
+    """Train a setting on, or resume that, and evaluate it with the setting."""
+    folder = args.work_dir / f'tune_{re.sub("[^a-z0-9.]+", "-", setting.name)}_{seed}'
+    data = data_options(args)
+    options = [*reduction_options(setting), *data, *args.cfg_options]
+    load = [f'load_from={trained_checkpoint(args, seed)}', f'randomness.seed={seed}']
+    run_training(TUNE_CONFIG, folder, [*load, *options], again=args.again)
+    return round(evaluate(TUNE_CONFIG, folder, METRIC, options) / UNIT, 4)
+
+
+STAGES: dict[str, Callable[[argparse.Namespace, ScoreFile], Any]] = {
+    'train': train,
+    'switch': switch,
+    'tune': tune,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    found = ScoreFile(args.out)
+    try:
+        for name, stage in STAGES.items():
+            if name in args.stage:
+                stage(args, found)
+    except (ValueError, FileNotFoundError) as error:
+        sys.stderr.write(f'error: {error}\n')
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
