@@ -21,13 +21,32 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from grow import grow_file
+from rich.console import Console
+from token_study.depth_report import (
+    BASELINE,
+    FEWER_MACS,
+    HIGHEST,
+    LOWEST,
+    MEDIAN,
+    SWITCHED,
+    TUNED,
+    depth_markdown,
+    depth_rows,
+    depth_table,
+    draw_depth,
+)
 from token_study.depth_settings import DEPTH_METHODS, KEEP_RATIOS, WINDOWS, DepthSetting, depth_settings, find_setting
+from token_study.sweep import PART, python_path
 
+from mmitpn.benchmark.case import BenchmarkCase
+from mmitpn.benchmark.worker import run_job
 from mmitpn.datasets import generate_shapes
 from mmitpn.engine import find_latest_checkpoint
 from mmitpn.engine.cli import parse_options, read_config
@@ -43,13 +62,38 @@ START = ROOT / 'configs/quickstart/fast-itpn-nano_shapes-seg.pth'
 FINISHED = 'finished'
 """Name of the empty file that marks a complete training run in its folder."""
 METRIC, UNIT = 'mIoU', 100
-SWITCHED, TUNED = 'mean IoU, switched on', 'mean IoU, trained on'
 
 # Diameters of generated objects are 12 to 96 pixels in images of any size. Sides of 128 to 256, resized to 256x256,
 # make that 12 to 192, so that objects are smaller and larger than windows of 64 and 128 pixels.
 SIDES = (128, 256)
 TRAIN_IMAGES, HELD_OUT_IMAGES, DATA_SEED = 1200, 200, 6000
 TEST_IMAGES, TEST_SEED = 400, 7000
+
+
+@dataclass(frozen=True)
+class TimedNetwork:
+    """A network that settings are timed in.
+
+    Attributes:
+        arch: Of the backbone.
+        depth: Blocks of its main stage.
+        size: Side of the image in pixels.
+        pyramid: Arguments of the pyramid.
+    """
+
+    arch: str | dict[str, Any]
+    depth: int
+    size: int
+    pyramid: dict[str, Any] = field(default_factory=dict)
+
+
+# By the name of the timing; the first is the segmentor that is trained here.
+NETWORKS = {
+    'time of nano12 at 256x256': TimedNetwork(
+        {'depths': (1, 1, 12), 'embed_dim': 192, 'num_heads': 3}, 12, 256, {'out_channels': 64, 'num_outs': 3}
+    ),
+    'time of base at 1024x1024': TimedNetwork('base', 24, 1024),
+}
 
 TO_TUNE = (
     'global',
@@ -76,6 +120,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--test-set', type=Path, default=Path('data/shapes-256-test'), help='generated if missing')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/token_depth'))
     parser.add_argument('--out', type=Path, default=PROJECT / 'depth_scores.json', metavar='FILE.json')
+    parser.add_argument('--threads', type=int, default=2, help='of the CPU, for timing (default: 2)')
+    parser.add_argument('--seconds', type=float, default=20.0, help='time for each group of settings, at least')
+    parser.add_argument('--rounds', type=int, default=5, help='runs of each setting, at least (default: 5)')
+    parser.add_argument('--together', type=int, default=10, help='settings timed in turns with global attention')
+    parser.add_argument('--plot', type=Path, default=ROOT / 'docs/token_depth.png', metavar='OUT.png')
     parser.add_argument('--again', action='store_true', help='also compute what is in the file')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='of every run')
     args = parser.parse_args(argv)
@@ -83,6 +132,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         args.tune = [find_setting(name) for name in args.tune]
     except ValueError as error:
         parser.error(str(error))
+    if min(args.threads, args.rounds, args.together) < 1 or args.seconds <= 0:
+        parser.error('--threads, --seconds, --rounds and --together must be positive')
     args.settings = depth_settings(args.method, windows=args.windows, keep_ratios=args.keep)
     args.work_dir = args.work_dir.resolve()
     return args
@@ -199,10 +250,73 @@ def tuned_score(setting: DepthSetting, seed: int, args: argparse.Namespace) -> f
     return round(evaluate(TUNE_CONFIG, folder, METRIC, options) / UNIT, 4)
 
 
+def time_settings(args: argparse.Namespace, found: ScoreFile) -> None:
+    """Time backbone and pyramid with every setting, a group at a time, each in turns with global attention."""
+    for name, network in NETWORKS.items():
+        known = found.scores.setdefault(name, {})
+        todo = [one for one in args.settings if args.again or one.name not in known]
+        if not todo:
+            continue
+        others = [one for one in todo if one.name != BASELINE]
+        groups = [others[i : i + args.together] for i in range(0, len(others), args.together)] or [[]]
+        for number, group in enumerate(groups, 1):
+            print(f'{name}, group {number} of {len(groups)}: {", ".join(one.name for one in group)}', flush=True)
+            known.update(relative_times(network, [DepthSetting(BASELINE), *group], args))
+            found.save()
+
+
+def relative_times(
+    network: TimedNetwork, settings: Sequence[DepthSetting], args: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """Times and multiply-adds of settings in units of those of the first, measured in turns.
+
+    Returns:
+        For the name of each setting the median, the lowest and the highest time over the rounds, each relative to the
+        first setting in the same round, the relative multiply-adds, the median in milliseconds, and the rounds.
+    """
+    side, image = network.size // 16, {'img_size': network.size}
+    cases = [
+        BenchmarkCase(
+            PART,
+            (network.size, network.size),
+            arch=network.arch,
+            backbone={**image, **setting.backbone(depth=network.depth, side=side)},
+        )
+        for setting in settings
+    ]
+    result = run_job(
+        'turns',
+        cases,
+        module='token_study.turns',
+        environment={'PYTHONPATH': python_path()},
+        threads=args.threads,
+        seconds=args.seconds,
+        min_rounds=args.rounds,
+        pyramid=network.pyramid,
+    )
+    base, times = result['cases'][0], {}
+    for setting, timed in zip(settings, result['cases'], strict=True):
+        ratios = [this / first for this, first in zip(timed['seconds'], base['seconds'], strict=True)]
+        figures = {MEDIAN: median(ratios), LOWEST: min(ratios), HIGHEST: max(ratios)}
+        figures |= {FEWER_MACS: timed['macs'] / base['macs'], 'ms': 1e3 * median(timed['seconds'])}
+        times[setting.name] = {**{name: round(value, 4) for name, value in figures.items()}, 'rounds': len(ratios)}
+    return times
+
+
+def plot(args: argparse.Namespace, found: ScoreFile) -> None:
+    """Print the tables, and draw mean IoU over time."""
+    rows = depth_rows(found.scores, list(NETWORKS))
+    Console(width=None if sys.stdout.isatty() else 180).print(depth_table(rows, list(NETWORKS)))
+    print(depth_markdown(rows, list(NETWORKS)))
+    print(f'written: {draw_depth(rows, list(NETWORKS), args.plot)}')
+
+
 STAGES: dict[str, Callable[[argparse.Namespace, ScoreFile], Any]] = {
     'train': train,
     'switch': switch,
     'tune': tune,
+    'time': time_settings,
+    'plot': plot,
 }
 
 
@@ -213,7 +327,7 @@ def main(argv: list[str] | None = None) -> int:
         for name, stage in STAGES.items():
             if name in args.stage:
                 stage(args, found)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
         sys.stderr.write(f'error: {error}\n')
         return 2
     return 0

@@ -95,7 +95,7 @@ def measure_sweep(
         One dict per row; ``speedup`` and ``mac_ratio`` are global / this, ``speedups`` those of every round. Global is
         the first row: where there are several dtypes, that of the first one.
     """
-    job = {'module': 'token_study.worker', 'environment': {'PYTHONPATH': _python_path()}, 'threads': threads}
+    job = {'module': 'token_study.worker', 'environment': {'PYTHONPATH': python_path()}, 'threads': threads}
     memory = []
     for row in rows:
         memory.append(run_job('memory', [row.case], tensors=True, **job))
@@ -130,7 +130,7 @@ def measure_sweep(
     return results
 
 
-def _python_path() -> str:
+def python_path() -> str:
     """Where the measuring process finds this study and, in a clone without an installation, the package."""
     return os.pathsep.join(filter(None, (str(PROJECT), str(PROJECT.parents[1]), os.environ.get('PYTHONPATH'))))
 
