@@ -21,11 +21,10 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from grow import grow_file
 from rich.console import Console
@@ -70,8 +69,7 @@ TRAIN_IMAGES, HELD_OUT_IMAGES, DATA_SEED = 1200, 200, 6000
 TEST_IMAGES, TEST_SEED = 400, 7000
 
 
-@dataclass(frozen=True)
-class TimedNetwork:
+class TimedNetwork(NamedTuple):
     """A network that settings are timed in.
 
     Attributes:
@@ -84,7 +82,7 @@ class TimedNetwork:
     arch: str | dict[str, Any]
     depth: int
     size: int
-    pyramid: dict[str, Any] = field(default_factory=dict)
+    pyramid: dict[str, Any]
 
 
 # By the name of the timing; the first is the segmentor that is trained here.
@@ -92,7 +90,7 @@ NETWORKS = {
     'time of nano12 at 256x256': TimedNetwork(
         {'depths': (1, 1, 12), 'embed_dim': 192, 'num_heads': 3}, 12, 256, {'out_channels': 64, 'num_outs': 3}
     ),
-    'time of base at 1024x1024': TimedNetwork('base', 24, 1024),
+    'time of base at 1024x1024': TimedNetwork('base', 24, 1024, {}),
 }
 
 TO_TUNE = (

@@ -6,18 +6,19 @@ import io
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from token_study import SemanticTokens, TokenMerging, TokenPropagation
+from token_study import PruneThenMerge, SemanticTokens, TokenMerging, TokenPropagation
 from torch import nn
 
 from mmitpn.models.layers import Attention, SwiGLU, TransformerBlock
 from mmitpn.models.token_reduction import SCORES, TokenMigration, WindowedTokens, WindowPartition
 
-METHODS = ['TokenMerging', 'TokenPropagation', 'SemanticTokens']
+METHODS = ['TokenMerging', 'PruneThenMerge', 'TokenPropagation', 'SemanticTokens']
 BASELINE_SCORES = ['mean', 'checkerboard', 'random']
 ROOT = Path(__file__).parents[3]
 
@@ -70,6 +71,54 @@ def test_merged_tokens_are_means_and_nothing_is_lost():
     )
 
 
+@pytest.mark.parametrize('grid', [WindowPartition(7, 9), WindowPartition(7, 9, 4), WindowPartition(1, 5, 2)])
+@pytest.mark.parametrize('pruned', [0.0, 0.5, 1.0])
+@pytest.mark.parametrize('keep_ratio', [0.75, 0.3])
+def test_pruned_tokens_return_unchanged_and_the_others_are_merged(grid, pruned, keep_ratio):
+    x = torch.randn(2, grid.height, grid.width, 12)
+    full = WindowedTokens.of(x, grid)
+    count = grid.tokens_per_window
+    keep = max(1, round(keep_ratio * count))
+    tokens = PruneThenMerge(4, at=(0,), pruned=pruned, keep_ratio=keep_ratio)(full, block())
+    assert tokens.x.shape[2] == keep
+    assert (tokens.weights() > 0).any(-1).all()  # no window is left with padding only
+    back = WindowedTokens.of(tokens.restore(), grid)
+    number = round(pruned * (count - keep))
+    same = (back.x == full.x).all(-1) & (full.weights() > 0)
+    gone = full.weights().sum() - tokens.weights().sum()  # tokens that nothing stands for meanwhile
+    assert gone <= 2 * grid.num_windows * number
+    if grid.padding == (0, 0):
+        assert gone == 2 * number
+    assert same.sum() >= gone
+    if pruned == 1:
+        assert torch.equal(tokens.restore(), x)
+    if not pruned:
+        torch.testing.assert_close(
+            (tokens.x * tokens.weights().unsqueeze(-1)).sum((1, 2)), x.sum((1, 2)), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_without_pruning_it_is_token_merging():
+    tokens, the_block = WindowedTokens.of(torch.randn(1, 6, 6, 12), WindowPartition(6, 6, 3)), block()
+    merged, both = (kind(4, at=(0,))(tokens, the_block) for kind in (TokenMerging, partial(PruneThenMerge, pruned=0)))
+    assert torch.equal(merged.x, both.x)
+    assert torch.equal(merged.weight, both.weight)
+
+
+def test_the_least_attended_tokens_are_pruned():
+    tokens, the_block = WindowedTokens.of(torch.randn(1, 5, 5, 12), WindowPartition(5, 5)), block()
+    query, key, _ = the_block.attn.project(the_block.norm1(tokens.x).flatten(1, 2))
+    attention = (query.mean(2, keepdim=True) @ key.transpose(-1, -2) / 6**0.5).softmax(-1).mean(1)[0, 0]
+    kept = PruneThenMerge(4, at=(0,), pruned=1.0, keep_ratio=0.4)(tokens, the_block).index[0, 0]
+    assert sorted(attention.topk(10).indices.tolist()) == kept.tolist()
+
+
+def test_padding_is_pruned_first():
+    tokens = WindowedTokens.of(torch.randn(1, 7, 7, 12), WindowPartition(7, 7, 4))
+    kept = PruneThenMerge(4, at=(0,), pruned=1.0, keep_ratio=9 / 16)(tokens, block())
+    assert kept.weight.sum(-1).tolist() == [[9, 9, 9, 9]]  # of 16, 12, 12 and 9 that are there
+
+
 def test_what_is_dropped_is_propagated_in_equal_parts():
     x = torch.randn(1, 4, 4, 12)
     propagation = TokenPropagation(4, at=(0,), alpha=0.5, keep_ratio=0.5)
@@ -97,6 +146,7 @@ def test_semantic_tokens_stand_for_all_of_the_grid():
     [
         ({'type': 'SemanticTokens', 'at': (1, 2)}, 'semantic tokens are made once: give one block'),
         ({'type': 'TokenPropagation', 'alpha': 2}, 'alpha is 2; allowed: 0 to 1'),
+        ({'type': 'PruneThenMerge', 'pruned': 1.5}, 'pruned is 1.5; allowed: 0 .all are merged. to 1 .all are pruned.'),
         ({'type': 'TokenPropagation', 'neighbours': 0}, 'neighbours is 0; allowed: integers from 1'),
     ],
 )
