@@ -216,6 +216,32 @@ def test_cases_of_different_networks_are_refused():
         measure_turns(job_of({}, dtype='bf16'))
 
 
+@pytest.mark.slow
+def test_settings_are_switched_on_in_a_trained_segmentor(study, tmp_path, monkeypatch, capsys):
+    pytest.importorskip('mmseg')
+    from mmengine.config import Config
+    from mmengine.registry import MODELS, init_default_scope
+
+    tool, _, files = study
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tool, 'find_latest_checkpoint', lambda folder: folder / 'trained.pth')
+    config = Config.fromfile(PROJECT / 'configs/seg_fast-itpn-nano12_shapes-256.py').model
+    config.backbone.init_cfg = None
+    folder = tmp_path / 'work-dir/global_0'
+    folder.mkdir(parents=True)
+    init_default_scope('mmseg')
+    torch.manual_seed(0)
+    torch.save({'state_dict': MODELS.build(config).state_dict(), 'meta': {}}, folder / 'trained.pth')
+    (folder / tool.FINISHED).touch()
+    loader = [f'test_dataloader.{option}' for option in ('num_workers=0', 'persistent_workers=False')]
+    line = ['--stage', 'switch', '--seeds', '0', '--method', 'global', 'windows', 'gathering, 16 tokens', 'ToMe']
+    assert tool.main([*line, '--keep', '0.25', *files, '--cfg-options', *loader]) == 0
+    scores = json.loads((tmp_path / 'out').read_text())[tool.SWITCHED]
+    expected = ['global', 'windows, windows of 4', 'windows, windows of 8', 'gathering, 16 tokens, windows of 8']
+    assert list(scores) == [*expected, 'ToMe, keep 0.25']
+    assert len({score['0'] for score in scores.values()}) > 1  # the settings do reach the network
+
+
 @pytest.mark.parametrize('name', ['seg_fast-itpn-nano12_shapes-256', 'seg_fast-itpn-nano12_shapes-256-tune'])
 def test_the_segmentor_builds_and_learns(name):
     pytest.importorskip('mmseg')

@@ -23,11 +23,13 @@ class DepthMethod:
         num_tokens: Gathering tokens per window, 0 for windows that do not see each other; None: no windows.
         global_blocks: Blocks with global attention among the windowed ones, of the 12.
         reducer: Type of ``token_migration``; None: all tokens stay.
+        windows: Sides of the windows that it is compared at.
     """
 
     num_tokens: int | None = None
     global_blocks: tuple[int, ...] = ()
     reducer: str | None = None
+    windows: tuple[int, ...] = WINDOWS
 
 
 # In the order of the tables.
@@ -38,7 +40,10 @@ DEPTH_METHODS: dict[str, DepthMethod] = {
     'windows + 2 global blocks': DepthMethod(0, (5, 11)),
     'gathering, 1 token': DepthMethod(1),
     'gathering, 4 tokens': DepthMethod(4),
+    'gathering, 8 tokens': DepthMethod(8),
+    'gathering, 16 tokens': DepthMethod(16, windows=(8,)),  # all tokens of a window of 4: global attention, to the bit
     'gathering + 4 global blocks': DepthMethod(4, EVERY_THIRD),
+    'gathering + 3 global blocks': DepthMethod(4, (3, 7, 11)),
     'gathering + 2 global blocks': DepthMethod(4, (5, 11)),
     # Which blocks are global: information that crosses windows early, late, or once.
     'gathering + first 2 global blocks': DepthMethod(4, (0, 1)),
@@ -127,7 +132,7 @@ def depth_settings(
         if name not in DEPTH_METHODS:
             raise ValueError(f'unknown method {name!r}; allowed: {", ".join(map(repr, DEPTH_METHODS))}')
         method = DEPTH_METHODS[name]
-        sides = (None,) if method.num_tokens is None else windows
+        sides = (None,) if method.num_tokens is None else [side for side in windows if side in method.windows]
         ratios = (1.0,) if method.reducer is None else keep_ratios
         found += [DepthSetting(name, side, ratio) for side in sides for ratio in ratios]
     return found
