@@ -106,7 +106,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--stage', nargs='+', choices=tuple(STAGES), default=list(STAGES), help='default: all')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1])
-    parser.add_argument('--method', nargs='+', choices=tuple(DEPTH_METHODS), default=list(DEPTH_METHODS))
+    parser.add_argument(
+        '--method', nargs='+', choices=tuple(DEPTH_METHODS), default=list(DEPTH_METHODS), metavar='METHOD', help='names'
+    )
     parser.add_argument(
         '--windows', nargs='+', type=int, choices=WINDOWS, default=list(WINDOWS), help='sides, in tokens'
     )
