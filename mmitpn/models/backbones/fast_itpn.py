@@ -475,7 +475,7 @@ class FastITPN(BaseITPN):
             pyramid: the arguments of :class:`TokenMigration`, ``dict(keep_ratio=0.5, at=None, score=...)``; ``type``
             names another registered method. ``dict()`` takes the defaults, None leaves it out.
         token_gathering: Attention in windows, with gathering tokens between them: the arguments of
-            :class:`TokenGathering`, ``dict(window_size=16, num_tokens=4, global_blocks=(), learned=False)``.
+            :class:`TokenGathering`, ``dict(window_size=16, num_tokens=4, global_blocks=(), pool='mean')``.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` loads any Fast-iTPN file as it is.
 
     Raises:

@@ -6,7 +6,15 @@ Methods of others register themselves (:func:`register_reducer`, :func:`register
 import warnings
 from typing import Any
 
-from .gathering import GatheringAttention, ProportionalAttention, TokenGathering, WindowedAttention, check_blocks
+from .gathering import (
+    POOLS,
+    GatheringAttention,
+    ProportionalAttention,
+    QueryGatheringAttention,
+    TokenGathering,
+    WindowedAttention,
+    check_blocks,
+)
 from .migration import (
     REDUCERS,
     SCORES,
@@ -22,11 +30,13 @@ from .reduction import TokenReduction
 from .windows import WindowedTokens, WindowPartition, gather_tokens
 
 __all__ = [
+    'POOLS',
     'REDUCERS',
     'SCORES',
     'BaseTokenReducer',
     'GatheringAttention',
     'ProportionalAttention',
+    'QueryGatheringAttention',
     'TokenGathering',
     'TokenMigration',
     'TokenReduction',

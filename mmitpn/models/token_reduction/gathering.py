@@ -20,15 +20,18 @@ class TokenGathering:
     The paper (arXiv 2211.12735, 3.2) says that few gathering tokens replace global attention by attention in windows;
     the rest is our interpretation. There are as few windows as sides of at most ``window_size`` allow, all of one size,
     the smallest that covers the grid; what lies beyond the grid is padding, which is never attended to. The gathering
-    tokens of a window are the means of the keys and of the values of its ``num_tokens`` cells; they count in the
-    softmax with the number of tokens they stand for. So they need no parameters, any released checkpoint runs with
-    them, and where the grid is one window the block is the global one, to the bit.
+    tokens of a window stand for its ``num_tokens`` cells, see ``pool``. They need no parameters, any released
+    checkpoint runs with them, and where the grid is one window the block is the global one, to the bit.
 
     Args:
         depth: Blocks of the main stage.
         window_size: Largest side of a window, in tokens of 16 pixels.
         num_tokens: Gathering tokens per window, at most ``window_size ** 2``; 0: windows do not see each other.
         global_blocks: Blocks of the main stage that keep global attention, from 0, or from -1 backwards.
+        pool: How a cell becomes a gathering token. ``'mean'``: the means of its keys and of its values, which count in
+            the softmax with the number of tokens they stand for (:class:`GatheringAttention`). ``'query'``: the means
+            weighted by the attention of the window that attends to them
+            (:class:`QueryGatheringAttention`).
         learned: Add an offset, 0 at first, to the gathering tokens' keys and values, for every windowed block: the
             backbone's ``blocks.N.attn.gathering_offset``.
 
@@ -43,8 +46,11 @@ class TokenGathering:
         window_size: int = 16,
         num_tokens: int = 4,
         global_blocks: Sequence[int] = (),
+        pool: str = 'mean',
         learned: bool = False,
     ) -> None:
+        if pool not in POOLS:
+            raise ValueError(f'pool is {pool!r}; allowed: {", ".join(map(repr, POOLS))}')
         if not is_int(window_size) or window_size < 1:
             raise ValueError(f'window_size is {window_size!r}; allowed: integers from 1, in tokens')
         if not is_int(num_tokens) or not 0 <= num_tokens <= window_size**2:
@@ -54,6 +60,7 @@ class TokenGathering:
             )
         self.window_size = window_size
         self.num_tokens = num_tokens
+        self.pool = pool
         self.global_blocks = check_blocks(global_blocks, depth, 'global_blocks')
         self.learned_blocks = (
             tuple(i for i in range(depth) if i not in self.global_blocks) if learned and num_tokens else ()
@@ -62,6 +69,10 @@ class TokenGathering:
     def windows(self, height: int, width: int) -> WindowPartition:
         """The windows of a grid of tokens; one where no block would use them."""
         return WindowPartition(height, width, self.window_size)
+
+    def attention(self, tokens: WindowedTokens) -> GatheringAttention:
+        """How the tokens of windows attend."""
+        return POOLS[self.pool](tokens, self.num_tokens)
 
 
 def check_blocks(value: Sequence[int], depth: int, name: str) -> tuple[int, ...]:
@@ -247,3 +258,107 @@ class GatheringAttention:
             far = gathered.flatten(2, 3)[:, :, self.others].view(batch, heads, windows, self._far, dim)
             x = torch.cat((x, far), 3)
         return x.flatten(1, 2)
+
+
+class QueryGatheringAttention(GatheringAttention):
+    """Gathering tokens that each window pools for itself, by the attention of its mean query.
+
+    The weight of a cell in the softmax of a query q is the sum of exp(q k) over its keys k. Its logarithm is expanded
+    around the mean query of the window to first order: the value there, and as gradient the mean of the keys weighted
+    by the attention of the mean query. So a gathering token is exact for the mean query, where
+    :class:`GatheringAttention` is exact for the query 0 only, which looks nowhere in particular. Its value is the mean
+    of the values with the same weights. With as many cells as tokens this is exactly global attention. The cost is
+    that of 1 + 2 ``num_tokens`` further queries per window with global attention.
+
+    Args:
+        tokens: Windows, positions and weights.
+        num_tokens: Gathering tokens per window; 0: windows do not see each other.
+    """
+
+    def __init__(self, tokens: WindowedTokens, num_tokens: int) -> None:
+        super().__init__(tokens, num_tokens)
+        self._weights = None if tokens.weight is None else tokens.weight.unsqueeze(1)  # B or 1, 1, W, m
+        if not self.num_tokens:
+            return
+        windows = self._shape[0]
+        own = self._bias[..., : self._shape[1]]
+        self._own_bias = own  # B or 1, 1, W, m
+        self._member = (self._pool > 0).to(tokens.x.dtype)  # B or 1, W or 1, K, m; padding is in no cell
+        other = torch.arange(windows - 1, device=tokens.x.device)
+        window = torch.arange(windows, device=tokens.x.device)[:, None]
+        self._pairs = (window * windows + other + (other >= window)).flatten()  # of W * W: a window, and each other one
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, offset: Tensor | None = None) -> Tensor:
+        """See :class:`GatheringAttention`."""
+        if not self.num_tokens:
+            return super().__call__(query, key, value, offset)
+        batch, heads, _, dim = query.shape
+        windows, count = self._shape
+        query, key, value = (x.reshape(batch, heads, windows, count, dim) for x in (query, key, value))
+        far_key, far_value, mass = self._gather(query, key, value, offset)
+        own = self._own_bias.to(query.dtype).expand(batch, heads, -1, -1)
+        bias = torch.cat((own, mass), -1).flatten(1, 2).unsqueeze(2)  # B, heads * W, 1, keys
+        key, value = (torch.cat(pair, 3).flatten(1, 2) for pair in ((key, far_key), (value, far_value)))
+        out = F.scaled_dot_product_attention(query.flatten(1, 2), key, value, bias)
+        return out.view(batch, heads, windows * count, dim)
+
+    def attention_weights(self, query: Tensor, key: Tensor, offset: Tensor | None = None) -> Tensor:
+        """See :class:`GatheringAttention`."""
+        if not self.num_tokens:
+            return super().attention_weights(query, key, offset)
+        batch, _, _, dim = query.shape
+        query, key = (x.view(batch, 1, *self._shape, dim) for x in (query, key))
+        both = None if offset is None else torch.stack((offset, offset))
+        far_key, _, mass = self._gather(query, key, key, both)
+        scores = query @ torch.cat((key, far_key), 3).transpose(-1, -2) / dim**0.5
+        bias = torch.cat((self._own_bias.expand(batch, 1, -1, -1), mass), -1)
+        return (scores + bias.unsqueeze(3)).softmax(-1)[:, 0]
+
+    def _gather(
+        self, query: Tensor, key: Tensor, value: Tensor, offset: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """For every window the gathering tokens of the others.
+
+        Args:
+            query: ``(B, heads, W, m, d)``, as ``key`` and ``value``.
+            key: The keys.
+            value: The values.
+            offset: Of the gathering tokens' keys and values, ``(2, heads, K, d)``.
+
+        Returns:
+            Keys and values ``(B, heads, W, (W - 1) K, d)``, and what is added to their scores, without ``d``.
+        """
+        dim = query.shape[-1]
+        mean = query.mean(3) if self._weights is None else self._weighted_mean(query)  # B, heads, W, d
+        scores = mean.unsqueeze(2) @ key.transpose(-1, -2) / dim**0.5  # B, heads, source, W, m
+        if self._weights is not None:
+            scores = scores + self._weights.log().unsqueeze(3).to(scores.dtype)  # padding: -inf
+        highest = scores.amax(-1, keepdim=True).detach().clamp(min=-1e4)
+        member = self._member.to(scores.dtype).unsqueeze(1).unsqueeze(3)  # B or 1, 1, W or 1, 1, K, m
+        attention = (scores - highest).exp().unsqueeze(-2) * member  # B, heads, source, W, K, m
+        total = attention.sum(-1)
+        attention = (attention / total.clamp(min=1e-6).unsqueeze(-1)).flatten(3, 4)
+        far_key, far_value = (self._others(attention @ x) for x in (key, value))
+        mass = (total.clamp(min=1e-6).log() + highest).masked_fill(member.sum(-1) == 0, float('-inf'))
+        mass = self._others(mass.flatten(3, 4).unsqueeze(-1)).squeeze(-1)
+        mass = mass - (far_key @ mean.unsqueeze(-1)).squeeze(-1) / dim**0.5
+        if offset is not None:
+            windows = self._shape[0] - 1
+            far_key, far_value = (
+                x + one.to(x.dtype).repeat(1, windows, 1).unsqueeze(1)
+                for x, one in zip((far_key, far_value), offset, strict=True)
+            )
+        return far_key, far_value, mass
+
+    def _weighted_mean(self, query: Tensor) -> Tensor:
+        weights = self._weights.to(query.dtype)
+        return (query * weights.unsqueeze(-1)).sum(3) / weights.sum(-1).clamp(min=1).unsqueeze(-1)
+
+    def _others(self, x: Tensor) -> Tensor:
+        """Of ``(B, heads, source, W * K, d)`` the other sources of each window, ``(B, heads, W, (W - 1) K, d)``."""
+        batch, heads, windows, _, dim = x.shape
+        x = x.view(batch, heads, windows, windows, self.num_tokens, dim).transpose(2, 3).flatten(2, 3)
+        return x[:, :, self._pairs].view(batch, heads, windows, self._far, dim)
+
+
+POOLS: dict[str, type[GatheringAttention]] = {'mean': GatheringAttention, 'query': QueryGatheringAttention}

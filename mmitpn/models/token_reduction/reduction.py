@@ -66,9 +66,7 @@ class TokenReduction(nn.Module):
                 tokens = self._reduce(tokens, block, attends)
             windowed = grid.num_windows > 1 and i not in self.gathering.global_blocks
             if windowed not in attends:
-                attends[windowed] = (
-                    GatheringAttention(tokens, self.gathering.num_tokens) if windowed else ProportionalAttention(tokens)
-                )
+                attends[windowed] = self.gathering.attention(tokens) if windowed else ProportionalAttention(tokens)
             attend = attends[windowed]
             if self.observer is not None:
                 self.observer(i, tokens, attend)

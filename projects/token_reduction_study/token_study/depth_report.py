@@ -24,7 +24,21 @@ Scores = Mapping[str, Mapping[str, Mapping[str, float]]]  # task -> setting -> s
 _SHAPES = {None: 'o', 4: 's', 8: 'D'}  # side of the windows -> marker
 _SIZES = {1.0: 7.0, 0.75: 6.0, 0.5: 4.5, 0.25: 3.0}  # fraction of the tokens -> size of the marker in points
 _COLORS = [f'C{i}' for i in range(10)] + ['#000000', '#a6761d', '#1b9e77', '#e7298a', '#7570b3']
-_COLORS += ['#66a61e', '#d95f02', '#555555', '#b15928', '#6a3d9a', '#a50f15', '#02818a', '#fdbf6f']
+_COLORS += [
+    '#66a61e',
+    '#d95f02',
+    '#555555',
+    '#b15928',
+    '#6a3d9a',
+    '#a50f15',
+    '#02818a',
+    '#fdbf6f',
+    '#00ff7f',
+    '#ff00ff',
+    '#00ced1',
+    '#ffd700',
+    '#dc143c',
+]
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,14 @@ class DepthMethod:
         num_tokens: Gathering tokens per window, 0 for windows that do not see each other; None: no windows.
         global_blocks: Blocks with global attention among the windowed ones, of the 12.
         reducer: Type of ``token_migration``; None: all tokens stay.
+        pool: How gathering tokens are pooled.
         windows: Sides of the windows that it is compared at.
     """
 
     num_tokens: int | None = None
     global_blocks: tuple[int, ...] = ()
     reducer: str | None = None
+    pool: str = 'mean'
     windows: tuple[int, ...] = WINDOWS
 
 
@@ -51,9 +53,15 @@ DEPTH_METHODS: dict[str, DepthMethod] = {
     'gathering + 1 global block (5)': DepthMethod(4, (5,)),
     'gathering + 1 global block (11)': DepthMethod(4, (11,)),
     'gathering, 1 token + 2 global blocks': DepthMethod(1, (5, 11)),
+    # Each window pools the gathering tokens by its mean query.
+    'gathering by query, 1 token': DepthMethod(1, pool='query'),
+    'gathering by query, 4 tokens': DepthMethod(4, pool='query'),
+    'gathering by query, 1 token + 1 global block (11)': DepthMethod(1, (11,), pool='query'),
+    'gathering by query, 1 token + 2 global blocks': DepthMethod(1, (5, 11), pool='query'),
     'migration': DepthMethod(reducer='TokenMigration'),
     'gathering + migration': DepthMethod(4, reducer='TokenMigration'),
     'ToMe': DepthMethod(reducer='TokenMerging'),
+    'gathering by query, 4 tokens + migration': DepthMethod(4, reducer='TokenMigration', pool='query'),
     'gathering + ToMe': DepthMethod(4, reducer='TokenMerging'),
     'prune-then-merge': DepthMethod(reducer='PruneThenMerge'),
     # Global blocks cost less among fewer tokens: the baseline and gathering with the same tokens dropped.
@@ -105,6 +113,8 @@ class DepthSetting:
             settings['token_migration'] = {'type': method.reducer, 'keep_ratio': self.keep_ratio}
         if self.window is not None:
             settings['token_gathering'] = {'window_size': self.window * side // SIDE, 'num_tokens': method.num_tokens}
+            if method.pool != 'mean':
+                settings['token_gathering']['pool'] = method.pool
             if method.global_blocks:
                 blocks = tuple((block + 1) * (depth // DEPTH) - 1 for block in method.global_blocks)
                 settings['token_gathering']['global_blocks'] = blocks

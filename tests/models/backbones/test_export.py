@@ -84,9 +84,10 @@ def test_exported_itpn(relative_position):
         {'arch': ONE, 'token_gathering': {**GATHERING, 'learned': True}, 'token_migration': MIGRATION},
         pytest.param({'token_gathering': GATHERING, 'token_migration': MIGRATION}, marks=pytest.mark.thorough),
         pytest.param({'token_gathering': GATHERING}, marks=pytest.mark.thorough),
+        pytest.param({'token_gathering': {**GATHERING, 'pool': 'query'}}, marks=pytest.mark.thorough),
         pytest.param({'token_gathering': {'num_tokens': 0, 'global_blocks': (1,)}}, marks=pytest.mark.thorough),
     ],
-    ids=['both', 'both-and-a-block', 'gathering', 'windows'],
+    ids=['both', 'both-and-a-block', 'gathering', 'gathering-by-query', 'windows'],
 )
 def test_exported_windows_take_any_multiple_of_their_size(settings):
     model = build(**settings, img_size=512)
