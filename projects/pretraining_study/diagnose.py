@@ -177,8 +177,10 @@ def main(argv: list[str] | None = None) -> int:
     images = normalize(read_images(args.images, grid[0] * 16, args.number))
     masks = random_masks(len(images), grid, model.mask_ratio)
     table = Table(title=f'{args.config.stem}, {len(images)} images')
-    for heading in ('checkpoint', 'target', 'spread', 'within', 'rank', 'loss', 'mean', 'copy', *(f'grad {p}' for p in PARTS)):
-        table.add_column(heading, justify='left' if heading in ('checkpoint', 'target') else 'right')
+    for heading in ('checkpoint', 'target'):
+        table.add_column(heading)
+    for heading in ('spread', 'within', 'rank', 'loss', 'mean', 'copy', *(f'grad {part}' for part in PARTS)):
+        table.add_column(heading, justify='right')
     found = {}
     for file in args.checkpoint:
         if file != 'random':

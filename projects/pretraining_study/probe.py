@@ -1,10 +1,11 @@
-r"""What do frozen features know? One 1x1 convolution on backbone and pyramid, semantic segmentation of generated shapes.
+"""What do frozen features know? One 1x1 convolution on backbone and pyramid, segmentation of generated shapes.
 
-    python projects/pretraining_study/probe.py random FILE.pth [FILE.pth ...] --train DIR --test DIR --split validation
+    python projects/pretraining_study/probe.py random FILE.pth [FILE.pth ...] --train DIR --test DIR
 
-Backbone and pyramid are frozen; the levels at strides 4, 8 and 16 are resized to stride 4 and concatenated, each channel
-is standardized over the training images, and one 1x1 convolution with bias learns the classes (softmax regression, full
-passes of Adam, class weights as in the quick start's segmentor). Its logits are resized to the image, as mmseg does.
+Backbone and pyramid are frozen; the levels at strides 4, 8 and 16 are resized to stride 4 and concatenated, each
+channel is standardized over the training images, and one 1x1 convolution with bias learns the classes (softmax
+regression, twelve passes of Adam, class weights as in the quick start's segmentor). Its logits are resized to the
+image, as mmseg does.
 Everything but the weights of the network is equal for all rows, random weights included.
 """
 

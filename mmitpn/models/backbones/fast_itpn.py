@@ -27,6 +27,7 @@ from ..layers import (
     SwiGLU,
     TransformerBlock,
     WeightFit,
+    check_pos_embed_init,
     check_weight_init,
     initialize_weights,
     is_dynamic,
@@ -36,6 +37,7 @@ from ..layers import (
     plain_sizes,
     resample_abs_pos_embed,
     run_blocks,
+    sincos_pos_embed,
 )
 from ..token_reduction import TokenReduction, WindowedAttention, check_blocks
 
@@ -174,6 +176,7 @@ class BaseITPN(StateDictAdapter, PretrainedModule):
         with_cp: Recompute every block in the backward pass.
         frozen_stages: What is not trained.
         weight_init: See :func:`initialize_weights`.
+        pos_embed_init: See :class:`mmitpn.FastITPN`.
         init_cfg: See :class:`PretrainedModule`.
 
     Attributes:
@@ -199,6 +202,7 @@ class BaseITPN(StateDictAdapter, PretrainedModule):
         frozen_stages: int,
         weight_init: str,
         init_cfg: Mapping | None,
+        pos_embed_init: str = 'trunc_normal',
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         out_blocks = check_blocks(out_blocks, sizes.depths[2], 'out_blocks')
@@ -232,6 +236,7 @@ class BaseITPN(StateDictAdapter, PretrainedModule):
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
         self.weight_init = check_weight_init(weight_init)
+        self.pos_embed_init = check_pos_embed_init(pos_embed_init)
         total = sum(sizes.depths)
         self.drop_path_rates = [drop_path_rate * index / max(total - 1, 1) for index in range(total)]
 
@@ -322,7 +327,11 @@ class BaseITPN(StateDictAdapter, PretrainedModule):
     def reset_parameters(self) -> None:
         """Give every parameter its starting value."""
         initialize_weights(self, weight_init=self.weight_init, sub_ln_depth=self.depths[2] if self.sub_ln else None)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.pos_embed_init == 'sincos':
+            with torch.no_grad():
+                self.pos_embed.copy_(sincos_pos_embed(self.grid, self.pos_embed.shape[-1]))
+        else:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def freeze(self) -> None:
         """Freeze what ``frozen_stages`` says, and what comes after the last map that is returned, which is not run."""
@@ -471,6 +480,9 @@ class FastITPN(BaseITPN):
             (``fc_norm``): there the classification head has it.
         weight_init: ``'trunc_normal'`` or ``'xavier'``, see :func:`initialize_weights`; the latter is to learn from
             nothing.
+        pos_embed_init: How the position embedding starts, which is trained in either case: ``'trunc_normal'``, with
+            standard deviation 0.02 as the authors', or ``'sincos'``, sines and cosines of amplitude 1. With the former
+            masked tokens of a new network are nearly equal, and pre-training first has to learn positions.
         token_migration: Work with fewer tokens from some block of the main stage on, and with all again for the
             pyramid: the arguments of :class:`TokenMigration`, ``dict(keep_ratio=0.5, at=None, score=...)``; ``type``
             names another registered method. ``dict()`` takes the defaults, None leaves it out.
@@ -500,6 +512,7 @@ class FastITPN(BaseITPN):
         frozen_stages: int = -1,
         final_norm: bool = True,
         weight_init: str = 'trunc_normal',
+        pos_embed_init: str = 'trunc_normal',
         token_migration: Mapping | None = None,
         token_gathering: Mapping | None = None,
         init_cfg: Mapping | None = None,
@@ -515,6 +528,7 @@ class FastITPN(BaseITPN):
             with_cp=with_cp,
             frozen_stages=frozen_stages,
             weight_init=weight_init,
+            pos_embed_init=pos_embed_init,
             init_cfg=init_cfg,
         )
         fine, middle, main = sizes.channels

@@ -27,14 +27,18 @@ from .patch import (
     plain_sizes,
 )
 from .pos_embed import (
+    POS_EMBED_INITS,
+    check_pos_embed_init,
     resample_abs_pos_embed,
     resample_rel_pos,
     resample_rel_pos_table,
+    sincos_pos_embed,
 )
 from .state_dict_adapter import StateDictAdapter, WeightFit
 
 __all__ = [
     'IN_CHANNELS_INITS',
+    'POS_EMBED_INITS',
     'RELATIVE_POSITIONS',
     'WEIGHT_INITS',
     'Attention',
@@ -51,6 +55,7 @@ __all__ = [
     'SwiGLU',
     'TransformerBlock',
     'WeightFit',
+    'check_pos_embed_init',
     'check_weight_init',
     'initialize_weights',
     'is_dynamic',
@@ -63,4 +68,5 @@ __all__ = [
     'resample_rel_pos',
     'resample_rel_pos_table',
     'run_blocks',
+    'sincos_pos_embed',
 ]

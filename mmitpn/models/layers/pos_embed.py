@@ -1,4 +1,4 @@
-"""Learned positions, absolute and relative, are resized here: the one resampling."""
+"""Learned positions, absolute and relative, are resized here, the one resampling; and how absolute ones start."""
 
 from __future__ import annotations
 
@@ -85,3 +85,39 @@ def resample_rel_pos(vectors: Tensor, side: int) -> Tensor:
     if _are_equal((len(vectors),), (2 * side - 1,)):
         return vectors
     return resample(vectors[:, None], (2 * side - 1, 1), 'linear')[:, 0]
+
+
+# --- initialization ------------------------------------------------------------------------------------------------
+
+POS_EMBED_INITS = ('trunc_normal', 'sincos')
+
+
+def check_pos_embed_init(value: str) -> str:
+    """Return the name of an initialization of the position embedding or raise ValueError."""
+    if value not in POS_EMBED_INITS:
+        raise ValueError(f'pos_embed_init is {value!r}; allowed: {", ".join(map(repr, POS_EMBED_INITS))}')
+    return value
+
+
+def sincos_pos_embed(grid: tuple[int, int], channels: int) -> Tensor:
+    """The two-dimensional position embedding of sines and cosines of MAE (arXiv 2111.06377).
+
+    Args:
+        grid: Height and width in tokens.
+        channels: A multiple of 4: a quarter each for sine and cosine of the column, then of the row.
+
+    Returns:
+        ``(1, h * w, channels)``, row by row.
+
+    Raises:
+        ValueError: If ``channels`` is not a multiple of 4.
+    """
+    # mmpretrain's build_2d_sincos_position_embedding is the transpose of MAE's and of the authors' files.
+    if channels % 4:
+        raise ValueError(f'sine positions of {channels} channels: give a multiple of 4')
+    rates = 10000 ** -(torch.arange(channels // 4, dtype=torch.float64) / (channels // 4))
+    rows, columns = (torch.arange(side, dtype=torch.float64)[:, None] * rates for side in grid)
+    shape = (*grid, -1)
+    parts = [part[None].expand(shape) for part in (columns.sin(), columns.cos())]
+    parts += [part[:, None].expand(shape) for part in (rows.sin(), rows.cos())]
+    return torch.cat(parts, -1).flatten(0, 1)[None].float()

@@ -24,6 +24,7 @@ from ..layers import (
     nchw_to_nhwc,
     nhwc_to_nchw,
     run_blocks,
+    sincos_pos_embed,
 )
 from .masking import MaskToken, pack_visible_patches, upsample_mask, visible_ids
 from .target_generators import PIXEL_CHANNELS, normalize_pixels, record_outputs
@@ -61,9 +62,28 @@ def masked_mean(values: Tensor, masks: Tensor | None) -> Tensor:
     return values.mean() if masks is None else (values * masks).sum() / masks.sum()
 
 
-def normalize_features(x: Tensor) -> Tensor:
-    """Targets with mean 0 and deviation 1 over their channels, in fp32."""
-    return F.layer_norm(x.float(), x.shape[-1:], eps=1e-6)
+def normalize_features(x: Tensor, over: str = 'channels') -> Tensor:
+    """Targets with mean 0 and deviation 1, in fp32.
+
+    Args:
+        x: ``(B, H, W, C)``.
+        over: ``'channels'``: of each position (LayerNorm without weights); ``'positions'``: of each channel of an image
+            (instance normalization), which removes what all positions of an image have in common.
+    """
+    if over == 'channels':
+        return F.layer_norm(x.float(), x.shape[-1:], eps=1e-6)
+    return F.instance_norm(x.float().movedim(-1, 1), eps=1e-6).movedim(1, -1)
+
+
+def check_target_norm(value: bool | str) -> str | None:
+    """Return what targets are normalized over; True is ``'channels'``, False None.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if value not in (True, False, 'channels', 'positions'):
+        raise ValueError(f"normalize_targets is {value!r}; allowed: True or 'channels', 'positions', False")
+    return {True: 'channels', False: None}.get(value, value)
 
 
 # --- the pyramid's levels as tokens --------------------------------------------------------------------------------
@@ -159,7 +179,7 @@ class TokenHead(nn.Module):
         norm: ``'shared'``: the backbone's last norm also follows the sum (Fast-iTPN); ``'own'``: one of its own.
         loss: See :func:`loss_map`.
         masked_only: Whether only masked patches count.
-        normalize_targets: LayerNorm, without weights, of the teacher's tokens.
+        normalize_targets: How the teacher's tokens are normalized, see :func:`normalize_features`; True: over channels.
         auxiliary: Settings of :class:`AuxiliaryHead`; None leaves it out.
 
     Raises:
@@ -179,7 +199,7 @@ class TokenHead(nn.Module):
         norm: str = 'shared',
         loss: str = 'cosine',
         masked_only: bool = True,
-        normalize_targets: bool = False,
+        normalize_targets: bool | str = False,
         auxiliary: Mapping | None = None,
     ) -> None:
         super().__init__()
@@ -193,7 +213,7 @@ class TokenHead(nn.Module):
         self.mask_at = mask_at
         self.loss = check_loss(loss)
         self.masked_only = masked_only
-        self.normalize_targets = normalize_targets
+        self.target_norm = check_target_norm(normalize_targets)
         self.mask = MaskToken(dim // 4, 4) if mask_at == 'embedding' else MaskToken(dim, 1)
         self.embed = PyramidFusion(neck.out_channels, dim, embed=embed)
         self.norm = layer_norm(dim) if norm == 'own' else None
@@ -254,7 +274,7 @@ class TokenHead(nn.Module):
 
     def targets(self, tokens: Tensor, _images: Tensor) -> dict[str, Tensor]:
         """The target of each prediction, from the teacher's tokens ``(B, h, w, channels)``."""
-        tokens = normalize_features(tokens) if self.normalize_targets else tokens
+        tokens = tokens if self.target_norm is None else normalize_features(tokens, self.target_norm)
         return {'tokens': tokens} if self.auxiliary is None else {'tokens': tokens, 'auxiliary': tokens}
 
     def losses(
@@ -269,30 +289,6 @@ class TokenHead(nn.Module):
 
 
 # --- pixels --------------------------------------------------------------------------------------------------------
-
-
-def sincos_pos_embed(grid: tuple[int, int], channels: int) -> Tensor:
-    """The fixed two-dimensional position embedding of MAE.
-
-    Args:
-        grid: Height and width in tokens.
-        channels: A multiple of 4: a quarter each for sine and cosine of the column, then of the row.
-
-    Returns:
-        ``(1, h * w, channels)``, row by row.
-
-    Raises:
-        ValueError: If ``channels`` is not a multiple of 4.
-    """
-    # mmpretrain's build_2d_sincos_position_embedding is the transpose of MAE's and of the authors' files.
-    if channels % 4:
-        raise ValueError(f'sine positions of {channels} channels: give a multiple of 4')
-    rates = 10000 ** -(torch.arange(channels // 4, dtype=torch.float64) / (channels // 4))
-    rows, columns = (torch.arange(side, dtype=torch.float64)[:, None] * rates for side in grid)
-    shape = (*grid, -1)
-    parts = [part[None].expand(shape) for part in (columns.sin(), columns.cos())]
-    parts += [part[:, None].expand(shape) for part in (rows.sin(), rows.cos())]
-    return torch.cat(parts, -1).flatten(0, 1)[None].float()
 
 
 class PixelHead(nn.Module):
@@ -444,8 +440,13 @@ class FeatureHead(nn.Module):
 
     The teacher sees the whole image, the pyramid the masked one (arXiv 2211.12735, 3.1). The paper gives neither
     weights of the losses nor the layers of the predictions. Our interpretation: masked patches are replaced right after
-    the patch embedding; LayerNorm and a linear layer on each level; targets normalized over their channels; all levels
-    and the pixels count alike; only what is masked counts.
+    the patch embedding; LayerNorm and a linear layer on each level; targets normalized over the positions of an image;
+    all levels and the pixels count alike.
+
+    Two of these settings decide whether anything is learned (projects/pretraining_study). Targets that are normalized
+    over channels become equal at all positions of an image, and any visible patch predicts them; data2vec (arXiv
+    2202.03555) normalizes over positions against this. Where only masked positions count, the pyramid's lateral
+    connections see nothing but the mask token: the gradient of the one at stride 8 has rank 4.
 
     Args:
         backbone: The backbone.
@@ -454,8 +455,9 @@ class FeatureHead(nn.Module):
         loss: Loss of features, see :func:`loss_map`.
         feature_weight: Weight of the mean over the levels' losses.
         pixel_weight: Weight of the loss of normalized pixels, predicted from the sum of the levels; 0 leaves it out.
-        masked_only: Whether only masked patches count in the loss of features.
-        normalize_targets: LayerNorm, without weights, of the teacher's features.
+        masked_only: Whether only masked patches count in the loss of features. Pixels count where they are masked.
+        normalize_targets: How the teacher's features are normalized, see :func:`normalize_features`: over
+            ``'positions'``, over ``'channels'`` (or True), or not at all (False).
 
     Raises:
         ValueError: If a weight is negative, or both are 0.
@@ -472,8 +474,8 @@ class FeatureHead(nn.Module):
         loss: str = 'l2',
         feature_weight: float = 1.0,
         pixel_weight: float = 1.0,
-        masked_only: bool = True,
-        normalize_targets: bool = True,
+        masked_only: bool = False,
+        normalize_targets: bool | str = 'positions',
     ) -> None:
         super().__init__()
         for name, weight in (('feature_weight', feature_weight), ('pixel_weight', pixel_weight)):
@@ -485,7 +487,7 @@ class FeatureHead(nn.Module):
         self.loss = check_loss(loss)
         self.feature_weight, self.pixel_weight = feature_weight, pixel_weight
         self.masked_only = masked_only
-        self.normalize_targets = normalize_targets
+        self.target_norm = check_target_norm(normalize_targets)
         self.mask = MaskToken(dim // 4, 4)
         width = neck.out_channels
         self.predict = nn.ModuleList(nn.Sequential(layer_norm(width), nn.Linear(width, one)) for one in channels)
@@ -528,7 +530,8 @@ class FeatureHead(nn.Module):
     def targets(self, maps: Sequence[Tensor], images: Tensor) -> dict[str, Tensor]:
         """The target of each prediction, from the teacher's maps ``(B, H_i, W_i, C_i)`` and the images."""
         targets = {
-            f'stride{4 << i}': normalize_features(one) if self.normalize_targets else one for i, one in enumerate(maps)
+            f'stride{4 << i}': one if self.target_norm is None else normalize_features(one, self.target_norm)
+            for i, one in enumerate(maps)
         }
         if self.embed is not None:
             targets['tokens'] = normalize_pixels(images)

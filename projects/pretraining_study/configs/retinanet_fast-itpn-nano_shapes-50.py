@@ -57,9 +57,7 @@ model = dict(
     ),
 )
 
-train_dataloader = dict(
-    dataset=dict(indices=50), sampler=dict(type='InfiniteSampler'), batch_sampler=None
-)
+train_dataloader = dict(dataset=dict(indices=50), sampler=dict(type='InfiniteSampler'), batch_sampler=None)
 max_iters, warmup, flat_until = 500, 15, 150
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [

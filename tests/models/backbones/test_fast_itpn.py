@@ -224,6 +224,7 @@ def test_position_embedding_cache_follows_the_weights():
         ({'drop_path_rate': 1.5}, 'drop_path_rate'),
         ({'frozen_stages': 4}, 'frozen_stages is 4'),
         ({'weight_init': 'kaiming'}, 'trunc_normal, xavier'),
+        ({'pos_embed_init': 'rope'}, "pos_embed_init is 'rope'; allowed: 'trunc_normal', 'sincos'"),
     ],
 )
 def test_bad_arguments_are_named(kwargs, message):

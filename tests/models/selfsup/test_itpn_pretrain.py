@@ -103,6 +103,40 @@ def test_only_masked_patches_count(build, images):
     assert_close(model.head.losses(predictions, targets, masks), losses)
 
 
+def gradient_ranks(model, images):
+    step(model, images)
+    weights = (model.neck.align4.weight, model.neck.align8.weight)
+    return [int(torch.linalg.matrix_rank(weight.grad, rtol=1e-4)) for weight in weights]
+
+
+def test_lateral_connections_of_mfm_learn_from_images():
+    """With a loss on masked positions alone they would see only the mask token's 16 and 4 vectors."""
+
+    def build(**head):
+        torch.manual_seed(0)
+        backbone = FastITPN('nano', img_size=64, weight_init='xavier')
+        neck = ITPNPyramid(backbone.out_channels, out_channels=128, num_outs=3, weight_init='xavier')
+        return MODELS.build(
+            {'type': 'mmitpn.ITPNPretrain', 'backbone': backbone, 'neck': neck, 'form': 'mfm', 'head': head}
+        )
+
+    images = torch.randn(4, 3, 64, 64)
+    assert gradient_ranks(build(masked_only=True), images) == [16, 4]
+    assert gradient_ranks(build(), images) == [48, 96]
+
+
+@pytest.mark.parametrize(('settings', 'same'), [({}, False), ({'normalize_targets': 'channels'}, True)])
+def test_targets_of_mfm_do_not_collapse_to_one_per_image(settings, same, build, images):
+    """A teacher whose features hardly differ within an image gives targets that do."""
+    head = build('mfm', head=settings).head
+    maps = [torch.randn(2, 1, 1, 48) + 1e-2 * torch.randn(2, side, side, 48) for side in (16, 8, 4)]
+    for name, target in head.targets(maps, images).items():
+        if name != 'tokens':
+            assert bool(target.flatten(1, 2).std(1).mean() < 0.1) == same
+    for target in (head.targets([one.expand_as(one) * 0 + 1 for one in maps], images)['stride16'],):
+        assert target.isfinite().all()
+
+
 def test_negative_cosine_and_the_two_smooth_l1(build, images):
     model = build('fast').eval()
     masks = model.masks(images)
@@ -240,6 +274,7 @@ def test_from_a_config(images):
         ({'teacher': 'clap'}, "teacher is 'clap'; allowed: 'clip'"),
         ({'teacher': None}, "form='fast' needs a teacher"),
         ({'teacher': 'moving_average'}, "gives maps, but form='fast' learns from tokens"),
+        ({'form': 'mfm', 'head': {'normalize_targets': 'batch'}}, "normalize_targets is 'batch'; allowed: True or"),
         ({'form': 'mfm', 'teacher': 'hog'}, "gives tokens, but form='mfm' learns from maps"),
         ({'head': {'loss': 'l3'}}, "loss is 'l3'; allowed: 'cosine', 'smooth_l1', 'l2'"),
         ({'head': {'mask_at': 'end'}}, "mask_at is 'end'"),
