@@ -10,7 +10,14 @@ model = dict(
     type='mmitpn.ITPNPretrain',
     form='mfm',
     data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
-    backbone=dict(type='mmitpn.FastITPN', arch='nano', img_size=128, weight_init='xavier'),
+    backbone=dict(
+        type='mmitpn.FastITPN',
+        arch='nano',
+        img_size=128,
+        weight_init='xavier',
+        pos_embed_init='sincos',
+        layer_scale_init_value=1.0,
+    ),
     neck=dict(
         type='mmitpn.ITPNPyramid',
         in_channels=_base_.channels.nano,

@@ -1,113 +1,185 @@
-"""Does integral pre-training help? Pre-train without labels, fine-tune with few, compare with starting from nothing.
+"""Does integral pre-training help? Pre-train, probe the frozen features, fine-tune on 50 labeled images, compare.
 
-    python projects/pretraining_study/compare_pretraining.py --form mfm lite0 --labels 50 --seeds 0 1 2
+    python projects/pretraining_study/compare_pretraining.py --seeds 0 1 2
+    python projects/pretraining_study/compare_pretraining.py --task probe --row fast pixel --split tuning --seeds 0
 
-The quick start's nano network is pre-trained on 2000 generated images of which no label is read. Then the quick
-start's detector is trained on a few labeled images with the same settings and number of iterations: with backbone and
-pyramid loaded, with the backbone only (the pyramid starts from random weights), and from random weights. The settings
-have a layer decay, meant for pre-trained weights, so random weights are also trained without it. All are evaluated on
-400 other images. The scores go to scores.json in this folder; runs that have a score there are not repeated (--again
-does), so the comparison can be stopped and resumed at any time. About four minutes per run on two cores. lite0 needs
-two packages, see its config.
+The protocol is in this folder's README. Scores go to scores.json after each run; what has a score is not run again, and
+a training run that was stopped is resumed, so the comparison can be stopped at any time. --split tuning is for choices,
+report for the figures that are reported. The rows of ``fast`` need two packages, see its config.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
 from mmitpn.datasets import generate_shapes
+from mmitpn.engine import find_latest_checkpoint
+from mmitpn.visualization import find_scalars, read_history
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from training_scores import ScoreFile, evaluate, run_tool, test_set_options
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from probe import probe, read_split
+from training_scores import ScoreFile, run_tool
 
 PROJECT = Path(__file__).resolve().parent
+CONFIGS = PROJECT / 'configs'
+# name -> config
+PRETRAINING = {
+    'mfm': Path('configs/quickstart/pretrain_fast-itpn-nano_shapes-mfm.py'),
+    'fast': CONFIGS / 'pretrain_fast-itpn-nano_shapes-fast.py',
+    'pixel': CONFIGS / 'pretrain_fast-itpn-nano_shapes-pixel.py',
+    'supervised': CONFIGS / 'upernet_fast-itpn-nano_shapes-supervised.py',
+}
+RANDOM = 'random'
+BOTH = ('backbone', 'neck')
+# name of a row -> what it starts from, and the parts that are loaded
+ROWS: dict[str, tuple[str | None, tuple[str, ...]]] = {
+    RANDOM: (None, ()),
+    'mfm, random pyramid': ('mfm', ('backbone',)),
+    'mfm': ('mfm', BOTH),
+    'fast, random pyramid': ('fast', ('backbone',)),
+    'fast': ('fast', BOTH),
+    'pixel': ('pixel', BOTH),
+    'supervised': ('supervised', BOTH),
+}
+REPORTED = [name for name in ROWS if name != 'pixel']
+# split -> folder of the dataset
+SPLITS = {'tuning': 'unlabeled', 'report': 'report'}
+DATASETS = {'unlabeled': (8000, 200, 3000), 'labeled': (400, 100, 0), 'report': (1, 400, 5000)}  # images, images, seed
+ADE = 'ade/ADEChallengeData2016'
 
-CONFIG = 'configs/quickstart/dino_fast-itpn-nano_shapes.py'
-UNLABELLED, UNLABELLED_SEED = 2000, 3000
-SCRATCH = 'from nothing'
-NO_DECAY = 'from nothing, no layer decay'
-PARTS = {'pyramid loaded': ('backbone', 'neck'), 'pyramid fresh': ('backbone',)}
+
+class Task(NamedTuple):
+    """A measure: what a table calls it, and how it is fine-tuned (the probe is not).
+
+    Attributes:
+        label: Its name in scores.json.
+        config: The config; None for the probe.
+        metric: Name of the score, without what stands before a slash.
+        unit: What 1 is written as.
+    """
+
+    label: str
+    config: Path | None = None
+    metric: str = ''
+    unit: float = 1
+
+
+TASKS = {
+    'probe': Task('probe, mean IoU'),
+    'segmentation': Task('UperNet, 50 images, mean IoU', CONFIGS / 'upernet_fast-itpn-nano_shapes-50.py', 'mIoU', 100),
+    'detection': Task('RetinaNet, 50 images, box AP', CONFIGS / 'retinanet_fast-itpn-nano_shapes-50.py', 'bbox_mAP'),
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--form', nargs='+', choices=('mfm', 'lite0'), default=['mfm', 'lite0'])
-    parser.add_argument('--labels', type=int, default=50, help='labelled images to fine-tune on (default: 50)')
-    parser.add_argument('--iters', type=int, default=460, help='iterations of a fine-tuning run, 8 images each')
+    parser.add_argument('--row', nargs='+', choices=tuple(ROWS), default=REPORTED)
+    parser.add_argument('--task', nargs='+', choices=tuple(TASKS), default=list(TASKS))
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
-    parser.add_argument('--unlabelled', type=Path, default=Path('data/shapes-unlabelled'), help='generated if missing')
-    parser.add_argument('--test-set', type=Path, default=Path('data/shapes-test'), help='generated if missing')
+    parser.add_argument('--split', choices=tuple(SPLITS), default='report', help='images that are scored')
+    parser.add_argument('--data', type=Path, default=Path('data/pretraining-study'), help='generated if missing')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/pretraining'))
     parser.add_argument('--out', type=Path, default=PROJECT / 'scores.json', metavar='FILE.json')
     parser.add_argument('--again', action='store_true', help='also repeat runs that have a score')
-    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='of every fine-tuning run')
+    parser.add_argument('--pretrain-options', nargs='+', default=[], metavar='KEY=VALUE', help='of every pre-training')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='of every fine-tuning')
     return parser.parse_args(argv)
 
 
-def pretrain(form: str, args: argparse.Namespace) -> Path:
+def dataset(name: str, args: argparse.Namespace) -> Path:
+    """A dataset of the protocol, generated if it is missing."""
+    num_train, num_val, seed = DATASETS[name]
+    return generate_shapes(args.data / name, num_train, num_val, seed=seed)
+
+
+def pretrain(name: str, seed: int, args: argparse.Namespace) -> Path:
     """Pre-train, or resume a run that was stopped, and return the file of backbone and pyramid."""
-    folder = args.work_dir / form
+    folder = args.work_dir / f'pretrain_{name}_{seed}'
     file = folder / 'pretrained.pth'
     if not file.is_file():
-        root = generate_shapes(args.unlabelled.resolve(), UNLABELLED, 1, seed=UNLABELLED_SEED)
-        folder_of_config = 'configs/quickstart' if form == 'mfm' else PROJECT / 'configs'
-        config = f'{folder_of_config}/pretrain_fast-itpn-nano_shapes-{form}.py'
-        options = [f'train_dataloader.dataset.data_root={root}/coco/train2017/', 'randomness.seed=0']
-        run_tool('tools/train.py', config, '--resume', '--work-dir', folder, '--cfg-options', *options)
+        images = 'ade/ADEChallengeData2016/' if name == 'supervised' else 'coco/train2017/'
+        root = f'{dataset("unlabeled", args)}/{images}'
+        options = [f'train_dataloader.dataset.data_root={root}', f'randomness.seed={seed}', *args.pretrain_options]
+        train = ('tools/train.py', PRETRAINING[name], '--resume', '--no-report', '--work-dir', folder)
+        run_tool(*train, '--cfg-options', *options)
+        if name == 'supervised':
+            checkpoint = find_latest_checkpoint(folder)
+            run_tool('tools/convert/convert_checkpoint.py', checkpoint, file, '--drop-heads')
     return file
 
 
-def start_options(form: str | None, parts: tuple[str, ...], args: argparse.Namespace) -> list[str]:
-    """``--cfg-options`` that select the initial weights of a detector."""
-    loaded = {part: pretrain(form, args) for part in parts} if form else {}
+def start_options(row: str, seed: int, args: argparse.Namespace) -> list[str]:
+    """``--cfg-options`` that select the initial weights of a model."""
+    source, parts = ROWS[row]
+    file = pretrain(source, seed, args) if source else None
     return [
-        f'model.{part}.init_cfg.checkpoint={loaded[part]}' if part in loaded else f'model.{part}.init_cfg=None'
-        for part in ('backbone', 'neck')
+        f'model.{part}.init_cfg.checkpoint={file}' if part in parts else f'model.{part}.init_cfg=None' for part in BOTH
     ]
 
 
-def schedule_options(iters: int) -> list[str]:
-    """``--cfg-options`` for the quick start's schedule in another number of iterations."""
-    warmup, flat = int(0.03 * iters), int(0.3 * iters)
-    return [
-        f'train_cfg.max_iters={iters}',
-        f'train_cfg.val_interval={iters}',
-        f'param_scheduler.0.end={warmup}',
-        f'param_scheduler.1.begin={flat}',
-        f'param_scheduler.1.end={iters}',
-        f'param_scheduler.1.T_max={iters - flat}',
+def finetune(task: Task, row: str, seed: int, args: argparse.Namespace) -> float:
+    """Fine-tune, or resume a run that was stopped, and return its score on the split."""
+    labeled, scored = dataset('labeled', args), dataset(SPLITS[args.split], args)
+    layout = 'coco/' if task.metric == 'bbox_mAP' else f'{ADE}/'
+    options = [
+        *start_options(row, seed, args),
+        f'randomness.seed={seed}',
+        f'train_dataloader.dataset.data_root={labeled}/{layout}',
+        f'val_dataloader.dataset.data_root={scored}/{layout}',
     ]
+    if task.metric == 'bbox_mAP':
+        options.append(f'val_evaluator.ann_file={scored}/coco/annotations/instances_val2017.json')
+    name = f'{task.metric}_{row.replace(", ", "_").replace(" ", "-")}_{args.split}_{seed}'
+    folder = args.work_dir / name
+    resume = [] if args.again else ['--resume']
+    train = ('tools/train.py', task.config, *resume, '--no-report', '--work-dir', folder)
+    run_tool(*train, '--cfg-options', *options, *args.cfg_options)
+    metrics = read_history(find_scalars(folder)).metrics
+    return next(points[-1][1] for key, points in metrics.items() if key.rsplit('/', 1)[-1] == task.metric) / task.unit
 
 
-def score_of(form: str | None, words: str, seed: int, args: argparse.Namespace) -> float:
-    """Fine-tune, or resume a run that was stopped, and evaluate."""
-    start = start_options(form, PARTS.get(words, ()), args)
-    folder = args.work_dir / f'{form or "scratch"}_{words.replace(" ", "-")}_{args.labels}_{args.iters}_{seed}'
-    options = [*start, f'train_dataloader.dataset.indices={args.labels}', *schedule_options(args.iters)]
-    if words == NO_DECAY:
-        options.append('optim_wrapper.paramwise_cfg.decay_rate=1.0')
-    options += args.cfg_options
-    train = ['tools/quickstart.py', '--task', 'det', '--seed', str(seed), *([] if args.again else ['--resume'])]
-    run_tool(*train, '--work-dir', folder, '--cfg-options', *options)
-    return evaluate(CONFIG, folder, 'bbox_mAP', test_set_options('det', args.test_set))
+@cache
+def _read(root: Path, split: str) -> tuple:
+    return read_split(root / ADE, split)
+
+
+def probe_row(row: str, seed: int, args: argparse.Namespace) -> float:
+    """Mean IoU of the probe on the split."""
+    source, parts = ROWS[row]
+    if source and parts != BOTH:
+        raise ValueError(f'the row {row!r} has a random pyramid; the probe needs the pyramid of its pre-training')
+    file = str(pretrain(source, seed, args)) if source else None
+    train, test = _read(dataset('labeled', args), 'training'), _read(dataset(SPLITS[args.split], args), 'validation')
+    return probe(file, train, test, seed=seed).mean_iou
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    args.work_dir = args.work_dir.resolve()
+    args.work_dir, args.data = args.work_dir.resolve(), args.data.resolve()
     found = ScoreFile(args.out)
-    task = f'box AP on shapes, {args.labels} labelled images, {args.iters} iterations'
-    runs = [(None, SCRATCH), (None, NO_DECAY), *((form, words) for form in args.form for words in PARTS)]
     for seed in args.seeds:
-        for form, words in runs:
-            name = f'{form}, {words}' if form else words
-            found.fill(task, name, seed, partial(score_of, form, words, seed, args), again=args.again)
-    Console(width=130).print(found.table('integral pre-training', SCRATCH))
+        for name in args.task:
+            task = TASKS[name]
+            for row in args.row:
+                source, parts = ROWS[row]
+                if task.config is None and source and parts != BOTH:
+                    continue
+                score: Callable[[], float] = (
+                    partial(probe_row, row, seed, args)
+                    if task.config is None
+                    else partial(finetune, task, row, seed, args)
+                )
+                label = task.label if args.split == 'report' else f'{task.label} ({args.split})'
+                found.fill(label, row, seed, score, again=args.again)
+    Console(width=130).print(found.table('integral pre-training', RANDOM))
     return 0
 
 

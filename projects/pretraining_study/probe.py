@@ -82,7 +82,9 @@ def normalize(images: Tensor) -> Tensor:
 def build_features(file: str | None, seed: int = 0) -> nn.Sequential:
     """The study's backbone and pyramid; with random weights of this seed where there is no file."""
     torch.manual_seed(seed)
-    backbone = FastITPN('nano', img_size=SIDE, weight_init='xavier')
+    backbone = FastITPN(
+        'nano', img_size=SIDE, weight_init='xavier', pos_embed_init='sincos', layer_scale_init_value=1.0
+    )
     neck = ITPNPyramid(backbone.out_channels, out_channels=WIDTH, num_outs=3, weight_init='xavier')
     if file is not None:
         load_pretrained(backbone, file)
@@ -115,11 +117,12 @@ def fit_probe(network: nn.Module, images: Tensor, labels: Tensor, *, seed: int =
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     optimizer = torch.optim.Adam(linear.parameters(), lr=LEARNING_RATE)
-    steps = EPOCHS * (len(x) // PIXELS)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    batch = min(PIXELS, len(x))
+    used = len(x) // batch * batch
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * (used // batch))
     weights = torch.tensor(CLASS_WEIGHTS)
     for _ in range(EPOCHS):
-        for index in torch.randperm(len(x), generator=generator)[: len(x) // PIXELS * PIXELS].split(PIXELS):
+        for index in torch.randperm(len(x), generator=generator)[:used].split(batch):
             optimizer.zero_grad()
             F.cross_entropy(linear(x[index]), y[index], weight=weights).backward()
             optimizer.step()

@@ -8,6 +8,10 @@ _base_ = [
 ]
 
 width = 128
+# Of each part either `init_cfg.checkpoint` or `init_cfg=None` is given on the command line.
+pretrained = dict(
+    type='Pretrained', checkpoint='{{ fileDirname }}/../../../configs/quickstart/fast-itpn-nano_shapes.pth'
+)
 model = dict(
     type='RetinaNet',
     data_preprocessor=dict(
@@ -17,7 +21,15 @@ model = dict(
         bgr_to_rgb=True,
         pad_size_divisor=32,
     ),
-    backbone=dict(type='mmitpn.FastITPN', arch='nano', img_size=128, weight_init='xavier'),
+    backbone=dict(
+        type='mmitpn.FastITPN',
+        arch='nano',
+        img_size=128,
+        weight_init='xavier',
+        pos_embed_init='sincos',
+        layer_scale_init_value=1.0,
+        init_cfg=pretrained,
+    ),
     neck=dict(
         type='mmitpn.ITPNPyramid',
         in_channels=_base_.channels.nano,
@@ -25,6 +37,7 @@ model = dict(
         num_outs=3,
         start_level=1,
         weight_init='xavier',
+        init_cfg=pretrained,
     ),
     bbox_head=dict(
         type='RetinaHead',

@@ -1,7 +1,8 @@
 # The quick start's segmentor on 50 labeled images.
 _base_ = '../../../configs/quickstart/upernet_fast-itpn-nano_shapes.py'
 
-model = dict(backbone=dict(init_cfg=None), neck=dict(init_cfg=None))
+# Of each part either `init_cfg.checkpoint` or `init_cfg=None` is given on the command line.
+model = dict(backbone=dict(pos_embed_init='sincos', layer_scale_init_value=1.0))
 train_dataloader = dict(dataset=dict(indices=50))
 max_iters, warmup, flat_until = 500, 15, 150
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)

