@@ -15,18 +15,21 @@ import sys
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from statistics import mean
 from typing import NamedTuple
 
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from mmitpn.datasets import generate_shapes
 from mmitpn.engine import find_latest_checkpoint
 from mmitpn.visualization import find_scalars, read_history
+from mmitpn.visualization.image_grid import save_figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from probe import probe, read_split
-from training_scores import ScoreFile, run_tool
+from training_scores import ScoreFile, Scores, run_tool
 
 PROJECT = Path(__file__).resolve().parent
 CONFIGS = PROJECT / 'configs'
@@ -88,6 +91,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--data', type=Path, default=Path('data/pretraining-study'), help='generated if missing')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/pretraining'))
     parser.add_argument('--out', type=Path, default=PROJECT / 'scores.json', metavar='FILE.json')
+    parser.add_argument('--plot', type=Path, metavar='FILE.png', help='also draw the scores of the split')
     parser.add_argument('--again', action='store_true', help='also repeat runs that have a score')
     parser.add_argument('--pretrain-options', nargs='+', default=[], metavar='KEY=VALUE', help='of every pre-training')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='of every fine-tuning')
@@ -161,6 +165,42 @@ def probe_row(row: str, seed: int, args: argparse.Namespace) -> float:
     return probe(file, train, test, seed=seed).mean_iou
 
 
+def label_of(task: Task, split: str) -> str:
+    """The name of a task's scores on a split."""
+    return task.label if split == 'report' else f'{task.label} ({split})'
+
+
+def draw_scores(scores: Scores, split: str, out_file: Path) -> Path:
+    """Draw every seed's score and the means, a panel for each task and a line for each row.
+
+    Args:
+        scores: Task -> row -> seed -> score.
+        split: Whose scores are drawn.
+        out_file: The PNG.
+
+    Raises:
+        ValueError: If there is no score of this split.
+    """
+    panels = {label: scores[label] for task in TASKS.values() if (label := label_of(task, split)) in scores}
+    if not panels:
+        raise ValueError(f'there are no scores of the split {split!r} yet: run without --plot first')
+    figure = Figure(figsize=(4.6 * len(panels) + 1, 3.4), dpi=110, layout='constrained')
+    for axes, (label, rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        names = [name for name in ROWS if rows.get(name)][::-1]
+        for height, name in enumerate(names):
+            values = [100 * value for value in rows[name].values()]
+            color = {RANDOM: '#888888', 'supervised': '#d08000'}.get(name, '#1060a0')
+            axes.plot([min(values), max(values)], [height, height], color=color, linewidth=2, alpha=0.5)
+            axes.plot(values, [height] * len(values), 'o', color=color, markersize=5)
+            axes.annotate(f'{mean(values):.1f}', (max(values), height), (6, -3), textcoords='offset points', fontsize=8)
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xlabel(f'{label}, percent')
+        axes.margins(x=0.18, y=0.12)
+        axes.grid(visible=True, axis='x', color='#e4e4e4')
+        axes.set_axisbelow(True)
+    return save_figure(figure, out_file)
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     args.work_dir, args.data = args.work_dir.resolve(), args.data.resolve()
@@ -177,9 +217,10 @@ def main(argv: list[str] | None = None) -> int:
                     if task.config is None
                     else partial(finetune, task, row, seed, args)
                 )
-                label = task.label if args.split == 'report' else f'{task.label} ({args.split})'
-                found.fill(label, row, seed, score, again=args.again)
+                found.fill(label_of(task, args.split), row, seed, score, again=args.again)
     Console(width=130).print(found.table('integral pre-training', RANDOM))
+    if args.plot:
+        print(f'written: {draw_scores(found.scores, args.split, args.plot)}')
     return 0
 
 

@@ -69,13 +69,13 @@ class ITPNPretrain(QuietInit, BaseModel):
     'fast'     replaced after the patch embedding   given (CLIP-L/14)         negative cosine, masked patches
     'clip'     replaced before the main stage       given (CLIP-B/16)         two SmoothL1, all patches
     'pixel'    removed                              normalized pixels         squared error, masked patches
-    'mfm'      replaced after the patch embedding   moving average, pixels    squared error, masked patches
+    'mfm'      replaced after the patch embedding   moving average, pixels    squared error, all patches
     'hog'      replaced after the patch embedding   HOG (FastMIM)             squared error, masked patches
     =========  ===================================  ========================  ===============================
 
     The first three are those of the released code: Fast-iTPN's, and iTPN's with CLIP and with pixel supervision. 'mfm'
-    is the paper's own description, of which no code is public: see :class:`FeatureHead` for our interpretation. 'hog'
-    is FastMIM's (arXiv 2212.06593), to be used with small images.
+    is the paper's own description, of which no code is public: see :class:`FeatureHead` for our interpretation (pixels
+    count where they are masked). 'hog' is FastMIM's (arXiv 2212.06593), to be used with small images.
 
     Args:
         backbone: Config of a FastITPN or ITPN with all three maps.

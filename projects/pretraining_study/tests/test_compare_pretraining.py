@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from PIL import Image
 from torch import nn
 
 from mmitpn.datasets import generate_shapes
@@ -58,8 +60,12 @@ def test_every_row_has_the_same_fine_tuning_and_each_seed_one_pretraining(tool, 
     arguments = ['--task', 'segmentation', 'detection', '--row', *module.REPORTED, '--seeds', '0', '1']
     arguments += ['--out', str(tmp_path / 'scores.json'), '--work-dir', str(tmp_path / 'runs')]
     arguments += ['--data', str(tmp_path / 'data')]
+    plot = tmp_path / 'scores.png'
     for _ in range(2):  # the second time there is nothing to do
-        assert module.main(arguments) == 0
+        assert module.main([*arguments, '--plot', str(plot)]) == 0
+    with Image.open(plot) as image:
+        assert image.width > 900
+        assert len(np.unique(np.asarray(image.convert('L')))) > 50
     configs = [Path(command[2]).stem for command in commands]
     assert configs.count('pretrain_fast-itpn-nano_shapes-mfm') == 2
     assert configs.count('pretrain_fast-itpn-nano_shapes-fast') == 2
@@ -123,6 +129,11 @@ def test_the_probe_finds_what_features_know(tmp_path):
     assert score.mean_iou > probe.score_probe(Oracle(), nn.Conv2d(10, 9, 1), *train).mean_iou + 0.3
     random = probe.probe(None, train, test)
     assert 0 < random.mean_iou < 0.6
+
+
+def test_a_split_without_scores_is_not_drawn(tool, tmp_path):
+    with pytest.raises(ValueError, match="no scores of the split 'report' yet"):
+        tool[0].draw_scores({}, 'report', tmp_path / 'scores.png')
 
 
 def test_a_missing_dataset_is_named(tmp_path):
