@@ -54,7 +54,7 @@ def read_split(root: Path, split: str, limit: int | None = None) -> tuple[Tensor
     Args:
         root: Folder with ``images/`` and ``annotations/``.
         split: ``'training'`` or ``'validation'``.
-        limit: The first so many images; None: all.
+        limit: Number of images, the first of the split; None: all.
 
     Returns:
         uint8 ``(N, 3, 128, 128)`` RGB and ``(N, 128, 128)``; 255 is ignored.
