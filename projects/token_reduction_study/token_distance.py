@@ -27,7 +27,7 @@ from torch import Tensor
 from mmitpn import FastITPN
 from mmitpn.checkpoint import load_pretrained
 from mmitpn.models.backbones import ARCHS
-from mmitpn.models.token_reduction import REDUCERS, SCORES
+from mmitpn.models.token_reduction import POOLS, REDUCERS, SCORES
 from mmitpn.utils import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -40,7 +40,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--number', type=int, default=24, help='images (default: 24)')
     parser.add_argument('--window-size', type=int, default=16, help='of token gathering (default: 16)')
     parser.add_argument('--num-tokens', type=int, nargs='+', default=[0, 1, 4], help='gathering tokens per window')
-    parser.add_argument('--keep', type=float, nargs='+', default=[0.75, 0.5, 0.25], help='fractions of tokens kept')
+    parser.add_argument(
+        '--global-blocks', type=int, nargs='+', metavar='N', help='also windows alone, these blocks global'
+    )
+    parser.add_argument('--keep', type=float, nargs='*', default=[0.75, 0.5, 0.25], help='fractions of tokens kept')
     return parser.parse_args(argv)
 
 
@@ -60,9 +63,17 @@ def read_images(folder: Path, number: int, side: int) -> Tensor:
 def variants(args: argparse.Namespace) -> list[tuple[str, str, dict[str, Any]]]:
     """Name, description of the settings, and arguments of the backbone."""
     found = [
-        ('gathering', f'{number} tokens per window', {'token_gathering': gathering(args, number)})
+        (
+            'gathering',
+            f'{number} tokens per window{f" by {pool}" if number else ""}',
+            {'token_gathering': {**gathering(args, number), 'pool': pool}},
+        )
         for number in args.num_tokens
+        for pool in (POOLS if number else ('mean',))
     ]
+    if args.global_blocks:
+        settings = {**gathering(args, 0), 'global_blocks': args.global_blocks}
+        found.append(('gathering', f'0 tokens, blocks {args.global_blocks} global', {'token_gathering': settings}))
     for follow, score, keep in product((False, True), SCORES, args.keep):
         description = f'{score}, {"follow" if follow else "unchanged"}, keep {keep:g}'
         settings = {'score': score, 'follow': follow, 'keep_ratio': keep}

@@ -244,7 +244,13 @@ def test_distances(load_script, tmp_path, capsys):
     Image.effect_noise((100, 100), 60).save(tmp_path / 'noise.png')
     assert tool.main(arguments) == 0
     shown = capsys.readouterr().out
-    assert shown.count('0.000') >= 15  # all tokens kept, and as many gathering tokens as tokens: global attention
+    assert shown.count('0.000') >= 16  # all tokens kept, and as many gathering tokens as tokens: global attention
+    assert 'by query' in shown
+    arguments[-2:] = ['--keep', '--global-blocks', '0', '1', '2', '3', '--num-tokens', '0']
+    assert tool.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert 'blocks [0, 1, 2, 3] global' in shown
+    assert shown.count('0.000') == 1
 
 
 @pytest.mark.parametrize(
