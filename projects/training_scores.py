@@ -23,6 +23,7 @@ from mmitpn.engine import find_latest_checkpoint
 PROJECTS = Path(__file__).resolve().parent
 ROOT = PROJECTS.parent
 TEST_IMAGES, TEST_SEED = 400, 2000
+FINISHED = 'finished'
 
 Scores = dict[str, dict[str, dict[str, float]]]  # task -> method -> seed -> score
 
@@ -32,6 +33,23 @@ def run_tool(*command: str | Path) -> None:
     studies = [str(folder) for folder in sorted(PROJECTS.iterdir()) if folder.is_dir()]
     path = os.pathsep.join(filter(None, (*studies, os.environ.get('PYTHONPATH'))))
     subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env={**os.environ, 'PYTHONPATH': path}, check=True)
+
+
+def run_training(config: str | Path, folder: Path, options: Sequence[str], *, again: bool = False) -> None:
+    """Train, or resume a run that was stopped, or do nothing where it is complete.
+
+    Args:
+        config: The config.
+        folder: The work dir; an empty file in it marks a complete run.
+        options: ``--cfg-options``.
+        again: Also train where the run is complete.
+    """
+    if (folder / FINISHED).is_file() and not again:
+        return
+    (folder / FINISHED).unlink(missing_ok=True)
+    resume = [] if again else ['--resume']
+    run_tool('tools/train.py', config, *resume, '--no-report', '--work-dir', folder, '--cfg-options', *options)
+    (folder / FINISHED).touch()
 
 
 def test_set_options(task: str, root: Path) -> list[str]:
@@ -57,7 +75,8 @@ def evaluate(config: str | Path, folder: Path, metric: str, options: Sequence[st
         options: ``--cfg-options``.
     """
     test = folder / 'test'
-    run_tool('tools/test.py', config, find_latest_checkpoint(folder), '--work-dir', test, '--cfg-options', *options)
+    checkpoint = find_latest_checkpoint(folder)
+    run_tool('tools/test.py', config, checkpoint, '--no-report', '--work-dir', test, '--cfg-options', *options)
     metrics = json.loads((test / 'test_metrics.json').read_text(encoding='utf-8'))['metrics']
     return next(value for key, value in metrics.items() if key.rsplit('/', 1)[-1] == metric)
 

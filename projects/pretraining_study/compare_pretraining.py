@@ -23,13 +23,12 @@ from rich.console import Console
 
 from mmitpn.datasets import generate_shapes
 from mmitpn.engine import find_latest_checkpoint
-from mmitpn.visualization import find_scalars, read_history
 from mmitpn.visualization.image_grid import save_figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from probe import probe, read_split
-from training_scores import ScoreFile, Scores, run_tool
+from training_scores import ScoreFile, Scores, evaluate, run_tool, run_training
 
 PROJECT = Path(__file__).resolve().parent
 CONFIGS = PROJECT / 'configs'
@@ -130,24 +129,31 @@ def start_options(row: str, seed: int, args: argparse.Namespace) -> list[str]:
 
 
 def finetune(task: Task, row: str, seed: int, args: argparse.Namespace) -> float:
-    """Fine-tune, or resume a run that was stopped, and return its score on the split."""
-    labeled, scored = dataset('labeled', args), dataset(SPLITS[args.split], args)
-    layout = 'coco/' if task.metric == 'bbox_mAP' else f'{ADE}/'
+    """Fine-tune, or resume a run that was stopped, and return the score on the split."""
+    folder = args.work_dir / f'{task.metric}_{row.replace(", ", "_").replace(" ", "-")}_{seed}'
     options = [
         *start_options(row, seed, args),
         f'randomness.seed={seed}',
-        f'train_dataloader.dataset.data_root={labeled}/{layout}',
-        f'val_dataloader.dataset.data_root={scored}/{layout}',
+        f'train_dataloader.dataset.data_root={dataset("labeled", args)}/{layout_of(task)}',
+        *scored_images('val', task, 'tuning', args),
+        *args.cfg_options,
     ]
+    run_training(task.config, folder, options, again=args.again)
+    return evaluate(task.config, folder, task.metric, scored_images('test', task, args.split, args)) / task.unit
+
+
+def layout_of(task: Task) -> str:
+    """The folder of a dataset that a task reads."""
+    return 'coco/' if task.metric == 'bbox_mAP' else f'{ADE}/'
+
+
+def scored_images(part: str, task: Task, split: str, args: argparse.Namespace) -> list[str]:
+    """``--cfg-options`` of the images of a split, for ``'val'`` or ``'test'``."""
+    root = dataset(SPLITS[split], args)
+    options = [f'{part}_dataloader.dataset.data_root={root}/{layout_of(task)}']
     if task.metric == 'bbox_mAP':
-        options.append(f'val_evaluator.ann_file={scored}/coco/annotations/instances_val2017.json')
-    name = f'{task.metric}_{row.replace(", ", "_").replace(" ", "-")}_{args.split}_{seed}'
-    folder = args.work_dir / name
-    resume = [] if args.again else ['--resume']
-    train = ('tools/train.py', task.config, *resume, '--no-report', '--work-dir', folder)
-    run_tool(*train, '--cfg-options', *options, *args.cfg_options)
-    metrics = read_history(find_scalars(folder)).metrics
-    return next(points[-1][1] for key, points in metrics.items() if key.rsplit('/', 1)[-1] == task.metric) / task.unit
+        options.append(f'{part}_evaluator.ann_file={root}/coco/annotations/instances_val2017.json')
+    return options
 
 
 @cache

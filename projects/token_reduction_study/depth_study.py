@@ -52,14 +52,12 @@ from mmitpn.engine.cli import parse_options, read_config
 from mmitpn.engine.evaluation import build_test_runner, check_evaluation, read_classes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from training_scores import ROOT, ScoreFile, evaluate, run_tool
+from training_scores import FINISHED, ROOT, ScoreFile, evaluate, run_training
 
 PROJECT = Path(__file__).resolve().parent
 CONFIG = 'projects/token_reduction_study/configs/seg_fast-itpn-nano12_shapes-256.py'
 TUNE_CONFIG = 'projects/token_reduction_study/configs/seg_fast-itpn-nano12_shapes-256-tune.py'
 START = ROOT / 'configs/quickstart/fast-itpn-nano_shapes-seg.pth'
-FINISHED = 'finished'
-"""Name of the empty file that marks a complete training run in its folder."""
 METRIC, UNIT = 'mIoU', 100
 
 # Diameters of generated objects are 12 to 96 pixels in images of any size. Sides of 128 to 256, resized to 256x256,
@@ -148,16 +146,6 @@ def data_options(args: argparse.Namespace) -> list[str]:
     test = generate_shapes(args.test_set.resolve(), 1, TEST_IMAGES, seed=TEST_SEED, size=SIDES)
     roots = {'train': data, 'val': data, 'test': test}
     return [f'{part}_dataloader.dataset.data_root={root}/ade/ADEChallengeData2016/' for part, root in roots.items()]
-
-
-def run_training(config: str, folder: Path, options: Sequence[str], *, again: bool) -> None:
-    """Train, or resume a run that was stopped, or nothing where it is complete."""
-    if (folder / FINISHED).is_file() and not again:
-        return
-    (folder / FINISHED).unlink(missing_ok=True)
-    resume = [] if again else ['--resume']
-    run_tool('tools/train.py', config, *resume, '--work-dir', folder, '--cfg-options', *options)
-    (folder / FINISHED).touch()
 
 
 def trained_checkpoint(args: argparse.Namespace, seed: int) -> Path:

@@ -22,6 +22,7 @@ PROJECT = Path(__file__).parents[1]
 sys.path[:0] = [str(PROJECT), str(PROJECT.parent)]
 import diagnose
 import probe
+import training_scores
 
 
 def value_of(command, name):
@@ -42,15 +43,15 @@ def tool(monkeypatch, tmp_path):
             Path(command[3]).touch()
             return
         folder = Path(command[command.index('--work-dir') + 1])
-        (folder / '0/vis_data').mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         if 'pretrain_' in command[2]:
             (folder / 'pretrained.pth').touch()
         metric = {'coco/bbox_mAP': 0.25} if 'retinanet' in command[2] else {'mIoU': 50.0}
-        lines = [{'loss': 1.0, 'iter': 500, 'step': 500}, {**metric, 'step': 500}]
-        (folder / '0/vis_data/scalars.json').write_text('\n'.join(map(json.dumps, lines)))
+        (folder / 'test_metrics.json').write_text(json.dumps({'metrics': metric}))
 
     monkeypatch.setattr(subprocess, 'run', run)
-    monkeypatch.setattr(module, 'find_latest_checkpoint', lambda folder: folder / 'iter_5.pth')
+    for place in (module, training_scores):
+        monkeypatch.setattr(place, 'find_latest_checkpoint', lambda folder: folder / 'iter_5.pth')
     monkeypatch.setattr(module, 'generate_shapes', lambda folder, *_, **__: folder)
     return module, commands
 
@@ -66,6 +67,11 @@ def test_every_row_has_the_same_fine_tuning_and_each_seed_one_pretraining(tool, 
     with Image.open(plot) as image:
         assert image.width > 900
         assert len(np.unique(np.asarray(image.convert('L')))) > 50
+    tested = [command for command in commands if command[1] == 'tools/test.py']
+    assert len(tested) == 24
+    roots = [value_of(command, 'test_dataloader.dataset.data_root') for command in tested]
+    assert all(root.startswith(f'{tmp_path}/data/report/') for root in roots)
+    commands[:] = [command for command in commands if command[1] != 'tools/test.py']
     configs = [Path(command[2]).stem for command in commands]
     assert configs.count('pretrain_fast-itpn-nano_shapes-mfm') == 2
     assert configs.count('pretrain_fast-itpn-nano_shapes-fast') == 2
@@ -76,9 +82,9 @@ def test_every_row_has_the_same_fine_tuning_and_each_seed_one_pretraining(tool, 
     file = f'{tmp_path}/runs/pretrain_mfm_1/pretrained.pth'
     by_row = {Path(command[command.index('--work-dir') + 1]).name: command for command in tuned}
     for row, parts in (('random', ()), ('mfm_random-pyramid', ('backbone',)), ('mfm', ('backbone', 'neck'))):
-        command = by_row[f'mIoU_{row}_report_1']
+        command = by_row[f'mIoU_{row}_1']
         assert value_of(command, 'randomness.seed') == '1'
-        assert value_of(command, 'val_dataloader.dataset.data_root') == f'{tmp_path}/data/report/{module.ADE}/'
+        assert value_of(command, 'val_dataloader.dataset.data_root') == f'{tmp_path}/data/unlabeled/{module.ADE}/'
         for part in ('backbone', 'neck'):
             name = f'model.{part}.init_cfg'
             assert f'{name}.checkpoint={file}' in command if part in parts else f'{name}=None' in command

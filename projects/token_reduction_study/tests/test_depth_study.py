@@ -29,8 +29,8 @@ def study(load_script, monkeypatch, tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'test_metrics.json').write_text(json.dumps({'metrics': {'mIoU': 60.0}}))
 
+    monkeypatch.setattr(training_scores, 'run_tool', run)
     for module in (tool, training_scores):
-        monkeypatch.setattr(module, 'run_tool', run)
         monkeypatch.setattr(module, 'find_latest_checkpoint', lambda folder: folder / 'iter_5.pth')
     for name in ('TRAIN_IMAGES', 'HELD_OUT_IMAGES', 'TEST_IMAGES'):
         monkeypatch.setattr(tool, name, 1)
@@ -68,7 +68,7 @@ def test_a_run_that_fails_is_not_complete(study, tmp_path, monkeypatch, capsys):
     def fail(*_):
         raise RuntimeError('killed')
 
-    monkeypatch.setattr(tool, 'run_tool', fail)
+    monkeypatch.setattr(training_scores, 'run_tool', fail)
     assert tool.main(['--stage', 'train', '--seeds', '0', *files]) == 2
     assert not (tmp_path / 'work-dir/global_0' / tool.FINISHED).exists()
     assert tool.main(['--stage', 'switch', '--seeds', '0', *files]) == 2
