@@ -139,7 +139,8 @@ def finetune(task: Task, row: str, seed: int, args: argparse.Namespace) -> float
         *args.cfg_options,
     ]
     run_training(task.config, folder, options, again=args.again)
-    return evaluate(task.config, folder, task.metric, scored_images('test', task, args.split, args)) / task.unit
+    score = evaluate(task.config, folder, task.metric, scored_images('test', task, args.split, args))
+    return round(score / task.unit, 4)
 
 
 def layout_of(task: Task) -> str:
@@ -168,7 +169,7 @@ def probe_row(row: str, seed: int, args: argparse.Namespace) -> float:
         raise ValueError(f'the row {row!r} has a random pyramid; the probe needs the pyramid of its pre-training')
     file = str(pretrain(source, seed, args)) if source else None
     train, test = _read(dataset('labeled', args), 'training'), _read(dataset(SPLITS[args.split], args), 'validation')
-    return probe(file, train, test, seed=seed).mean_iou
+    return round(probe(file, train, test, seed=seed).mean_iou, 4)
 
 
 def label_of(task: Task, split: str) -> str:
