@@ -108,9 +108,11 @@ def pretrain(name: str, seed: int, args: argparse.Namespace) -> Path:
     folder = args.work_dir / f'pretrain_{name}_{seed}'
     file = folder / 'pretrained.pth'
     if not file.is_file():
-        images = 'ade/ADEChallengeData2016/' if name == 'supervised' else 'coco/train2017/'
+        images = f'{ADE}/' if name == 'supervised' else 'coco/train2017/'
         root = f'{dataset("unlabeled", args)}/{images}'
         options = [f'train_dataloader.dataset.data_root={root}', f'randomness.seed={seed}', *args.pretrain_options]
+        if name == 'supervised':
+            options += scored_images('val', TASKS['segmentation'], 'tuning', args)
         train = ('tools/train.py', PRETRAINING[name], '--resume', '--no-report', '--work-dir', folder)
         run_tool(*train, '--cfg-options', *options)
         if name == 'supervised':

@@ -78,6 +78,9 @@ def test_every_row_has_the_same_fine_tuning_and_each_seed_one_pretraining(tool, 
     assert configs.count('upernet_fast-itpn-nano_shapes-supervised') == 2
     assert configs.count('upernet_fast-itpn-nano_shapes-50') == 12
     assert configs.count('retinanet_fast-itpn-nano_shapes-50') == 12
+    supervised = next(command for command in commands if command[2].endswith('-supervised.py'))
+    assert value_of(supervised, 'train_dataloader.dataset.data_root') == f'{tmp_path}/data/unlabeled/{module.ADE}/'
+    assert value_of(supervised, 'val_dataloader.dataset.data_root') == f'{tmp_path}/data/unlabeled/{module.ADE}/'
     tuned = [command for command in commands if command[2].endswith('upernet_fast-itpn-nano_shapes-50.py')]
     file = f'{tmp_path}/runs/pretrain_mfm_1/pretrained.pth'
     by_row = {Path(command[command.index('--work-dir') + 1]).name: command for command in tuned}
