@@ -46,7 +46,7 @@ RECIPES = {
     'clip': Recipe(TokenHead, CLIP_SETTINGS, None),
     'pixel': Recipe(PixelHead, {}, 'pixels'),
     'mfm': Recipe(FeatureHead, {}, 'moving_average'),
-    'hog': Recipe(TokenHead, {'norm': 'own', 'loss': 'l2'}, 'hog'),
+    'hog': Recipe(TokenHead, {'norm': 'own', 'loss': 'l2', 'masked_only': False}, 'hog'),
 }
 MASKING = ('random', 'pipeline')
 # The names that `teacher` takes in place of a config.
@@ -70,12 +70,13 @@ class ITPNPretrain(QuietInit, BaseModel):
     'clip'     replaced before the main stage       given (CLIP-B/16)         two SmoothL1, all patches
     'pixel'    removed                              normalized pixels         squared error, masked patches
     'mfm'      replaced after the patch embedding   moving average, pixels    squared error, all patches
-    'hog'      replaced after the patch embedding   HOG (FastMIM)             squared error, masked patches
+    'hog'      replaced after the patch embedding   HOG (FastMIM)             squared error, all patches
     =========  ===================================  ========================  ===============================
 
     The first three are those of the released code: Fast-iTPN's, and iTPN's with CLIP and with pixel supervision. 'mfm'
     is the paper's own description, of which no code is public: see :class:`FeatureHead` for our interpretation (pixels
-    count where they are masked). 'hog' is FastMIM's (arXiv 2212.06593), to be used with small images.
+    count where they are masked). 'hog' has FastMIM's targets (arXiv 2212.06593), for
+    small images; FastMIM counts masked patches only, but then a pyramid's lateral connections learn nothing.
 
     Args:
         backbone: Config of a FastITPN or ITPN with all three maps.

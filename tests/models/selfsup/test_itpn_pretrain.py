@@ -109,7 +109,8 @@ def gradient_ranks(model, images):
     return [int(torch.linalg.matrix_rank(weight.grad, rtol=1e-4)) for weight in weights]
 
 
-def test_lateral_connections_of_mfm_learn_from_images():
+@pytest.mark.parametrize('form', ['mfm', 'hog'])
+def test_lateral_connections_learn_from_images(form):
     """With a loss on masked positions alone they would see only the mask token's 16 and 4 vectors."""
 
     def build(**head):
@@ -117,7 +118,7 @@ def test_lateral_connections_of_mfm_learn_from_images():
         backbone = FastITPN('nano', img_size=64, weight_init='xavier')
         neck = ITPNPyramid(backbone.out_channels, out_channels=128, num_outs=3, weight_init='xavier')
         return MODELS.build(
-            {'type': 'mmitpn.ITPNPretrain', 'backbone': backbone, 'neck': neck, 'form': 'mfm', 'head': head}
+            {'type': 'mmitpn.ITPNPretrain', 'backbone': backbone, 'neck': neck, 'form': form, 'head': head}
         )
 
     images = torch.randn(4, 3, 64, 64)
