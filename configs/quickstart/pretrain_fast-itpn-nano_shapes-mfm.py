@@ -1,23 +1,18 @@
 # Pre-training in small: a nano Fast-iTPN and its pyramid by masked feature modeling, on 2000 generated images without
-# labels. projects/pretraining_study/compare_pretraining.py generates the images, trains this and fine-tunes from it.
+# labels. projects/pretraining_study/compare_pretraining.py generates 8000, trains this and fine-tunes from it.
 _base_ = ['../_base_/models/itpn_channels.py', '../_base_/default_runtime_mmpretrain.py']
 
 max_iters = 2400
 width = 128
 data_root = 'data/shapes-unlabelled/coco/train2017/'
+# From random weights: positions differ from the first step, and so does what the blocks add.
+start = dict(weight_init='xavier', pos_embed_init='sincos', layer_scale_init_value=1.0)
 
 model = dict(
     type='mmitpn.ITPNPretrain',
     form='mfm',
     data_preprocessor=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
-    backbone=dict(
-        type='mmitpn.FastITPN',
-        arch='nano',
-        img_size=128,
-        weight_init='xavier',
-        pos_embed_init='sincos',
-        layer_scale_init_value=1.0,
-    ),
+    backbone=dict(type='mmitpn.FastITPN', arch='nano', img_size=128, **start),
     neck=dict(
         type='mmitpn.ITPNPyramid',
         in_channels=_base_.channels.nano,
