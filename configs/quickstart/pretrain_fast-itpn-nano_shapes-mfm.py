@@ -1,5 +1,6 @@
-# Pre-training in small: a nano Fast-iTPN and its pyramid by masked feature modeling, on 2000 generated images without
-# labels. projects/pretraining_study/compare_pretraining.py generates 8000, trains this and fine-tunes from it.
+# Pre-training in small: a nano Fast-iTPN and its pyramid by masked feature modeling, on 8000 generated images without
+# labels. projects/pretraining_study generates them elsewhere, trains this and fine-tunes from it. By itself:
+#   mmitpn data shapes --out data/shapes-unlabelled --num-train 8000 --num-val 200 --seed 3000
 _base_ = ['../_base_/models/itpn_channels.py', '../_base_/default_runtime_mmpretrain.py']
 
 max_iters = 2400

@@ -147,7 +147,7 @@ def score_probe(network: nn.Module, conv: nn.Conv2d, images: Tensor, labels: Ten
         confusion += torch.bincount(pairs, minlength=number * number).view(number, number)
     both = confusion.diag().double()
     ious = both / (confusion.sum(0) + confusion.sum(1) - both)
-    return ProbeScore(float(ious.mean()), float(ious[:NUM_SHAPES].mean()), float(ious[NUM_SHAPES:].mean()))
+    return ProbeScore(*(float(part.nanmean()) for part in (ious, ious[:NUM_SHAPES], ious[NUM_SHAPES:])))
 
 
 def probe(file: str | None, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *, seed: int = 0) -> ProbeScore:

@@ -75,8 +75,8 @@ class ITPNPretrain(QuietInit, BaseModel):
 
     The first three are those of the released code: Fast-iTPN's, and iTPN's with CLIP and with pixel supervision. 'mfm'
     is the paper's own description, of which no code is public: see :class:`FeatureHead` for our interpretation (pixels
-    count where they are masked). 'hog' has FastMIM's targets (arXiv 2212.06593), for
-    small images; FastMIM counts masked patches only, but then a pyramid's lateral connections learn nothing.
+    count where they are masked). 'hog' has FastMIM's targets (arXiv 2212.06593), for small images; FastMIM counts
+    masked patches only, but then a pyramid's lateral connections see only the mask token.
 
     Args:
         backbone: Config of a FastITPN or ITPN with all three maps.

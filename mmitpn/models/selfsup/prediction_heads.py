@@ -444,9 +444,9 @@ class FeatureHead(nn.Module):
     all levels and the pixels count alike.
 
     Two of these settings decide whether anything is learned (projects/pretraining_study). Targets that are normalized
-    over channels become equal at all positions of an image, and any visible patch predicts them; data2vec (arXiv
-    2202.03555) normalizes over positions against this. Where only masked positions count, the pyramid's lateral
-    connections see nothing but the mask token: the gradient of the one at stride 8 has rank 4.
+    over channels become similar at all positions of an image, and any visible patch predicts them; data2vec (arXiv
+    2202.03555) normalizes over positions for speech, against this. Where only masked positions count, the pyramid's
+    lateral connections see nothing but the mask token: the gradient of the one at stride 8 has rank 4.
 
     Args:
         backbone: The backbone.
