@@ -35,7 +35,9 @@ def run_tool(*command: str | Path) -> None:
     subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env={**os.environ, 'PYTHONPATH': path}, check=True)
 
 
-def run_training(config: str | Path, folder: Path, options: Sequence[str], *, again: bool = False) -> None:
+def run_training(
+    config: str | Path, folder: Path, options: Sequence[str], *, again: bool = False, amp: bool = False
+) -> None:
     """Train, or resume a run that was stopped, or do nothing where it is complete.
 
     Args:
@@ -43,12 +45,13 @@ def run_training(config: str | Path, folder: Path, options: Sequence[str], *, ag
         folder: The work dir; an empty file in it marks a complete run.
         options: ``--cfg-options``.
         again: Also train where the run is complete.
+        amp: Mixed precision: bf16 on a CPU, which is faster only where the CPU computes in it (avx512_bf16, amx_bf16).
     """
     if (folder / FINISHED).is_file() and not again:
         return
     (folder / FINISHED).unlink(missing_ok=True)
-    resume = [] if again else ['--resume']
-    run_tool('tools/train.py', config, *resume, '--no-report', '--work-dir', folder, '--cfg-options', *options)
+    flags = [*([] if again else ['--resume']), *(['--amp'] if amp else [])]
+    run_tool('tools/train.py', config, *flags, '--no-report', '--work-dir', folder, '--cfg-options', *options)
     (folder / FINISHED).touch()
 
 

@@ -91,6 +91,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/pretraining'))
     parser.add_argument('--out', type=Path, default=PROJECT / 'scores.json', metavar='FILE.json')
     parser.add_argument('--plot', type=Path, metavar='FILE.png', help='also draw the scores of the split')
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision, as with tools/train.py')
     parser.add_argument('--again', action='store_true', help='also repeat runs that have a score')
     parser.add_argument('--pretrain-options', nargs='+', default=[], metavar='KEY=VALUE', help='of every pre-training')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='of every fine-tuning')
@@ -113,8 +114,8 @@ def pretrain(name: str, seed: int, args: argparse.Namespace) -> Path:
         options = [f'train_dataloader.dataset.data_root={root}', f'randomness.seed={seed}', *args.pretrain_options]
         if name == 'supervised':
             options += scored_images('val', TASKS['segmentation'], 'tuning', args)
-        train = ('tools/train.py', PRETRAINING[name], '--resume', '--no-report', '--work-dir', folder)
-        run_tool(*train, '--cfg-options', *options)
+        flags = ('--resume', '--no-report', *(['--amp'] if args.amp else []))
+        run_tool('tools/train.py', PRETRAINING[name], *flags, '--work-dir', folder, '--cfg-options', *options)
         if name == 'supervised':
             checkpoint = find_latest_checkpoint(folder)
             run_tool('tools/convert/convert_checkpoint.py', checkpoint, file, '--drop-heads')
@@ -140,7 +141,7 @@ def finetune(task: Task, row: str, seed: int, args: argparse.Namespace) -> float
         *scored_images('val', task, 'tuning', args),
         *args.cfg_options,
     ]
-    run_training(task.config, folder, options, again=args.again)
+    run_training(task.config, folder, options, again=args.again, amp=args.amp)
     score = evaluate(task.config, folder, task.metric, scored_images('test', task, args.split, args))
     return round(score / task.unit, 4)
 

@@ -123,6 +123,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--rounds', type=int, default=5, help='runs of each setting, at least (default: 5)')
     parser.add_argument('--together', type=int, default=10, help='settings timed in turns with global attention')
     parser.add_argument('--plot', type=Path, default=ROOT / 'docs/token_depth.png', metavar='OUT.png')
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision, as with tools/train.py')
     parser.add_argument('--again', action='store_true', help='also compute what is in the file')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='of every run')
     args = parser.parse_args(argv)
@@ -181,7 +182,7 @@ def train(args: argparse.Namespace, _found: ScoreFile) -> None:
     options = [f'model.backbone.init_cfg.checkpoint={start}', *data_options(args), *args.cfg_options]
     for seed in args.seeds:
         folder = args.work_dir / f'global_{seed}'
-        run_training(CONFIG, folder, [*options, f'randomness.seed={seed}'], again=args.again)
+        run_training(CONFIG, folder, [*options, f'randomness.seed={seed}'], again=args.again, amp=args.amp)
 
 
 def switch(args: argparse.Namespace, found: ScoreFile) -> None:
@@ -234,7 +235,7 @@ def tuned_score(setting: DepthSetting, seed: int, args: argparse.Namespace) -> f
     data = data_options(args)
     options = [*reduction_options(setting), *data, *args.cfg_options]
     load = [f'load_from={trained_checkpoint(args, seed)}', f'randomness.seed={seed}']
-    run_training(TUNE_CONFIG, folder, [*load, *options], again=args.again)
+    run_training(TUNE_CONFIG, folder, [*load, *options], again=args.again, amp=args.amp)
     return round(evaluate(TUNE_CONFIG, folder, METRIC, options) / UNIT, 4)
 
 
