@@ -1,8 +1,8 @@
-"""Commands in README.md, docs/ and the READMEs of configs and projects: their options exist, they parse,
-and the configs and files that they name are there.
+"""Commands in the documents: they parse, and the configs, files and settings that they name are there.
 
 Every line of a command block, and every command in the text, that starts with ``mmitpn``, ``python FILE`` or
-``bash FILE``. Words in capitals (CONFIG, CHECKPOINT, MY_FOLDER) stand for something of the reader's.
+``bash FILE``, in README.md, docs/ and the READMEs of configs and projects. Words in capitals (CONFIG, CHECKPOINT,
+MY_FOLDER) stand for something of the reader's.
 """
 
 from __future__ import annotations
