@@ -43,13 +43,13 @@ INDENTED = re.compile(r'(?:^    \S.*\n)+', re.MULTILINE)
 PROGRAM = r'(?:mmitpn|python (?:-m mmitpn(?:\.ops)?|-m pytest|\S+\.py)|bash \S+/\S+\.sh)'
 COMMAND = re.compile(rf'^(?:[A-Z_]+=\S+ +)*{PROGRAM}(?: .*)?$')
 ASSIGNMENT = re.compile(r'^[A-Z_]+=(?:\(.*?\)|"[^"]*"|[^\s("]+)[ \t]*(?:#.*)?$', re.MULTILINE | re.DOTALL)
-INLINE = re.compile(rf'`({PROGRAM} [^`]*)`')
+INLINE = re.compile(rf'(?<!\*)`({PROGRAM} [^`]*)`')  # in bold: an error text
 # Scripts that import a package which no extra of mmitpn brings.
 NEEDS = {'demo/serve.py': 'litserve'}
 # Files of this repository; anything else may be the reader's.
 FOLDERS = ('configs/', 'tools/', 'projects/', 'tests/', 'docker/', 'docs/', 'demo/')
 # Keys of --cfg-options that are read where they are set, and stand in no config.
-READ = {'classes'}
+READ = {'classes', 'released'}
 
 
 def name_of(page: Path) -> str:
