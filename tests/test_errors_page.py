@@ -87,9 +87,10 @@ def test_the_page_has_entries_once() -> None:
 
 
 def test_every_entry_says_what_to_do() -> None:
-    """A cause and an advice follow the quoted text."""
+    """A paragraph follows the quoted text."""
     for entry, answer in zip(ENTRIES, QUOTED.split(PAGE)[2::2], strict=True):
-        paragraph = answer.partition('\n\n')[0].strip()
+        paragraph = answer.strip().partition('\n\n')[0]
+        assert paragraph[:1] not in ('|', '#', ''), entry
         assert len(paragraph.split()) >= 5, entry
 
 
