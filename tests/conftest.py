@@ -74,6 +74,58 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+# --- commands in documents -------------------------------------------------------------------------------------------
+
+# Bash functions in place of the programs, so that a script prints their words and runs none of them.
+RECORDERS = """
+exec 3>&1 >/dev/null
+record() { printf '%s\\0' "$@" $'\\1' >&3; }
+mmitpn() { record mmitpn "$@"; }
+python() { record python "$@"; }
+bash() { record bash "$@"; }
+source() { :; }
+"""
+# Settings that are set by options and not in the configs, and where their default is.
+UNSET = {'accumulative_counts', 'with_cp', 'img_size', 'neck_lr_mult', 'lr_mult', 'seed', 'deterministic', 'draw'}
+UNSET |= {'interval', 'save_best'}
+
+
+@pytest.fixture(scope='session')
+def shell_calls() -> Callable[[str], list[list[str]]]:
+    """A function that gives the words of each call of ``mmitpn``, ``python`` and ``bash`` in a bash script.
+
+    Nothing is run but assignments and expansions.
+    """
+
+    def find_calls(script: str) -> list[list[str]]:
+        done = subprocess.run(['bash', '-c', RECORDERS + script], capture_output=True, text=True, check=True)
+        assert done.stderr == ''
+        return [call.split('\0')[:-1] for call in done.stdout.split('\1\0')[:-1]]
+
+    return find_calls
+
+
+@pytest.fixture(scope='session')
+def unknown_settings() -> Callable[..., list[str]]:
+    """A function that gives the keys of ``--cfg-options`` that a config does not have and no default stands behind.
+
+    A misspelled key would only add a setting that nothing reads.
+    """
+
+    def find_unknown(cfg: dict, options: dict | None, allowed: set[str] | frozenset[str] = frozenset()) -> list[str]:
+        unknown = []
+        for key in options or {}:
+            *parents, name = key.split('.')
+            node = cfg
+            for parent in parents:
+                node = node[int(parent)] if isinstance(node, list | tuple) else node.get(parent, {})
+            if name not in node and name not in UNSET | allowed:
+                unknown.append(key)
+        return unknown
+
+    return find_unknown
+
+
 @pytest.fixture(scope='session')
 def inductor() -> None:
     """Skip where ``torch.compile`` cannot make kernels for the CPU: it calls a C++ compiler with Python's headers."""

@@ -45,6 +45,15 @@ class DictAction(_DictAction):
     syntax is read as Python does, so that ``"('0','1')"`` holds strings; anything else as mmengine does.
     """
 
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        """Add options to the namespace; one without an equals sign is an error of the command line."""
+        wrong = next((option for option in values or () if '=' not in option), None)
+        if wrong is not None:
+            raise argparse.ArgumentError(self, f'{wrong!r} must be KEY=VALUE, such as a.b.c=1')
+        super().__call__(parser, namespace, values, option_string)
+
     @staticmethod
     def _parse_iterable(val: str) -> Any:
         """Read what follows the first equals sign: a string, number, bool, None, list or tuple."""

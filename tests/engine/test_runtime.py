@@ -238,6 +238,12 @@ def test_a_config_is_loaded_with_overrides(tmp_path):
     assert load_config(tmp_path / 'a.py', parse_options([])).a.b == 1
 
 
+def test_an_override_without_a_value_is_an_error_of_the_command_line(capsys):
+    with pytest.raises(SystemExit):
+        parse_options(['a.b=1', 'c.d'])
+    assert "argument --cfg-options: 'c.d' must be KEY=VALUE, such as a.b.c=1" in capsys.readouterr().err
+
+
 @pytest.fixture
 def cfg() -> Config:
     loader = {'batch_size': 1, 'dataset': {'data_root': 'coco/', 'metainfo': {'classes': ('a',), 'palette': [1]}}}
