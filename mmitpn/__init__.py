@@ -63,7 +63,7 @@ def __getattr__(name: str) -> Any:
             raise
         raise ImportError(f'mmitpn.{name} needs mmcv: {advice}', name=error.name) from error
     if not hasattr(module, name):  # its folder leaves out what the installed hosts do not allow
-        raise ImportError(f'mmitpn.{name} needs a host that is not installed; python -m mmitpn.doctor says which')
+        raise ImportError(f'mmitpn.{name} needs a framework that is not installed; python -m mmitpn.doctor names it')
     return getattr(module, name)
 
 

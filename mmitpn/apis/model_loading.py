@@ -67,7 +67,7 @@ def resolve_model(config: str | os.PathLike, weights: str | os.PathLike | None) 
             " (--weights FILE; in Python weights='FILE')"
         )
     source = os.fspath(weights)
-    _refuse_backbone(source, cfg)
+    refuse_backbone(source, cfg)
     if not Path(source).expanduser().exists():
         source = os.fspath(resolve_weights(source))
         if '://' not in source and not Path(source).expanduser().exists():
@@ -78,14 +78,22 @@ def resolve_model(config: str | os.PathLike, weights: str | os.PathLike | None) 
     return cfg, source
 
 
-def _refuse_backbone(weights: str, cfg: Config) -> None:
-    """Raise, before it is downloaded, for a name of pre-trained weights and the config of a detector or segmentor."""
+def refuse_backbone(weights: str, cfg: Config) -> None:
+    """Raise, before it is downloaded, for a name of pre-trained weights and the config of a detector or segmentor.
+
+    Args:
+        weights: A file, an address or a name in ``mmitpn.weights``, for the whole model.
+        cfg: The config of the model.
+
+    Raises:
+        ValueError: If the name is that of a backbone's weights.
+    """
     name = weights.removeprefix('mmitpn://')
     is_backbone = name in WEIGHTS and WEIGHTS[name].config is None and not Path(weights).exists()
     if is_backbone and cfg.get('default_scope') in ('mmdet', 'mmseg'):
         raise ValueError(
             f'{weights} names pre-trained weights of a backbone, without a head: train this config from them'
-            f' (mmitpn train CONFIG --pretrained {name}), and predict with the checkpoint of that run'
+            f' (mmitpn train CONFIG --pretrained {name}), and give the checkpoint of that run'
         )
 
 

@@ -20,6 +20,7 @@ from mmengine.evaluator import DumpResults
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import load_state_dict
 
+from mmitpn.apis.model_loading import refuse_backbone
 from mmitpn.apis.report import ReportHook, add_report_argument
 from mmitpn.atomic import write_atomic
 from mmitpn.checkpoint.sharded import read_sharded
@@ -150,6 +151,7 @@ def to_json(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def test(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     cfg = read_config(args)
+    refuse_backbone(args.checkpoint, cfg)
     args.checkpoint = str(resolve_weights(args.checkpoint))
     sharded = Path(args.checkpoint).is_dir()
     if '://' not in args.checkpoint and not sharded and not Path(args.checkpoint).is_file():

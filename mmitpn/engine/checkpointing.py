@@ -300,8 +300,9 @@ class ShapeMismatch:
 
     def __str__(self) -> str:
         """The name and both shapes."""
-        there = 'not in the file' if self.stored is None else f'{self.stored} in the file'
-        return f'{self.name} is {there} and {self.own} in the model'
+        if self.stored is None:
+            return f'{self.name}, {self.own} in the model, is not in the file'
+        return f'{self.name} is {self.stored} in the file and {self.own} in the model'
 
 
 def unwrap(model: nn.Module) -> nn.Module:

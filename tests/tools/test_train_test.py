@@ -326,6 +326,13 @@ def test_a_checkpoint_of_another_model_is_refused(trained, mistake):
     assert 'bbox_head.cls_convs.1' in said
 
 
+def test_weights_of_a_backbone_are_not_evaluated(mistake):
+    """Before anything is downloaded."""
+    said = mistake('test', 'toy.py', 'fast-itpn-t')
+    assert 'fast-itpn-t names pre-trained weights of a backbone, without a head' in said
+    assert 'mmitpn train CONFIG --pretrained fast-itpn-t' in said
+
+
 @pytest.mark.parametrize('automatic', [False, True])
 def test_a_training_run_of_another_model_is_not_resumed(trained, tmp_path, mistake, automatic):
     checkpoint = trained / 'epoch_2.pth'
