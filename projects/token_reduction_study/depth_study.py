@@ -94,8 +94,8 @@ NETWORKS = {
 TO_TUNE = (
     'global',
     'windows + 4 global blocks, windows of 4',
-    'gathering, 4 tokens, windows of 4',
-    'gathering + migration, windows of 4, keep 0.5',
+    'gathering by query, 4 tokens, windows of 4',
+    'gathering by query, 4 tokens + migration, windows of 4, keep 0.5',
 )
 
 
