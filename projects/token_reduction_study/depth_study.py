@@ -7,7 +7,7 @@ Stages, in this order:
 - train: the segmentor with global attention at 256 pixels (16x16 tokens), 2000 steps for each seed, from the quick
   start's backbone grown to 12 blocks (grow.py). A run that was stopped resumes.
 - switch: every setting is switched on in it without training; mean IoU on 400 other images.
-- tune: a few settings are trained for 600 further steps under the same recipe, and evaluated.
+- tune: a few settings are trained for 400 further steps under the same recipe, and evaluated.
 - time: backbone and pyramid of every setting relative to global attention, in turns: of this network, and of base at
   1024x1024, where the settings have the same proportions.
 - plot: a figure of mean IoU over time, and the tables.

@@ -1,7 +1,7 @@
 # Fine-tuning of the trained segmentor with a token reduction switched on; depth_study.py gives load_from and setting.
 _base_ = './seg_fast-itpn-nano12_shapes-256.py'
 
-max_iters, warmup, flat_until = 600, 30, 180
+max_iters, warmup, flat_until = 400, 20, 120
 
 model = dict(backbone=dict(init_cfg=None))
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
