@@ -249,6 +249,18 @@ def test_install_sh_pins_what_is_declared() -> None:
             assert names(lists[extra]) - installed == set(), (stack, extra)
 
 
+def test_the_site_changes_no_version() -> None:
+    """What builds the documents is installed beside each stack: it pins nothing that another list pins."""
+    lists = {path.stem: path.read_text(encoding='utf-8') for path in (ROOT / 'requirements').glob('*.txt')}
+    pinned = {
+        name: {canonicalize_name(found) for found in re.findall(r'^([\w.-]+)==', text, flags=re.MULTILINE)}
+        for name, text in lists.items()
+    }
+    site = pinned.pop('docs')
+    assert 'mkdocs-material' in site
+    assert {name: site & others for name, others in pinned.items() if site & others} == {}
+
+
 # --- each extra alone ------------------------------------------------------------------------------------------------
 def find(name: str):
     """The installed distribution of a name or of one of its aliases, None where there is none."""

@@ -26,8 +26,8 @@ ROW = re.compile(r'^\| \[[^]]*\]\(([^)#]+)\) \| (.+) \|$', flags=re.MULTILINE)  
 ROLE = re.compile(r':(?:attr|class|func|meth|mod):(?=<code>)')  # as Sphinx marks names in docstrings
 SKIPPED = ('#', '|', '<', '!', ':::', '- ', '**')  # how blocks begin that are no paragraph of text
 
-summaries: dict[str, str] = {}  # source of a page -> the first sentence of its text
-listed: dict[str, str] = {}  # source of a page -> what the table of a page such as docs/README.md says about it
+# Source of a page -> what a table of pages says about it (docs/README.md has one), or the first sentence of its text.
+summaries: dict[str, str] = {}
 navigation: list[Navigation] = []
 
 
@@ -58,8 +58,7 @@ def on_files(files: Files, config: Any) -> Files:
     for page in files.documentation_pages():
         source = Path(page.abs_src_path)
         for link in LINK.findall(source.read_text(encoding='utf-8')):
-            target = find_target(link, source)
-            if target is not None:
+            if target := find_target(link, source):
                 add(target)
     for file in files:
         if Path(file.src_uri).suffix in STORED and file.inclusion.is_included():
@@ -75,11 +74,13 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
         target = find_target(match[1], Path(page.file.abs_src_path))
         return match[0] if target is None else posixpath.relpath(to_site(target), folder or '.')
 
-    summaries[page.file.src_uri] = summarize(markdown)
+    summaries.setdefault(page.file.src_uri, summarize(markdown))
+    if page.file.src_uri.startswith(('api/', 'CHANGELOG')):
+        page.meta['search'] = {'boost': 0.5}  # the search lists guides first
     markdown = LINK.sub(move, markdown)
     if page.file.name == 'index':
-        for link, text in ROW.findall(markdown):
-            listed.setdefault(posixpath.normpath(posixpath.join(folder, link)), text)
+        rows = ROW.findall(markdown)
+        summaries.update({posixpath.normpath(posixpath.join(folder, link)): text for link, text in rows})
     return markdown
 
 
@@ -97,29 +98,23 @@ def summarize(markdown: str) -> str:
     return re.split(r'(?<=[^.][.?!])\s', text, maxsplit=1)[0].rstrip(':')
 
 
-def on_nav(nav: Navigation, config: Any, files: Files) -> Navigation:  # noqa: ARG001
+def on_nav(nav: Navigation, config: Any, files: Files) -> None:  # noqa: ARG001
     """Keep the navigation, in the order of which ``llms.txt`` lists the pages."""
     navigation[:] = [nav]
-    return nav
 
 
 def on_post_build(config: Any) -> None:
     """Write ``llms.txt`` (llmstxt.org): title, one sentence, and each page with a line on what it says."""
     lines = [f'# {config.site_name}', '', f'> {config.site_description}', '', '## Guides', '']
-    items = navigation[0].items
-    lines += [line(page) for page in items if page.is_page]
-    for section in items:
-        if section.is_section:
-            lines += ['', f'## {section.title}', '', *(line(page) for page in pages_of(section))]
+    for item in sorted(navigation[0].items, key=lambda item: item.is_section):  # pages first
+        lines += ['', f'## {item.title}', ''] if item.is_section else []
+        lines += list_pages(item)
     (Path(config.site_dir) / 'llms.txt').write_text('\n'.join(lines) + '\n', encoding='utf-8')
 
 
-def pages_of(item: Any) -> list[Page]:
-    """The pages of a section and of the sections in it."""
-    return [item] if item.is_page else [page for child in item.children for page in pages_of(child)]
-
-
-def line(page: Page) -> str:
-    """A page as one entry of the list."""
-    summary = listed.get(page.file.src_uri) or summaries[page.file.src_uri]
-    return f'- [{page.title}]({page.file.url})' + (f': {summary}' if summary else '')
+def list_pages(item: Any) -> list[str]:
+    """A line for a page, or for each page of a section and of the sections in it."""
+    if not item.is_page:
+        return [line for child in item.children for line in list_pages(child)]
+    summary = summaries[item.file.src_uri]
+    return [f'- [{item.title}]({item.file.url})' + (f': {summary}' if summary else '')]
