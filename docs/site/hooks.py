@@ -79,8 +79,7 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
         page.meta['search'] = {'boost': 0.5}  # the search lists guides first
     markdown = LINK.sub(move, markdown)
     if page.file.name == 'index':
-        rows = ROW.findall(markdown)
-        summaries.update({posixpath.normpath(posixpath.join(folder, link)): text for link, text in rows})
+        summaries.update({posixpath.normpath(f'{folder or "."}/{link}'): text for link, text in ROW.findall(markdown)})
     return markdown
 
 
