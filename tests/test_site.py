@@ -31,9 +31,9 @@ INNER = {
     'mmitpn.ops.deformable_attention_triton',
     'mmitpn.ops.sampling',
 }
-# What users type into the search, and the page that answers.
+# What users type into the search, and a page that answers.
 SEARCHES = {
-    'inference': 'predict.html',
+    'inference': 'api/predict.html',
     'ground truth': 'report.html',
     'bf16': 'recipes.html',
     'freeze': 'recipes.html',
@@ -215,7 +215,7 @@ def test_the_search_finds(site: Site, word: str, page: str) -> None:
     found = {
         one['location'].partition('#')[0]
         for one in index['docs']
-        if word.lower() in f'{one["title"]} {one["text"]}'.lower()
+        if re.search(rf'\b{word}\b', f'{one["title"]} {one["text"]}', flags=re.IGNORECASE)
     }
     assert page in found
 
