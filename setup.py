@@ -139,6 +139,8 @@ if __name__ == '__main__':
             'openmmlab-seg': ['mmsegmentation>=1.2.2', *OFFICIAL, *TOOLS, 'ftfy', 'regex'],
             'openmmlab-pretrain': ['mmpretrain>=1.2.0', *OFFICIAL, *TOOLS],
             'tests': ['packaging', 'pytest', 'pytest-timeout', 'pytest-xdist', 'pyyaml', 'ruff'],
+            # The documentation site: mkdocs.yml. ruff formats the signatures of its API reference.
+            'docs': ['mkdocs-material>=9.7', 'mkdocs>=1.6', 'mkdocstrings-python>=2', 'pymdown-extensions', 'ruff'],
             # To write exported files; and to predict with one, which needs no framework.
             'export': ['nncf>=3.0', 'onnx>=1.18', 'onnxruntime>=1.22', 'onnxscript>=0.5', 'openvino>=2025.3'],
             'onnx': ['onnxruntime>=1.22', *RUNNING],

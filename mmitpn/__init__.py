@@ -7,9 +7,20 @@ missing (mmdet, mmseg or mmpretrain) only breaks what needs it.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .version import __version__
+
+if TYPE_CHECKING:  # for editors and for the API reference, which read the code and do not run it
+    from .apis.export import export
+    from .apis.predictor import Predictor
+    from .apis.results import Result
+    from .engine import LayerDecayOptimWrapperConstructor
+    from .models.backbones import ITPN, FastITPN
+    from .models.detectors import DINO, MaskDINO
+    from .models.heads import DINOHead, MaskDINODecodeHead, MaskDINOFusionHead, MaskDINOHead, MeanPoolClsHead
+    from .models.necks import ITPNPyramid
+    from .models.selfsup import ITPNPretrain
 
 _PUBLIC = {
     'DINO': 'mmitpn.models.detectors',

@@ -195,7 +195,7 @@ def imported(folder: Path) -> dict[str, set[str]]:
 
 def undeclared(modules: dict[str, set[str]], lists: dict[str, list[Requirement]]) -> dict[str, list[str]]:
     """What is imported but in no list: neither of every installation, nor of an extra."""
-    known = names(requirement for extra, one in lists.items() if extra != 'tests' for requirement in one)
+    known = names(requirement for extra, one in lists.items() if extra not in ('tests', 'docs') for requirement in one)
     missing = {}
     for module, files in modules.items():
         wanted = DISTRIBUTIONS.get(module, [canonicalize_name(module)])
@@ -243,10 +243,22 @@ def test_install_sh_pins_what_is_declared() -> None:
         for path in (ROOT / 'requirements').glob('*.txt')
     }
     for stack, prefix in (('onedl', ''), ('openmmlab', 'openmmlab-')):
-        files = ('build', 'torch', f'mmcv-{stack}', 'common', stack, 'tests')
+        files = ('build', 'torch', f'mmcv-{stack}', 'common', stack, 'tests', 'docs')
         installed = set().union(*(pinned[file] for file in files))
-        for extra in ('', 'tests', *(prefix + task for task in FRAMEWORK)):
+        for extra in ('', 'tests', 'docs', *(prefix + task for task in FRAMEWORK)):
             assert names(lists[extra]) - installed == set(), (stack, extra)
+
+
+def test_the_site_changes_no_version() -> None:
+    """What builds the documents is installed beside each stack: it pins nothing that another list pins."""
+    lists = {path.stem: path.read_text(encoding='utf-8') for path in (ROOT / 'requirements').glob('*.txt')}
+    pinned = {
+        name: {canonicalize_name(found) for found in re.findall(r'^([\w.-]+)==', text, flags=re.MULTILINE)}
+        for name, text in lists.items()
+    }
+    site = pinned.pop('docs')
+    assert 'mkdocs-material' in site
+    assert {name: site & others for name, others in pinned.items() if site & others} == {}
 
 
 # --- each extra alone ------------------------------------------------------------------------------------------------

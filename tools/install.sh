@@ -3,7 +3,7 @@
 # compiler: mmcv is installed without its C++ extension, and mmitpn.ops replaces the extension.
 #   bash tools/install.sh [--stack onedl|openmmlab] [--tests] [--compiled] [--cuda 12|13] [--only-dependencies] [--repair]
 # The environment is $MMITPN_VENV or .venv; that of the openmmlab stack has "-openmmlab" appended to its name.
-# --tests              also installs the requirements of the tests (tests/run.sh passes it)
+# --tests              also installs the requirements of the tests and of the site (tests/run.sh passes it)
 # --compiled           compiles mmcv's own operators: needs a C++ compiler and Python's headers, about 10 minutes on 2
 #                      cores; with CUDA operators if there are a GPU and a matching nvcc, or with FORCE_CUDA=1
 # --cuda 12|13         the CUDA release torch is built for; by default the newest that the GPU's driver supports
@@ -72,7 +72,7 @@ mmcv_list=requirements/mmcv-$stack${compiled:+-compiled}.txt
 stamp=$venv/.mmitpn-complete
 want="$(cat requirements/{build,"$torch",common,"$stack"}.txt "$mmcv_list" tools/install.sh | cksum) $PWD"
 tests_stamp=$venv/.mmitpn-tests
-want_tests=$(cksum <requirements/tests.txt)
+want_tests=$(cat requirements/{tests,docs}.txt | cksum)
 has() { [ -f "$1" ] && [ "$(cat "$1")" = "$2" ]; }
 if [ -n "${TORCH_INDEX_URL:-}" ] && there=$("$py" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null); then
   say "torch $there is in $venv already: TORCH_INDEX_URL is used for a new environment only"
@@ -138,7 +138,7 @@ step "3/6 the $stack packages and what they need"
 # --no-deps: the lists are complete, and opencv's headless build replaces the one that needs the libraries of a display.
 # Both have the same files: if the other one was installed since, the files of the headless one are restored.
 lists=(-r requirements/common.txt -r "requirements/$stack.txt")
-[ -z "$tests" ] || lists+=(-r requirements/tests.txt)
+[ -z "$tests" ] || lists+=(-r requirements/tests.txt -r requirements/docs.txt)
 pip install -qq --no-deps --no-build-isolation "${lists[@]}"
 others=$("$py" - <<'PY'
 from importlib.metadata import distributions
