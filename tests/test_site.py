@@ -33,7 +33,7 @@ INNER = {
 }
 # What users type into the search, and a page that answers.
 SEARCHES = {
-    'inference': 'api/predict.html',
+    'inference': 'predict.html',
     'ground truth': 'report.html',
     'bf16': 'recipes.html',
     'freeze': 'recipes.html',
