@@ -22,6 +22,7 @@ PAGES = ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'demo/*.md', 'configs/*
 # Files that browsers would store and not show: they are served as text, under their name with .txt appended.
 STORED = {'.py', '.sh', '.log', '.yml'}
 LINK = re.compile(r'(?<=\]\()(?!\w+:|#|/)([^)#\s]+)')  # the path of a Markdown link or image, without its anchor
+NAMED = re.compile(r'\[[\w./]+\.md\]\(([^)#\s]+)')  # a link whose text is the name of its page's file
 ROW = re.compile(r'^\| \[[^]]*\]\(([^)#]+)\) \| (.+) \|$', flags=re.MULTILINE)  # of a table of pages
 ROLE = re.compile(r':(?:attr|class|func|meth|mod):(?=<code>)')  # as Sphinx marks names in docstrings
 SKIPPED = ('#', '|', '<', '!', ':::', '- ', '**')  # how blocks begin that are no paragraph of text
@@ -67,8 +68,16 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:  # noqa: ARG001  MkDocs passes names
-    """Point the links of a page at their files in the site, and keep what it says about pages for ``llms.txt``."""
+    """Point the links of a page at their files in the site, and keep what it says about pages for ``llms.txt``.
+
+    A link that is called by the name of a file, as on GitHub, is called by the title of the page here.
+    """
     folder = posixpath.dirname(page.file.src_uri)
+
+    def give_title(match: re.Match) -> str:
+        target = find_target(match[1], Path(page.file.abs_src_path))
+        file = None if target is None else files.get_file_from_path(to_site(target))
+        return match[0] if file is None or file.page is None else f'[{file.page.title}]({match[1]}'
 
     def move(match: re.Match) -> str:
         target = find_target(match[1], Path(page.file.abs_src_path))
@@ -77,7 +86,7 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
     summaries.setdefault(page.file.src_uri, summarize(markdown))
     if page.file.src_uri.startswith(('api/', 'CHANGELOG')):
         page.meta['search'] = {'boost': 0.5}  # the search lists guides first
-    markdown = LINK.sub(move, markdown)
+    markdown = LINK.sub(move, NAMED.sub(give_title, markdown))
     if page.file.name == 'index':
         summaries.update({posixpath.normpath(f'{folder or "."}/{link}'): text for link, text in ROW.findall(markdown)})
     return markdown
