@@ -78,4 +78,4 @@ def test_a_missing_framework_breaks_only_what_needs_it():
     )
     assert run(code) == 'FastITPN'
     code = HIDE + 'import mmitpn\ntry:\n    mmitpn.DINO\nexcept ImportError as error:\n    print(error)\n'
-    assert 'mmitpn.DINO needs a host that is not installed' in run(code)
+    assert 'mmitpn.DINO needs a framework that is not installed' in run(code)

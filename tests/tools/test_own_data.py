@@ -351,7 +351,7 @@ def documented_options() -> dict[str, list[str]]:
     """The overrides that docs/own_data.md names, by the config they are for, as bash reads them."""
     section = (ROOT / 'docs/own_data.md').read_text()
     found = {}
-    for block in re.findall(r'```\n(.*?)```', section, re.DOTALL):
+    for block in re.findall(r'```\n(CONFIG=.*?)```', section, re.DOTALL):
         script = block.partition('python ')[0] + '\nprintf "%s\\n" "$CONFIG" "${OPTIONS[@]}"'
         name, *options = subprocess.run(
             ['bash', '-c', script], capture_output=True, text=True, check=True

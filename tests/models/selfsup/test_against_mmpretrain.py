@@ -34,6 +34,7 @@ def theirs():
     model = MMPRETRAIN.build(
         {
             'type': 'mmpretrain.iTPN',
+            'data_preprocessor': {'type': 'mmpretrain.SelfSupDataPreprocessor'},  # whatever the default scope is
             'backbone': {
                 'type': 'mmpretrain.iTPNHiViT',
                 'arch': {'embed_dims': 64, 'depths': [1, 1, 2], 'num_heads': 2},
