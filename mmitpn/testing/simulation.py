@@ -393,7 +393,10 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """``scaled_dot_product_attention`` by the kernel that the CPU takes; of itself torch would take none."""
+    """``scaled_dot_product_attention`` by the kernel that the CPU takes; of itself torch would take none.
+
+    The result lies in memory as the fused kernels of CUDA write it, with the heads next to the channels.
+    """
     settings = {'dropout_p': dropout_p, 'is_causal': is_causal, 'scale': scale}
     given = [one for one in (query, key, value, attn_mask) if one is not None]
     if not all(isinstance(one, SimulatedTensor) for one in given) or enable_gqa:
@@ -410,7 +413,8 @@ def _attention(
     if not fused or (mask is not None and mask.requires_grad):
         return real(query, key, value, attn_mask, **settings)
     del settings['dropout_p']  # it is 0
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=mask, **settings)[0]
+    out = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, attn_mask=mask, **settings)[0]
+    return out.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 @functools.cache

@@ -5,7 +5,8 @@
 
 The protocol is in this folder's README. Scores go to scores.json after each run; what has a score is not run again, and
 a training run that was stopped is resumed, so the comparison can be stopped at any time. --split tuning is for choices,
-report for the figures that are reported. The rows of ``fast`` need two packages, see its config.
+report for the figures that are reported. The rows of ``fast`` need two packages, see its config. Pre-training can run
+on another machine, with a GPU: with --pretrain-only there, and its files pretrained.pth in the --work-dir here.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -93,6 +95,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--plot', type=Path, metavar='FILE.png', help='also draw the scores of the split')
     parser.add_argument('--amp', action='store_true', help='train in mixed precision, as with tools/train.py')
     parser.add_argument('--again', action='store_true', help='also repeat runs that have a score')
+    parser.add_argument('--steps', type=int, default=4800, help='of every pre-training')
+    parser.add_argument('--pretrain-only', action='store_true', help='end with the pre-trained weights of the rows')
     parser.add_argument('--pretrain-options', nargs='+', default=[], metavar='KEY=VALUE', help='of every pre-training')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='of every fine-tuning')
     return parser.parse_args(argv)
@@ -111,7 +115,8 @@ def pretrain(name: str, seed: int, args: argparse.Namespace) -> Path:
     if not file.is_file():
         images = f'{ADE}/' if name == 'supervised' else 'coco/train2017/'
         root = f'{dataset("unlabeled", args)}/{images}'
-        options = [f'train_dataloader.dataset.data_root={root}', f'randomness.seed={seed}', *args.pretrain_options]
+        options = [f'train_dataloader.dataset.data_root={root}', f'randomness.seed={seed}']
+        options += [*schedule_options(args.steps), *args.pretrain_options]
         if name == 'supervised':
             options += scored_images('val', TASKS['segmentation'], 'tuning', args)
         flags = ('--resume', '--no-report', *(['--amp'] if args.amp else []))
@@ -120,6 +125,19 @@ def pretrain(name: str, seed: int, args: argparse.Namespace) -> Path:
             checkpoint = find_latest_checkpoint(folder)
             run_tool('tools/convert/convert_checkpoint.py', checkpoint, file, '--drop-heads')
     return file
+
+
+def schedule_options(steps: int) -> list[str]:
+    """``--cfg-options`` for a number of steps, in the first twentieth of which the learning rate rises."""
+    warmup = steps // 20
+    return [
+        f'train_cfg.max_iters={steps}',
+        f'param_scheduler.0.end={warmup}',
+        f'param_scheduler.1.begin={warmup}',
+        f'param_scheduler.1.end={steps}',
+        f'param_scheduler.1.T_max={steps - warmup}',
+        f'default_hooks.checkpoint.interval={steps // 4}',
+    ]
 
 
 def start_options(row: str, seed: int, args: argparse.Namespace) -> list[str]:
@@ -214,6 +232,11 @@ def draw_scores(scores: Scores, split: str, out_file: Path) -> Path:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     args.work_dir, args.data = args.work_dir.resolve(), args.data.resolve()
+    if args.pretrain_only:
+        for source, seed in product(dict.fromkeys(ROWS[row][0] for row in args.row), args.seeds):
+            if source:
+                print(pretrain(source, seed, args))
+        return 0
     found = ScoreFile(args.out)
     for seed in args.seeds:
         for name in args.task:

@@ -216,17 +216,9 @@ class GatheringAttention:
             value: The values.
             offset: Added to the gathering tokens' keys and values, ``(2, heads, num_tokens, d)``.
         """
-        batch, heads, _, dim = query.shape
-        windows, count = self._shape
-        key, value = (
-            self._with_gathered(x.reshape(batch, heads, windows, count, dim), None if offset is None else offset[i])
-            for i, x in enumerate((key, value))
-        )
-        bias = self._bias
-        if bias is not None:  # B or 1, heads * W, 1, keys
-            bias = bias.to(query.dtype).expand(-1, heads, -1, -1).flatten(1, 2).unsqueeze(2)
-        query = query.reshape(batch, heads * windows, count, dim)
-        return F.scaled_dot_product_attention(query, key, value, bias).view(batch, heads, windows * count, dim)
+        query, key, value = (self._in_windows(x) for x in (query, key, value))
+        key, value = (self._with_gathered(x, None if offset is None else offset[i]) for i, x in enumerate((key, value)))
+        return self._attend(query, key, value, self._bias)
 
     def attention_weights(self, query: Tensor, key: Tensor, offset: Tensor | None = None) -> Tensor:
         """Where the attention of a window goes, for visualization: all scores of a head are in memory at once.
@@ -240,24 +232,46 @@ class GatheringAttention:
             ``(B, windows, m, m + (windows - 1) * num_tokens)``: for every token the attention to its own window's
             tokens, then to the gathering tokens of the other windows in order. It sums to 1.
         """
-        batch, heads, _, dim = query.shape
-        windows, count = self._shape
-        keys = self._with_gathered(key.view(batch, heads, windows, count, dim), offset)
-        scores = query.view(batch, windows, count, dim) @ keys.transpose(-1, -2) / dim**0.5
+        keys = self._with_gathered(self._in_windows(key), offset)[:, :, 0]
+        scores = self._in_windows(query)[:, 0] @ keys.transpose(-1, -2) / query.shape[-1] ** 0.5
         if self._bias is not None:
             scores = scores + self._bias.squeeze(1).unsqueeze(-2)
         return scores.softmax(-1)
 
+    def _in_windows(self, x: Tensor) -> Tensor:
+        """``(B, heads, W * m, d)`` to ``(B, heads, W, m, d)``, without a copy."""
+        return x.unflatten(2, self._shape)
+
     def _with_gathered(self, x: Tensor, offset: Tensor | None) -> Tensor:
-        """Each window's own tokens and the others' gathering tokens, ``(B, heads * windows, m + ..., d)``."""
+        """``(B, heads, W, m, d)`` to ``(B, W, heads, m + ..., d)``: own tokens and the others' gathering tokens."""
         batch, heads, windows, _, dim = x.shape
-        if self.num_tokens:
-            gathered = self._pool.to(x.dtype).unsqueeze(1) @ x
-            if offset is not None:
-                gathered = gathered + offset.to(x.dtype).unsqueeze(1)
-            far = gathered.flatten(2, 3)[:, :, self.others].view(batch, heads, windows, self._far, dim)
-            x = torch.cat((x, far), 3)
-        return x.flatten(1, 2)
+        if not self.num_tokens:
+            return x.transpose(1, 2)
+        gathered = self._pool.to(x.dtype).unsqueeze(1) @ x
+        if offset is not None:
+            gathered = gathered + offset.to(x.dtype).unsqueeze(1)
+        far = gathered.flatten(2, 3)[:, :, self.others].view(batch, heads, windows, self._far, dim)
+        return _join(x, far)
+
+    @staticmethod
+    def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
+        """Attention in which each window is a sample, so that heads stay next to channels, as kernels leave them.
+
+        Args:
+            query: ``(B, heads, W, m, d)``.
+            key: ``(B, W, heads, keys, d)``.
+            value: As ``key``.
+            bias: Added to the scores, ``(B or 1, heads or 1, W, keys)``.
+
+        Returns:
+            ``(B, heads, W * m, d)``.
+        """
+        batch, _, windows, _, _ = query.shape
+        query = query.transpose(1, 2).flatten(0, 1)
+        if bias is not None:
+            bias = bias.to(query.dtype).expand(batch, -1, -1, -1).transpose(1, 2).flatten(0, 1).unsqueeze(2)
+        out = F.scaled_dot_product_attention(query, key.flatten(0, 1), value.flatten(0, 1), bias)
+        return out.unflatten(0, (batch, windows)).transpose(1, 2).flatten(2, 3)
 
 
 class QueryGatheringAttention(GatheringAttention):
@@ -292,26 +306,20 @@ class QueryGatheringAttention(GatheringAttention):
         """See :class:`GatheringAttention`."""
         if not self.num_tokens:
             return super().__call__(query, key, value, offset)
-        batch, heads, _, dim = query.shape
-        windows, count = self._shape
-        query, key, value = (x.reshape(batch, heads, windows, count, dim) for x in (query, key, value))
+        query, key, value = (self._in_windows(x) for x in (query, key, value))
         far_key, far_value, mass = self._gather(query, key, value, offset)
-        own = self._own_bias.to(query.dtype).expand(batch, heads, -1, -1)
-        bias = torch.cat((own, mass), -1).flatten(1, 2).unsqueeze(2)  # B, heads * W, 1, keys
-        key, value = (torch.cat(pair, 3).flatten(1, 2) for pair in ((key, far_key), (value, far_value)))
-        out = F.scaled_dot_product_attention(query.flatten(1, 2), key, value, bias)
-        return out.view(batch, heads, windows * count, dim)
+        own = self._own_bias.to(query.dtype).expand(*mass.shape[:2], -1, -1)
+        return self._attend(query, _join(key, far_key), _join(value, far_value), torch.cat((own, mass), -1))
 
     def attention_weights(self, query: Tensor, key: Tensor, offset: Tensor | None = None) -> Tensor:
         """See :class:`GatheringAttention`."""
         if not self.num_tokens:
             return super().attention_weights(query, key, offset)
-        batch, _, _, dim = query.shape
-        query, key = (x.view(batch, 1, *self._shape, dim) for x in (query, key))
+        query, key = (self._in_windows(x) for x in (query, key))
         both = None if offset is None else torch.stack((offset, offset))
         far_key, _, mass = self._gather(query, key, key, both)
-        scores = query @ torch.cat((key, far_key), 3).transpose(-1, -2) / dim**0.5
-        bias = torch.cat((self._own_bias.expand(batch, 1, -1, -1), mass), -1)
+        scores = query @ torch.cat((key, far_key), 3).transpose(-1, -2) / query.shape[-1] ** 0.5
+        bias = torch.cat((self._own_bias.expand(len(query), 1, -1, -1), mass), -1)
         return (scores + bias.unsqueeze(3)).softmax(-1)[:, 0]
 
     def _gather(
@@ -359,6 +367,11 @@ class QueryGatheringAttention(GatheringAttention):
         batch, heads, windows, _, dim = x.shape
         x = x.view(batch, heads, windows, windows, self.num_tokens, dim).transpose(2, 3).flatten(2, 3)
         return x[:, :, self._pairs].view(batch, heads, windows, self._far, dim)
+
+
+def _join(own: Tensor, far: Tensor) -> Tensor:
+    """Keys ``(B, heads, W, ..., d)`` of the windows and of the others, to ``(B, W, heads, ..., d)``."""
+    return torch.cat((own.transpose(1, 2), far.transpose(1, 2)), 3)
 
 
 POOLS: dict[str, type[GatheringAttention]] = {'mean': GatheringAttention, 'query': QueryGatheringAttention}

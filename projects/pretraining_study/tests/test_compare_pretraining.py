@@ -100,6 +100,24 @@ def test_every_row_has_the_same_fine_tuning_and_each_seed_one_pretraining(tool, 
     assert '+0.000' in capsys.readouterr().out
 
 
+def test_pretraining_alone_and_for_other_numbers_of_steps(tool, tmp_path, capsys):
+    module, commands = tool
+    arguments = ['--pretrain-only', '--row', *module.REPORTED, 'pixel', '--seeds', '3', '--steps', '40']
+    assert module.main([*arguments, '--work-dir', str(tmp_path), '--out', str(tmp_path / 'scores.json')]) == 0
+    assert not (tmp_path / 'scores.json').exists()
+    files = [str(tmp_path / f'pretrain_{name}_3/pretrained.pth') for name in ('mfm', 'fast', 'supervised', 'pixel')]
+    assert capsys.readouterr().out.split() == files
+    trained = [command for command in commands if command[1] == 'tools/train.py']
+    assert len(trained) == 4
+    for command in trained:
+        cfg = Config.fromfile(training_scores.ROOT / command[2])
+        options = (str(word).split('=', 1) for word in command[command.index('--cfg-options') + 1 :])
+        cfg.merge_from_dict({name: int(value) if value.isdecimal() else value for name, value in options})
+        assert (cfg.train_cfg.max_iters, cfg.default_hooks.checkpoint.interval, cfg.randomness.seed) == (40, 10, 3)
+        warmup, cosine = cfg.param_scheduler
+        assert (warmup.end, cosine.begin, cosine.end, cosine.T_max) == (2, 2, 40, 38)
+
+
 @pytest.mark.parametrize('config', sorted(Path(PROJECT / 'configs').glob('pretrain_*.py')), ids=lambda path: path.stem)
 def test_pretraining_configs_build_and_learn_from_images(config):
     cfg = Config.fromfile(config)
