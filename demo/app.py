@@ -146,11 +146,12 @@ class DemoModels:
     def _table(self, found: dict[bool, mmitpn.Result], times: dict[bool, list[float]], drawn: bool) -> str:
         lines = ['| tokens | ms | found |', '|:--|:--|:--|']
         for one, values in times.items():
-            tokens = ('all', 'reduced')[one] + ' (drawn)' * (one == drawn)
+            tokens = '-' if len(times) == 1 else ('all', 'reduced')[one] + ' (drawn)' * (one == drawn)
             summary = shorten(found[one].summary, 200, placeholder=' ...').replace('|', r'\|')
             lines.append(f'| {tokens} | {median(values):.1f} ({min(values):.1f} - {max(values):.1f}) | {summary} |')
+        runs = f'{len(times[drawn])} run{"s" * (len(times[drawn]) > 1)}'
         text = f'ms: milliseconds of this image on this machine ({self._model.device}), from the decoded image to its'
-        text += f' predictions; median (range), runs after an untimed one: {len(times[drawn])}.'
+        text += f' predictions; median (range) of {runs} after an untimed one.'
         return '\n'.join([*lines, '', text])
 
 
@@ -197,12 +198,10 @@ def main() -> None:
         page = build_page(DemoModels(args.models, device=args.device, max_pixels=args.max_pixels))
         page.launch(
             server_name=args.host, server_port=args.port, share=args.share, max_file_size=args.max_bytes, theme=theme,
-            footer_links=['api', 'settings'],
+            footer_links=['api'],
         )  # fmt: skip
-    except gr.Error as error:
-        parser.error(error.message)
-    except OSError as error:  # the port is taken
-        parser.error(str(error))
+    except (gr.Error, OSError) as error:  # OSError: the port is taken
+        parser.error(getattr(error, 'message', str(error)))
 
 
 if __name__ == '__main__':
