@@ -29,10 +29,12 @@ def read_image(path: str | None, *, max_pixels: int) -> Image.Image:
     """Decode an uploaded file; its number of pixels is checked in the header first.
 
     Raises:
-        ValueError: If there is none, it is no image or damaged, or it has more than ``max_pixels`` pixels.
+        ValueError: If there is none, it is no image, is damaged, or has more than ``max_pixels`` pixels.
     """
     if path is None:
         raise ValueError('there is no image: upload one, or choose an example, and press Run again')
+    if not Path(path).is_file():
+        raise ValueError('the image was deleted from the server, as all are after a day; upload it again')
     size, kinds = Path(path).stat().st_size, f'allowed: {", ".join(FORMATS)}'
     limit = f'allowed: up to {max_pixels:,} (--max-pixels); make it smaller'
     try:
@@ -162,7 +164,7 @@ def build_page(models: DemoModels) -> gr.Blocks:
         gr.Error: If it cannot be loaded.
     """
     examples = [str(path) for path in sorted(Path(__file__).parent.glob('shapes_*.jpg'))]
-    with gr.Blocks(analytics_enabled=False, title='mmitpn', delete_cache=(3600, 3600)) as page:
+    with gr.Blocks(analytics_enabled=False, title='mmitpn', delete_cache=(3600, 24 * 3600)) as page:
         gr.Markdown('# mmitpn\nAn image in; boxes, masks, segmentation or classes out.')
         with gr.Row():
             with gr.Column():

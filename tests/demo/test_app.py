@@ -197,6 +197,11 @@ def test_a_bad_image(shapes: Any, tmp_path: Path, content: bytes | None, message
     assert not caught.value.print_exception  # no traceback in the log either
 
 
+def test_an_upload_that_was_deleted(shapes: Any, tmp_path: Path) -> None:
+    with pytest.raises(gr.Error, match='as all are after a day; upload it again'):
+        shapes.predict(str(tmp_path / 'upload.jpg'), 'nano-shapes', 0.3, False)
+
+
 def test_a_bad_score(shapes: Any) -> None:
     with pytest.raises(gr.Error, match='score is 2; give a number from 0 to 1'):
         shapes.predict(str(EXAMPLE), 'nano-shapes', 2, False)
