@@ -200,7 +200,7 @@ def main() -> None:
         page = build_page(DemoModels(args.models, device=args.device, max_pixels=args.max_pixels))
         page.launch(
             server_name=args.host, server_port=args.port, share=args.share, max_file_size=args.max_bytes, theme=theme,
-            footer_links=['api'],
+            css='th { white-space: nowrap }', footer_links=[],
         )  # fmt: skip
     except (gr.Error, OSError) as error:  # OSError: the port is taken
         parser.error(getattr(error, 'message', str(error)))
