@@ -145,6 +145,8 @@ if __name__ == '__main__':
             'export': ['nncf>=3.0', 'onnx>=1.18', 'onnxruntime>=1.22', 'onnxscript>=0.5', 'openvino>=2025.3'],
             'onnx': ['onnxruntime>=1.22', *RUNNING],
             'openvino': ['openvino>=2025.3', *RUNNING],
+            # The page of demo/app.py, beside an extra that predicts.
+            'demo': ['gradio>=6.31', *TOOLS],
             # Networks that pre-training learns from; each is asked for by the teacher that needs it.
             'teachers': ['timm', 'transformers'],
         },

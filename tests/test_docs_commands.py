@@ -44,8 +44,8 @@ PROGRAM = r'(?:mmitpn|python (?:-m mmitpn(?:\.ops)?|-m pytest|\S+\.py)|bash \S+/
 COMMAND = re.compile(rf'^(?:[A-Z_]+=\S+ +)*{PROGRAM}(?: .*)?$')
 ASSIGNMENT = re.compile(r'^[A-Z_]+=(?:\(.*?\)|"[^"]*"|[^\s("]+)[ \t]*(?:#.*)?$', re.MULTILINE | re.DOTALL)
 INLINE = re.compile(rf'(?<!\*)`({PROGRAM} [^`]*)`')  # in bold: an error text
-# Scripts that import a package which no extra of mmitpn brings.
-NEEDS = {'demo/serve.py': 'litserve'}
+# Scripts that import a package which the tests may lack.
+NEEDS = {'demo/app.py': 'gradio', 'demo/serve.py': 'litserve'}
 # Files of this repository; anything else may be the reader's.
 FOLDERS = ('configs/', 'tools/', 'projects/', 'tests/', 'docker/', 'docs/', 'demo/')
 # Keys of --cfg-options that are read where they are set, and stand in no config.
