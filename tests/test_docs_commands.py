@@ -1,8 +1,9 @@
-"""Commands in the documents: they parse, and the configs, files and settings that they name are there.
+"""Commands in the documents: they parse, the configs, files and settings that they name are there, and some are run.
 
 Every line of a command block, and every command in the text, that starts with ``mmitpn``, ``python FILE`` or
 ``bash FILE``, in README.md, docs/ and the READMEs of configs and projects. Words in capitals (CONFIG, CHECKPOINT,
-MY_FOLDER) stand for something of the reader's.
+MY_FOLDER) stand for something of the reader's. A command without such words is run in an empty folder, or has a reason
+not to be.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -302,3 +304,102 @@ def test_a_wrong_command_is_found(
 ) -> None:
     with pytest.raises(ValueError, match=re.escape(fault)):
         check_arguments(*split_call(shlex.split(command)), unknown_settings)
+
+
+# --- what runs anywhere in seconds is run ----------------------------------------------------------------------------
+# The beginning of a command -> a file that it writes, or words that it prints.
+RUN = {
+    'mmitpn weights list': 'fast-itpn-b',
+    'mmitpn predict demo --model nano-shapes': 'predictions/shapes_1.jpg',
+    'mmitpn export nano-shapes -o nano-shapes.onnx': 'nano-shapes.onnx',
+    'mmitpn export nano-shapes --format openvino': 'nano-shapes.xml',
+    'mmitpn predict photos --model nano-shapes.onnx': 'predictions/shapes_2.jpg',
+    'mmitpn predict photos --model model.onnx': 'predictions/shapes_3.jpg',
+    'python -m mmitpn.ops status': 'mmcv',
+    'python projects/memory_plan/plan.py': 'GB',
+    'python projects/operators/compare.py --only': 'nms',
+}
+# The beginning of a command -> why it is not run.
+MINUTES, DATA, FILES = 'takes minutes or hours', 'needs COCO, ADE20K or ImageNet', 'needs released weights'
+NOT_RUN = {
+    'bash tools/install.sh': 'makes environments: tests/test_installation.py',
+    'bash tools/quickstart.sh': MINUTES,
+    'bash tests/run.sh': 'is what runs this',
+    'python tools/train.py configs/quickstart/mask-dino_fast-itpn-nano_photos': DATA,
+    'python -m pytest': 'is a part of what runs this',
+    'bash tools/dist_train.sh': DATA,
+    'mmitpn weights get': FILES,
+    'mmitpn train dino-4scale': DATA,
+    'mmitpn train upernet': DATA,
+    'mmitpn test dino-4scale': DATA,
+    'mmitpn test upernet': DATA,
+    'mmitpn data check dino-4scale': DATA,
+    'python tools/data/check_semantic.py upernet': DATA,
+    'PYTHONPATH=. mmitpn train my_config.py': f'{FILES}; tests/test_recipes.py runs it without',
+    'mmitpn benchmark': f'{MINUTES}; tests/benchmark runs it in small',
+    'mmitpn export upernet': f'{MINUTES}; tests/deploy runs it in small',
+    'python -m mmitpn.ops install': 'changes the environment: tests/ops',
+    'python -m mmitpn.ops uninstall': 'changes the environment: tests/ops',
+    'python demo/app.py': 'does not end: tests/demo',
+    'python demo/serve.py': 'does not end: tests/demo',
+    'python tools/analysis/': f'{MINUTES}; tests/tools runs it in small',
+    'python projects/operators/compare.py': MINUTES,
+    'python projects/pretraining_study/': MINUTES,
+    'python projects/swap_survey/': MINUTES,
+    'python projects/token_reduction_study/': MINUTES,
+    'PYTHONPATH=projects/token_reduction_study python tools/train.py': MINUTES,
+}
+OWN = re.compile(r'(?<![\w=])[A-Z][A-Z_]{2,}\b(?!=)|\.\.\.')  # a word that stands for something of the reader's
+
+
+def commands() -> Iterator[str]:
+    """Commands of all pages as they stand there, without comments, each once."""
+    found = set()
+    for page in PAGES:
+        for line in '\n'.join(scripts_of(page.read_text(encoding='utf-8'))).splitlines():
+            command = ' '.join(re.sub(r'\s+#.*', '', line).split())
+            if COMMAND.match(line) and not OWN.search(command) and command not in found:
+                found.add(command)
+                yield command
+
+
+def known(command: str) -> str | None:
+    """The entry of the tables above that a command begins with; the longest counts."""
+    entries = [one for one in (*RUN, *NOT_RUN) if command.startswith(one)]
+    return max(entries, key=len, default=None)
+
+
+def test_every_command_is_run_or_has_a_reason() -> None:
+    found = list(commands())
+    assert len(found) > 60
+    assert [command for command in found if known(command) is None] == []
+    assert {*RUN, *NOT_RUN} - {known(command) for command in found} == set()
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the repository's scripts, images of the reader's own, and an exported file of theirs."""
+    folder = tmp_path_factory.mktemp('docs')
+    for name in ('configs', 'tools', 'demo', 'projects'):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / 'photos').symlink_to(ROOT / 'demo')
+    (folder / 'model.onnx').symlink_to('nano-shapes.onnx')
+    return folder
+
+
+@pytest.mark.slow
+def test_commands_run(folder: Path) -> None:
+    pytest.importorskip('onnxruntime')
+    pytest.importorskip('openvino')
+    environment = os.environ | {'PYTHONPATH': str(ROOT), 'COLUMNS': '160'}
+    started = [command for command in commands() if known(command) in RUN]
+    for command in sorted(started, key=lambda command: list(RUN).index(known(command))):
+        expected = RUN[known(command)]
+        words = re.sub(r'^mmitpn\b', 'python -m mmitpn', command)
+        line = re.sub(r'^python\b', shlex.quote(sys.executable), words)
+        done = subprocess.run(
+            line, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        output = done.stdout + done.stderr
+        assert done.returncode == 0, f'{command}\n{output[-3000:]}'
+        assert expected in output or (folder / expected).is_file(), f'{command}\n{output[-3000:]}'
