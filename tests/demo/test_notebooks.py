@@ -25,8 +25,8 @@ METADATA = {
 }
 MOST_WORDS = 90  # of a text cell
 ABSOLUTE = re.compile(r'(?<![\w.}])(?:/|~/)(?:home|root|tmp|Users|mnt|opt|srv|work|var|data)\b|\b[A-Z]:\\|file://')
-# What the cell tagged `parameters` is replaced by, so that the test is short.
-PARAMETERS = {'own_data': 'epochs = 2\nnum_train, num_val = 16, 4'}
+# Settings in the cell tagged `parameters`, so that the test is short.
+PARAMETERS = {'own_data': {'epochs': 2, 'num_train': 16, 'num_val': 4}}
 # Cell -> what it must print or show.
 EXPECTED = {
     'own_data': {
@@ -157,7 +157,9 @@ def execute(name: str, folder: Path) -> dict[str, list[Any]]:
     notebook = nbformat.read(here / f'{name}.ipynb', as_version=4)
     if name in PARAMETERS:
         (cell,) = (cell for cell in notebook.cells if 'parameters' in cell.metadata.get('tags', ()))
-        cell.source = PARAMETERS[name]
+        for setting, value in PARAMETERS[name].items():
+            cell.source, number = re.subn(rf'^{setting} = \d+', f'{setting} = {value}', cell.source, flags=re.MULTILINE)
+            assert number == 1, setting
     resources = {'metadata': {'path': str(here)}}
     nbclient.NotebookClient(notebook, timeout=300, kernel_name='python3', resources=resources).execute()
     return {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == 'code'}
