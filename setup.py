@@ -138,7 +138,10 @@ if __name__ == '__main__':
             # mmsegmentation 1.2.2 imports ftfy and regex, and does not declare them.
             'openmmlab-seg': ['mmsegmentation>=1.2.2', *OFFICIAL, *TOOLS, 'ftfy', 'regex'],
             'openmmlab-pretrain': ['mmpretrain>=1.2.0', *OFFICIAL, *TOOLS],
-            'tests': ['packaging', 'pytest', 'pytest-timeout', 'pytest-xdist', 'pyyaml', 'ruff'],
+            'tests': [
+                *('ipykernel', 'nbclient', 'nbformat'),  # demo/notebooks
+                *('packaging', 'pytest', 'pytest-timeout', 'pytest-xdist', 'pyyaml', 'ruff'),
+            ],
             # The documentation site: mkdocs.yml. ruff formats the signatures of its API reference.
             'docs': ['mkdocs-material>=9.7', 'mkdocs>=1.6', 'mkdocstrings-python>=2', 'pymdown-extensions', 'ruff'],
             # To write exported files; and to predict with one, which needs no framework.

@@ -1,7 +1,7 @@
 """Commands in the documents: they parse, the configs, files and settings that they name are there, and some are run.
 
 Every line of a command block, and every command in the text, that starts with ``mmitpn``, ``python FILE`` or
-``bash FILE``, in README.md, docs/ and the READMEs of configs and projects. Words in capitals (CONFIG, CHECKPOINT,
+``bash FILE``, in README.md, docs/ and the READMEs of configs, projects and demo. Words in capitals (CONFIG, CHECKPOINT,
 MY_FOLDER) stand for something of the reader's. A command without such words is run in an empty folder, or has a reason
 not to be.
 """
@@ -38,7 +38,7 @@ pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
+PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', ROOT / 'demo/README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 PAGES += sorted(path for folder in ('configs', 'projects') for path in (ROOT / folder).glob('*/README.md'))
 BLOCK = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r'(?:^    \S.*\n)+', re.MULTILINE)

@@ -47,7 +47,7 @@ FORBIDDEN = {
 
 
 def written_files() -> list[Path]:
-    """The files that people read: package, tools, configs, documents, studies."""
+    """The files that people read: package, tools, configs, documents, studies, demo with its notebooks."""
     listed = subprocess.run(
         [
             'git',
@@ -59,6 +59,7 @@ def written_files() -> list[Path]:
             'configs',
             'docs',
             'projects',
+            'demo',
             'README.md',
             'CONTRIBUTING.md',
         ],
@@ -68,7 +69,7 @@ def written_files() -> list[Path]:
         check=False,
     )
     names = listed.stdout.split('\n') if listed.returncode == 0 else []
-    found = [ROOT / name for name in names if name.endswith(('.py', '.md', '.sh'))]
+    found = [ROOT / name for name in names if name.endswith(('.py', '.md', '.sh', '.ipynb'))]
     return [path for path in found if path.is_file()]
 
 

@@ -37,6 +37,7 @@ SEARCHES = {
     'ground truth': 'report.html',
     'bf16': 'recipes.html',
     'freeze': 'recipes.html',
+    'notebook': 'demo/notebooks/own_data.html',
     'TensorRT': 'tensorrt.html',
     'weights': 'weights.html',
     'resume': 'faults.html',

@@ -1,12 +1,14 @@
 """MkDocs hook: what the documents link to outside of ``docs/`` becomes part of the site, and ``llms.txt`` is written.
 
-A link such as ``../configs/dino/README.md`` works on GitHub as it is. Here the Markdown files of the repository become
-pages and other linked files are copied, at the path that they have in the repository; files of ``docs/`` lie one folder
-higher, and the root's README is ``overview``. Links are rewritten to that, before MkDocs checks them.
+A link such as ``../configs/dino/README.md`` works on GitHub as it is. Here the Markdown files and notebooks of the
+repository become pages and other linked files are copied, at the path that they have in the repository; files of
+``docs/`` lie one folder higher, and the root's README is ``overview``. Links are rewritten to that, before MkDocs
+checks them.
 """
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -17,8 +19,9 @@ from mkdocs.structure.nav import Navigation
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
-# The Markdown files outside of docs/ that are pages.
+# The Markdown files and notebooks outside of docs/ that are pages.
 PAGES = ('README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'demo/*.md', 'configs/**/*.md', 'projects/**/*.md')
+PAGES += ('demo/notebooks/*.ipynb',)
 # Files that browsers would store and not show: they are served as text, under their name with .txt appended.
 STORED = {'.py', '.sh', '.log', '.yml'}
 LINK = re.compile(r'(?<=\]\()(?!\w+:|#|/)([^)#\s]+)')  # the path of a Markdown link or image, without its anchor
@@ -34,6 +37,8 @@ navigation: list[Navigation] = []
 
 def to_site(path: str) -> str:
     """The source path in the site of a file of the repository."""
+    if path.endswith('.ipynb'):
+        return f'{path.removesuffix(".ipynb")}.md'
     return 'overview.md' if path == 'README.md' else path.removeprefix('docs/')
 
 
@@ -73,6 +78,8 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
     A link that is called by the name of a file, as on GitHub, is called by the title of the page here.
     """
     folder = posixpath.dirname(page.file.src_uri)
+    if page.file.abs_src_path.endswith('.ipynb'):
+        markdown = write_notebook(markdown, Path(page.file.abs_src_path).relative_to(ROOT).as_posix())
 
     def give_title(match: re.Match) -> str:
         target = find_target(match[1], Path(page.file.abs_src_path))
@@ -95,6 +102,17 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
 def on_page_content(html: str, page: Page, config: Any, files: Files) -> str:  # noqa: ARG001
     """Remove the marks of Sphinx from the docstrings in a page."""
     return ROLE.sub('', html)
+
+
+def write_notebook(content: str, path: str) -> str:
+    """The cells of a notebook as Markdown, with a line below the title that says where its file is."""
+    title, *cells = json.loads(content)['cells']
+    title, _, introduction = ''.join(title['source']).partition('\n')
+    parts = [title, introduction, f'*The notebook `{path}` of a checkout, without its outputs.*']
+    for cell in cells:
+        text = ''.join(cell['source'])
+        parts.append(f'```python\n{text}\n```' if cell['cell_type'] == 'code' else text)
+    return '\n\n'.join(parts) + '\n'
 
 
 def summarize(markdown: str) -> str:
