@@ -114,7 +114,7 @@ def show(summary: CocoSummary, console: Console) -> None:
     small, medium, large = summary.sizes
     rows: list[tuple[str, object]] = [
         ('images', summary.images),
-        ('images looked for and found', summary.images_found),
+        ('images looked for and found', summary.images_found or '- (--images DIR looks for them)'),
         ('images without annotation', summary.without_objects),
         ('annotations', summary.annotations),
         ('of them crowds', summary.crowd),

@@ -45,11 +45,13 @@ def test_check_a_file(tiny_coco, capsys):
     shown = capsys.readouterr().out
     assert 'images looked for and found' in shown
     assert 'no error found' in shown
+    assert '--images DIR' not in shown
     assert check.main([str(path), '--classes', 'cat']) == 1
     assert "lacks: 'dog'" in capsys.readouterr().err
     content['annotations'].pop()
     path.write_text(json.dumps(content))
     assert check.main([str(path)]) == 0
+    assert '- (--images DIR looks for them)' in capsys.readouterr().out
     assert check.main([str(path), '--strict']) == 1
 
 
