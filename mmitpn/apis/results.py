@@ -218,7 +218,7 @@ class Result:
         if len(self.values.get('boxes', ())):  # small labels for small objects
             sizes = self.boxes[:, 2:] - self.boxes[:, :2]
             scale = min(scale, float(np.median(np.sqrt(sizes.prod(axis=1)))) / 130)
-        scale = float(np.clip(scale, 0.35, 2.0))
+        scale = float(np.clip(scale, max(0.35, side / 3000), 2.0))  # legible where a large image is shown as a whole
         colors = [class_color(index) for index in range(len(self.classes))]
         palette = sv.ColorPalette([sv.Color(*(round(255 * one) for one in color)) for color in colors])
         texts = sv.ColorPalette([getattr(sv.Color, text_color(color).upper()) for color in colors])
