@@ -310,6 +310,7 @@ def test_a_wrong_command_is_found(
 # The beginning of a command -> a file that it writes, or words that it prints.
 RUN = {
     'mmitpn weights list': 'fast-itpn-b',
+    'mmitpn data shapes --out data/shapes && mmitpn test': 'bbox_mAP',
     'mmitpn predict demo --model nano-shapes': 'predictions/shapes_1.jpg',
     'mmitpn export nano-shapes -o nano-shapes.onnx': 'nano-shapes.onnx',
     'mmitpn export nano-shapes --format openvino': 'nano-shapes.xml',
@@ -395,8 +396,8 @@ def test_commands_run(folder: Path) -> None:
     started = [command for command in commands() if known(command) in RUN]
     for command in sorted(started, key=lambda command: list(RUN).index(known(command))):
         expected = RUN[known(command)]
-        words = re.sub(r'^mmitpn\b', 'python -m mmitpn', command)
-        line = re.sub(r'^python\b', shlex.quote(sys.executable), words)
+        line = re.sub(r'(?<!\S)mmitpn(?= )', 'python -m mmitpn', command)
+        line = re.sub(r'(?<!\S)python(?= )', shlex.quote(sys.executable), line)
         done = subprocess.run(
             line, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
