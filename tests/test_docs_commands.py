@@ -339,7 +339,7 @@ NOT_RUN = {
     'python -m mmitpn.ops uninstall': 'changes the environment: tests/ops',
     'python demo/app.py': 'does not end: tests/demo',
     'python demo/serve.py': 'does not end: tests/demo',
-    'python tools/analysis/': f'{MINUTES}; tests/tools runs it in small',
+    'python tools/analysis/': f'{MINUTES}; tests/tools and tests/benchmark run them in small',
     'python projects/memory_plan/plan.py': MINUTES,
     'python projects/operators/compare.py': 'needs a compiled mmcv',
     'python projects/pretraining_study/': MINUTES,
