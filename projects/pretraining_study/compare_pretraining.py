@@ -12,6 +12,7 @@ on another machine, with a GPU: with --pretrain-only there, and its files pretra
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from functools import cache, partial
@@ -23,6 +24,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from mmitpn.atomic import write_atomic
 from mmitpn.datasets import generate_shapes
 from mmitpn.engine import find_latest_checkpoint
 from mmitpn.visualization.image_grid import save_figure
@@ -112,6 +114,7 @@ def pretrain(name: str, seed: int, args: argparse.Namespace) -> Path:
     """Pre-train, or resume a run that was stopped, and return the file of backbone and pyramid."""
     folder = args.work_dir / f'pretrain_{name}_{seed}'
     file = folder / 'pretrained.pth'
+    check_settings(folder, args)
     if not file.is_file():
         images = f'{ADE}/' if name == 'supervised' else 'coco/train2017/'
         root = f'{dataset("unlabeled", args)}/{images}'
@@ -125,6 +128,20 @@ def pretrain(name: str, seed: int, args: argparse.Namespace) -> Path:
             checkpoint = find_latest_checkpoint(folder)
             run_tool('tools/convert/convert_checkpoint.py', checkpoint, file, '--drop-heads')
     return file
+
+
+def check_settings(folder: Path, args: argparse.Namespace) -> None:
+    """Keep the settings of a pre-training run in its folder, and refuse to take it for a run with others.
+
+    Raises:
+        ValueError: If the folder has a run of other settings. One without the file, from another machine, is taken.
+    """
+    file, settings = folder / 'settings.json', {'steps': args.steps, 'options': sorted(args.pretrain_options)}
+    if file.is_file():
+        if (found := json.loads(file.read_text())) != settings:
+            raise ValueError(f'{folder} has a run with {found}, and this one has {settings}: give another --work-dir')
+    elif not (folder / 'pretrained.pth').is_file():
+        write_atomic(file, json.dumps(settings).encode())
 
 
 def schedule_options(steps: int) -> list[str]:

@@ -118,6 +118,21 @@ def test_pretraining_alone_and_for_other_numbers_of_steps(tool, tmp_path, capsys
         assert (warmup.end, cosine.begin, cosine.end, cosine.T_max) == (2, 2, 40, 38)
 
 
+def test_a_run_of_other_settings_is_refused(tool, tmp_path):
+    """Weights of fewer steps must not be reported as those of more."""
+    module, commands = tool
+    options = ['--row', 'mfm', '--seeds', '0', '--pretrain-only', '--work-dir', str(tmp_path / 'runs')]
+    module.main([*options, '--steps', '100'])
+    module.main([*options, '--steps', '100'])
+    assert len(commands) == 1
+    for other in (['--steps', '200'], ['--steps', '100', '--pretrain-options', 'optim_wrapper.optimizer.lr=5e-4']):
+        with pytest.raises(ValueError, match=r"pretrain_mfm_0 has a run with {'steps': 100, .*give another --work-dir"):
+            module.main([*options, *other])
+    assert len(commands) == 1
+    (tmp_path / 'runs/pretrain_mfm_0/settings.json').unlink()  # weights from another machine
+    assert module.main([*options, '--steps', '200']) == 0
+
+
 @pytest.mark.parametrize('config', sorted(Path(PROJECT / 'configs').glob('pretrain_*.py')), ids=lambda path: path.stem)
 def test_pretraining_configs_build_and_learn_from_images(config):
     cfg = Config.fromfile(config)
