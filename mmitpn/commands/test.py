@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Collection
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from mmitpn.apis.model_loading import refuse_backbone
 from mmitpn.apis.report import ReportHook, add_report_argument
 from mmitpn.atomic import write_atomic
 from mmitpn.checkpoint.sharded import read_sharded
-from mmitpn.config_types import type_name
+from mmitpn.config_types import is_type, type_name
 from mmitpn.engine.checkpointing import WholeWeightsHook, unwrap
 from mmitpn.engine.cli import FirstStepHook, add_common_arguments, read_config, run_command
 from mmitpn.engine.compile import add_compile_argument, compile_model
@@ -40,6 +41,9 @@ from mmitpn.engine.gpu_settings import add_gpu_settings_argument, apply_gpu_sett
 from mmitpn.engine.pretrained import use_checkpoint_grid
 from mmitpn.weights import resolve_weights
 from mmitpn.weights.zoo import advise_on_missing
+
+BOX_TTA = 'DetTTAModel'
+MASK_HEADS = ('mask_head', 'panoptic_head', 'panoptic_fusion_head')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -103,12 +107,32 @@ def apply_visualization(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def require_tta(cfg: Config) -> None:
-    """Raise where a config has nothing to augment a test with and there is no default: detectors have flip and NMS."""
+    """Raise where a config has nothing to augment a test with, or masks that would not be merged.
+
+    Detectors have a default, flip and NMS.
+    """
     for name in ('tta_model', 'tta_pipeline'):
         if not cfg.get(name) and cfg.get('default_scope') != 'mmdet':
             raise ValueError(
                 f'--tta needs {name} in the config, which has none; there is a default for mmdet models only'
             )
+    merges_boxes = not cfg.get('tta_model') or is_type(cfg.tta_model, BOX_TTA)
+    if merges_boxes and (head := find_key(cfg.model, MASK_HEADS)):
+        raise ValueError(
+            f"--tta merges boxes only (mmdet's {BOX_TTA}), and the model of the config predicts masks ({head}): leave"
+            ' --tta out, or give a tta_model of yours that merges masks'
+        )
+
+
+def find_key(node: Any, names: Collection[str]) -> str | None:
+    """The first of the names that is a key anywhere in a config and has a value."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else ()
+    for key, value in children:
+        if key in names and value:
+            return key
+        if found := find_key(value, names):
+            return found
+    return None
 
 
 def apply_tta(cfg: Config) -> None:
@@ -119,7 +143,7 @@ def apply_tta(cfg: Config) -> None:
     if not cfg.get('tta_model'):
         print_log('--tta: the config has no tta_model; merging by NMS at IoU 0.5, 100 boxes per image', 'current')
         nms = {'type': 'nms', 'iou_threshold': 0.5}
-        cfg.tta_model = {'type': 'DetTTAModel', 'tta_cfg': {'nms': nms, 'max_per_img': 100}}
+        cfg.tta_model = {'type': BOX_TTA, 'tta_cfg': {'nms': nms, 'max_per_img': 100}}
     if not cfg.get('tta_pipeline'):
         print_log('--tta: the config has no tta_pipeline; testing each image as it is and flipped', 'current')
         flips = [{'type': 'RandomFlip', 'prob': 1.0}, {'type': 'RandomFlip', 'prob': 0.0}]

@@ -473,6 +473,9 @@ def test_mistakes_in_training_are_one_line(mistake, options, says):
         (['toy.py', 'toy.py', '--show-dir', 'x', '--cfg-options', 'default_hooks.visualization.type=Other'], 'Other'),
         (['mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024', 'toy.py', '--tta', '--cfg-options', 'tta_model=None'],
          'tta'),
+        (['mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco', 'toy.py', '--tta'],
+         "--tta merges boxes only (mmdet's DetTTAModel), and the model of the config predicts masks (mask_head)"),
+        (['mask-dino_fast-itpn-t_8xb2-50e_coco-panoptic', 'toy.py', '--tta'], '(panoptic_head)'),
     ],
 )  # fmt: skip
 def test_mistakes_in_testing_are_one_line(mistake, options, says):
