@@ -67,6 +67,8 @@ class ModelSource:
             if not path.is_file():
                 raise FileNotFoundError(f'no file {text} (seen from {Path.cwd()}); mmitpn export writes it')
             return cls(path.name, file=str(path))
+        if path.suffix.lower() == '.pt2':
+            raise ValueError(f'{text} is a .pt2 file, which is not benchmarked; export with --format onnx or openvino')
         if '=' in text and not path.exists():
             config, _, weights = text.partition('=')
             return cls(Path(weights).name, config=config, weights=weights)

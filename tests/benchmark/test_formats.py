@@ -76,6 +76,7 @@ def test_models_of_one_file_name_are_called_by_their_paths(tmp_path):
         ('nano-shape', ValueError, r"no model 'nano-shape' .*\.onnx, \.xml.*CONFIG=CHECKPOINT.*nano-shapes"),
         ('fast-itpn-t', ValueError, r"no model 'fast-itpn-t'"),  # weights of a backbone
         (__file__, ValueError, r'no model .*test_formats\.py'),
+        ('a.pt2', ValueError, r'a\.pt2 is a \.pt2 file, which is not benchmarked; export with --format onnx'),
     ],
 )
 def test_what_is_no_model(text, error, message):

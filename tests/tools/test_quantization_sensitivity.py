@@ -63,3 +63,15 @@ def test_parts_of_a_network(tool):
         '/MatMul_7': 'outside of modules',
     }
     assert {name: tool.part_of(name) for name in parts} == parts
+
+
+def test_times_are_measured_with_the_threads_of_the_command(tool, monkeypatch):
+    opened = []
+
+    class Session:
+        def run(self, inputs):
+            assert inputs == {'images': 1}
+
+    monkeypatch.setattr(tool, 'load_session', lambda path, threads: opened.append((path, threads)) or Session())
+    assert tool.speed_ratio('a.onnx', 'b.onnx', {'images': 1}, threads=1, rounds=2) > 0
+    assert opened == [('a.onnx', 1), ('b.onnx', 1)]

@@ -202,7 +202,7 @@ class Sensitivity:
             'change': predictions.change(self.reference),
             'score': score,
             'loss': self.score - score,
-            'speed': speed_ratio(self.source, target, self.batches[0]),
+            'speed': speed_ratio(self.source, target, self.batches[0], threads=self.threads),
             'size': file_size(target) / file_size(self.source),
         }
 
@@ -221,9 +221,11 @@ class Sensitivity:
         return [name for name in self.names if part_of(name) in parts]
 
 
-def speed_ratio(first: Path, second: Path, inputs: Mapping[str, np.ndarray], *, rounds: int = 21) -> float:
+def speed_ratio(
+    first: Path, second: Path, inputs: Mapping[str, np.ndarray], *, threads: int | None = None, rounds: int = 21
+) -> float:
     """Median time of one file for an image, divided by that of another; measured in turns, after a warm-up."""
-    sessions = [load_session(path) for path in (first, second)]
+    sessions = [load_session(path, threads=threads) for path in (first, second)]
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds + 3):
         for session, some in zip(sessions, times, strict=True):
