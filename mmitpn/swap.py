@@ -311,7 +311,7 @@ def _text(key: str, value: Any) -> str:
 
 
 def try_model(config: str | Path, *, size: tuple[int, int] = TRIAL_SIZE) -> float:
-    """Build a config's model with random weights, train it for one step on random images and let it predict.
+    """Build a config's model with random weights, run it forward and backward on random images, and let it predict.
 
     Args:
         config: The config file.

@@ -20,8 +20,8 @@ def describe_error(error: Exception) -> str:
         return advice
     if isinstance(error, FileNotFoundError) and error.filename is not None:  # the system's own has no sentence
         return (
-            f'{error.filename} is not there (seen from {Path.cwd()}); the config or a file that it reads names it:'
-            ' correct the setting (data_root, ann_file, data_prefix ...), or put it there'
+            f'not found: {error.filename} (seen from {Path.cwd()}); the config, or a file it reads, names this path:'
+            ' correct the setting (data_root, ann_file, data_prefix ...), or put the data there'
         )
     text = ' '.join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
     name = '' if isinstance(error, (ValueError, FileNotFoundError)) else f'{type(error).__name__}: '

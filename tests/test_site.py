@@ -209,6 +209,14 @@ def test_the_reference_has_no_private_name(site: Site) -> None:
     assert private == set()
 
 
+def test_the_marks_of_sphinx_are_gone(site: Site) -> None:
+    """``:class:`~a.b.c``` shows ``c``."""
+    marked = re.compile(r':(?:attr|class|func|meth|mod):|<code>~\w')
+    pages = {path: path.read_text(encoding='utf-8') for path in site.pages if path.parent.name == 'api'}
+    assert {path.name: marked.findall(text) for path, text in pages.items() if marked.search(text)} == {}
+    assert '<code>ExportedModel</code>' in pages[site.folder / 'api/predict.html']
+
+
 # --- search and llms.txt --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(('word', 'page'), SEARCHES.items(), ids=SEARCHES)
 def test_the_search_finds(site: Site, word: str, page: str) -> None:

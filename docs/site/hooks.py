@@ -27,7 +27,8 @@ STORED = {'.py', '.sh', '.log', '.yml'}
 LINK = re.compile(r'(?<=\]\()(?!\w+:|#|/)([^)#\s]+)')  # the path of a Markdown link or image, without its anchor
 NAMED = re.compile(r'\[[\w./]+\.md\]\(([^)#\s]+)')  # a link whose text is the name of its page's file
 ROW = re.compile(r'^\| \[[^]]*\]\(([^)#]+)\) \| (.+) \|$', flags=re.MULTILINE)  # of a table of pages
-ROLE = re.compile(r':(?:attr|class|func|meth|mod):(?=<code>)')  # as Sphinx marks names in docstrings
+# As Sphinx marks names in docstrings: of `~a.b.c` it shows c, of `.c` too.
+ROLE = re.compile(r':(?:attr|class|func|meth|mod):<code>(?:~[\w.]*\.(?=\w)|\.(?=\w))?')
 SKIPPED = ('#', '|', '<', '!', ':::', '- ', '**')  # how blocks begin that are no paragraph of text
 
 # Source of a page -> what a table of pages says about it (docs/README.md has one), or the first sentence of its text.
@@ -101,7 +102,7 @@ def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> st
 
 def on_page_content(html: str, page: Page, config: Any, files: Files) -> str:  # noqa: ARG001
     """Remove the marks of Sphinx from the docstrings in a page."""
-    return ROLE.sub('', html)
+    return ROLE.sub('<code>', html)
 
 
 def write_notebook(content: str, path: str) -> str:

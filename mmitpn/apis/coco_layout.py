@@ -26,7 +26,7 @@ def find_coco(root: Path) -> dict[Path, dict[str, Any]]:
     """The COCO annotation files of instances of a folder, with what they hold.
 
     Raises:
-        ValueError: If a file ending in .json is none.
+        ValueError: If a file with the ending .json is not valid JSON.
     """
     folders = [root, root / 'annotations', *split_folders(root).values()]
     found = {}
@@ -74,7 +74,7 @@ def read_coco(
     contents = {split: files[path] for split, path in chosen.items()}
     group = _group_category(list(contents.values()))
     if group is not None:
-        notes.append(f'category 0 {group!r}, which has no object and names the group of the others, is dropped')
+        notes.append(f'category 0 {group!r} is dropped: it has no object, and is the supercategory of the others')
     categories = _order_categories(chosen, contents, group, classes)
     splits = {}
     for split, path in chosen.items():
@@ -142,7 +142,7 @@ def _canonical(content: dict[str, Any], categories: dict[str, int], path: Path) 
     own = {one['id']: one['name'] for one in content['categories']}
     unknown = sorted({one['category_id'] for one in content['annotations'] if own.get(one['category_id']) is None})
     if unknown:
-        raise ValueError(f'{path} has objects of the category ids {format_list(unknown)}, which it does not name')
+        raise ValueError(f'{path}: objects have the category ids {format_list(unknown)}; add these to its categories')
     images = sorted(content['images'], key=lambda one: (Path(one['file_name']).name, one['file_name']))
     return {
         **content,

@@ -213,7 +213,8 @@ def split_off_validation(data: OwnData, *, fraction: float | None = None, seed: 
         The dataset with a validation split; the same one if it has one.
 
     Raises:
-        ValueError: If there is one and ``fraction`` is given, the fraction is none, or too few images are there.
+        ValueError: If there is a validation split and ``fraction`` is given, ``fraction`` is not between 0 and 1, or
+            there are too few images to hold some out.
     """
     if 'val' in data.splits:
         if fraction is not None:
@@ -238,14 +239,14 @@ def split_off_validation(data: OwnData, *, fraction: float | None = None, seed: 
     else:
         raise ValueError(
             f'{data.root} has no validation set, and too few images with objects to hold some out; annotate more, or '
-            'give another --val-fraction'
+            f'give another --val-fraction than {part:g}'
         )
     note = f'no validation set: {number} of {train.num_images} training images are held out, drawn with seed {seed}'
     return replace(data, splits={**data.splits, **parts}, notes=(*data.notes, note))
 
 
 def write_own_data(data: OwnData, folder: str | Path) -> OwnData:
-    """Write the annotations that are not there in the form that mmdet and mmseg read; images stay where they are.
+    """Write the annotations in a format that mmdet and mmseg read, where no file has it; images stay where they are.
 
     Args:
         data: The dataset.

@@ -51,12 +51,13 @@ class SourceItem:
     """One image of a source.
 
     Attributes:
-        name: Of the file or address (``street.jpg``, ``clip.mp4``); ``image`` and a number for arrays.
+        name: Name of the file, also of an address (``street.jpg``, ``clip.mp4``); ``camera0`` for camera 0; ``image``
+            for an array, or ``image0``, ``image1``, ... for several.
         path: The image file, which the reader of the item decodes; None where ``image`` or ``error`` is set.
         image: RGB, uint8 ``(H, W, 3)``.
         frame: Index of the frame in its video, from 0; None for images.
         video: The video; None for images.
-        error: Why there is no image, of a source that goes on after it.
+        error: Why this image cannot be read, where the source has further ones; None if it can.
     """
 
     name: str
@@ -76,9 +77,9 @@ class DataSource:
     Args:
         source: The path of an image or video file; of a folder, whose images and videos are taken in the order of their
             names, without its subfolders; a glob (``'DIR/**/*.jpg'`` takes subfolders too); an ``http(s)://`` address
-            of an image or video; an ``rtsp://`` address; the number of a camera; a PIL image, turned as its EXIF tag
-            says; an RGB array, uint8 ``(H, W, 3)``, or gray ``(H, W)``, or RGBA ``(H, W, 4)``, whose opacity is
-            ignored; a list or tuple of any of these.
+            of an image or video; the address of a stream (``rtsp://``, ``rtmp://``, ``udp://``, ``tcp://``); the number
+            of a camera; a PIL image, turned as its EXIF tag says; an RGB array, uint8 ``(H, W, 3)``, or gray
+            ``(H, W)``, or RGBA ``(H, W, 4)``, whose opacity is ignored; a list or tuple of any of these.
 
     Attributes:
         is_single: Whether the source is one image.

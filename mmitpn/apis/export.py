@@ -53,7 +53,7 @@ def export(
     grid_sample: str = 'native',
     report: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """Write a model as one file that :class:`mmitpn.Predictor` and its runtime alone run.
+    """Write a model as one file, which :class:`mmitpn.Predictor` runs, or its runtime without mmitpn.
 
     Args:
         config: See :class:`mmitpn.Predictor`. With ``features`` also a module: a backbone, or one with ``backbone`` and
@@ -66,9 +66,12 @@ def export(
             and width: images are resized into it and padded.
         batch: ``dynamic``, or the number of images of every batch.
         precision: ``fp32``; ``fp16``: weights in half precision, computed as the runtime chooses; ``int8``: quantized,
-            but for the layers that lose accuracy (:mod:`mmitpn.deploy.quantize`).
-        calibration: Of int8: a folder or other source of images like those of the task, 32 or more; 64 are used.
-        features: Export backbone and pyramid, whose maps are the outputs.
+            except the layers that lose accuracy (:mod:`mmitpn.deploy.quantize`). The format ``torch`` has only
+            ``fp32``.
+        calibration: For ``int8``, and required there: a folder or other source of images like those of the task, 32 or
+            more; at most 64 are used.
+        features: Export backbone and pyramid, whose maps are the outputs. Such a file is not for
+            :class:`mmitpn.Predictor`: run it by :func:`mmitpn.deploy.runtimes.load_session`.
         grid_sample: ``native`` (GridSample), or ``gather`` for runtimes that compile GridSample to wrong results.
         report: Called with a line about each step.
 
@@ -89,16 +92,20 @@ def export(
     report(f'tracing {_describe(info)}')
     example = (number or EXAMPLE[0], *(info.size or EXAMPLE[1:]))
     program = export_program(graph, example, info=info, grid_sample=grid_sample)
-    if format == 'torch':
-        write_program(program, replace(info, settings={**info.settings, 'outputs': list(graph.output_names)}), target)
-    else:
-        model = to_onnx(program, graph, info)
-        _write(model, info, target, format=format, precision=precision, images=images, report=report)
-    try:
-        report(_verify(target, graph, info))
-    except ValueError:
-        target.unlink(missing_ok=True)  # no wrong file under the final name
-        raise
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f'.{target.stem}-') as folder:
+        draft = Path(folder) / target.name  # no unverified file under the final name
+        if format == 'torch':
+            write_program(
+                program, replace(info, settings={**info.settings, 'outputs': list(graph.output_names)}), draft
+            )
+        else:
+            model = to_onnx(program, graph, info)
+            _write(model, info, draft, format=format, precision=precision, images=images, report=report)
+        report(_verify(draft, graph, info))
+        for file in (draft.with_suffix('.bin'), draft):
+            if file.is_file():
+                file.replace(target.with_suffix(file.suffix))
     return target
 
 
@@ -167,7 +174,7 @@ def _target(output: Any, config: Any, kind: str) -> Path:
         return Path(name + suffix)
     target = Path(output).expanduser()
     if target.suffix.lower() != suffix:
-        raise ValueError(f'the file {target} does not end with {suffix}, the ending of {kind}')
+        raise ValueError(f'the output file is {target}; its name must end in {suffix} for format {kind}')
     if target.is_dir():
         raise ValueError(f'{target} is a folder; give the path of a file')
     return target
@@ -179,7 +186,7 @@ def _target(output: Any, config: Any, kind: str) -> Path:
 def _build(config: Any, weights: Any, *, features: bool) -> tuple[ExportGraph, ExportInfo]:
     if isinstance(config, nn.Module):
         if not features or weights is not None:
-            raise ValueError('a module is exported with features=True and without weights; give a config otherwise')
+            raise ValueError('a module needs features=True and no weights; to export predictions, give a config')
         graph = build_graph(config.eval(), features=True)
         settings = {'classes': (), 'outputs': (), 'settings': {}, 'steps': (), 'divisor': 1, 'to_rgb': True, **IMAGENET}
         info = ExportInfo(task='features', size=None, batch=None, least=LEAST_SIDE, model='', **settings)
@@ -211,7 +218,7 @@ def _find_normalization(preprocessor: nn.Module) -> dict[str, Any]:
     mean = preprocessor.mean.flatten().tolist() if enabled else [0.0] * 3
     std = preprocessor.std.flatten().tolist() if enabled else [1.0] * 3
     if len(mean) != 3:
-        raise ValueError(f'the data preprocessor normalizes {len(mean)} channels; images of 3 channels are supported')
+        raise ValueError(f'the data preprocessor normalizes {len(mean)} channels; only 3 channels are supported')
     to_rgb = getattr(preprocessor, '_channel_conversion', getattr(preprocessor, 'to_rgb', False))
     return {'mean': tuple(mean), 'std': tuple(std), 'to_rgb': bool(to_rgb)}
 
@@ -221,8 +228,8 @@ def _find_divisor(preprocessor: nn.Module) -> int:
     test = getattr(preprocessor, 'test_cfg', None) or {}
     if test.get('size') is not None:
         raise ValueError(
-            f'data_preprocessor.test_cfg pads images to {test["size"]}; supported is size_divisor, or --size for one'
-            ' size'
+            f'data_preprocessor.test_cfg pads images to {test["size"]}; remove size there, and use'
+            ' size_divisor, or --size HxW for one size'
         )
     return int(getattr(preprocessor, 'pad_size_divisor', None) or test.get('size_divisor') or 1)
 
@@ -233,7 +240,7 @@ def _find_steps(cfg: Any) -> tuple[Mapping[str, Any], ...]:
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
         loading, *transforms = Compose(settings).transforms
     if getattr(loading, 'color_type', 'color') != 'color' or getattr(loading, 'to_float32', False):
-        raise ValueError('the test pipeline loads images as gray or float32; color images of uint8 are supported')
+        raise ValueError('the test pipeline loads images as gray or float32; only uint8 color images are supported')
     steps = []
     for one in transforms:
         kind = type(one).__name__
@@ -364,9 +371,8 @@ def _write(
     images: Sequence[Path] | None,
     report: Callable[[str], None],
 ) -> None:
-    """Convert, quantize and write; the file gets its name when it is complete."""
+    """Convert, quantize and write."""
     info = replace(info, precision=precision)
-    target.parent.mkdir(parents=True, exist_ok=True)
     if precision == 'int8':
         from mmitpn.deploy import quantize
 
@@ -464,15 +470,15 @@ def _verify(target: Path, graph: ExportGraph, info: ExportInfo) -> str:
     for name, values in zip(graph.output_names, expected, strict=True):
         values = values.numpy()
         if values.shape != found[name].shape:
-            raise ValueError(f'{target} gives {name} of shape {found[name].shape}, the model {values.shape}')
+            raise ValueError(f'{target.name} gives {name} of shape {found[name].shape}, the model {values.shape}')
         # Sorted: two objects or queries with nearly equal scores may change places.
         differences = np.abs(np.sort(found[name], axis=None) - np.sort(values, axis=None))
         fractions.append((differences <= 1e-3 * max(float(np.abs(values).max()), 1.0)).mean())
     if session.info.precision == 'fp32' and fractions[0] < 0.98:  # scores or logits: boxes depend on near ties too
         raise ValueError(
-            f'{target} gives other results than the model: {fractions[0]:.1%} of the {graph.output_names[0]} agree;'
-            ' report this with the config'
+            f'{target.name} gives other results than the model: {fractions[0]:.1%} of the {graph.output_names[0]}'
+            ' agree; report this with the config'
         )
     if session.info.precision == 'int8':
-        return 'runs; what int8 costs in accuracy is measured by mmitpn benchmark MODEL FILE --data CONFIG'
+        return 'runs; to measure its accuracy: mmitpn benchmark MODEL FILE --data CONFIG'
     return f'verified: {min(fractions):.2%} of the values are within 0.1 % of those of the model'

@@ -197,8 +197,8 @@ def _load_all(model: nn.Module, content: Mapping[str, Any], weights: str) -> Non
         else 'they would be random: give a checkpoint of the whole model'
     )
     raise ValueError(
-        f'{weights} has {len(own) - len(missing)} of the {len(own)} weights of the model; missing or of another shape'
-        f' are some of {parts}{f": {examples}" if examples else ""}; {advice}'
+        f'{weights} has {len(own) - len(missing)} of the {len(own)} weights of the model; the others are missing'
+        f' or have another shape, in {parts}{f": {examples}" if examples else ""}; {advice}'
     )
 
 

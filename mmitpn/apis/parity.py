@@ -56,7 +56,8 @@ class Parity:
 
         Args:
             expected: Of the model.
-            found: Of the file. Both with a lower score than ``score``, so that partners near it are not lost.
+            found: Of the file. Predict both with a lower limit than ``score``, so that partners with a score just below
+                it are not lost.
             score: Objects of the model or the file above it need a partner.
 
         Raises:

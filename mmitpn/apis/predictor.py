@@ -39,7 +39,8 @@ class Predictor:
             the CPU.
         weights: The checkpoint of the whole model: a file, an address, a sharded checkpoint (a folder), or a name
             (``mmitpn weights list``). Nothing in it is executed. The released files of MaskDINO and the fine-tuned
-            classifiers of the iTPN authors are read as they are.
+            classifiers of the iTPN authors are read as they are. None: for a complete model by name, or an exported
+            file.
         device: ``auto`` (a GPU if there is one), or as of torch: ``cpu``, ``cuda:1``.
         dtype: ``float32``, or ``bfloat16`` or ``float16`` for autocast, which is faster on GPUs and less exact.
         compile: Compile the model: a mode of :func:`torch.compile`, ``'default'`` or ``'reduce-overhead'`` (CUDA
@@ -50,6 +51,7 @@ class Predictor:
     Attributes:
         names: Names of the classes.
         outputs: What the model gives: some of boxes, masks, panoptic, semantic, probabilities.
+        weights: Path or address of the weights; of an exported file its own path.
         device: The torch device, or ``cpu``.
         model: The torch model; of an exported file the :class:`~mmitpn.deploy.exported_model.ExportedModel`.
         cfg: Its config; None of an exported file.
@@ -57,10 +59,13 @@ class Predictor:
     Raises:
         ImportError: If the runtime of an exported file is not installed.
         FileNotFoundError: If there is no such config or file.
-        ValueError: If the file lacks weights of the model, such as those of the head, or has them in another shape; a
-            name is unknown; or the model is no detector, segmentor or classifier.
+        ValueError: If a config is given without weights; the file lacks weights of the model, such as those of the
+            head, or has them in another shape; a name is unknown; the model is no detector, segmentor or classifier;
+            the device cannot be used; a ``.pt2`` file is not trusted; or an argument is for another kind of model, such
+            as ``threads`` for a config, or ``dtype`` for an exported file.
 
     Example:
+        >>> import mmitpn
         >>> model = mmitpn.Predictor('nano-shapes')
         >>> for result in model.predict('images/'):
         ...     print(result.boxes, result.names)
@@ -87,7 +92,7 @@ class Predictor:
             from mmitpn.apis.framework_model import FrameworkModel
 
             if threads is not None:
-                raise ValueError('threads is for exported files; of PyTorch set OMP_NUM_THREADS')
+                raise ValueError(f'threads is {threads}, which is for exported files; for PyTorch set OMP_NUM_THREADS')
             self._backend = FrameworkModel(config, weights, device=device, dtype=dtype, compile=compile)
             self.cfg, self.weights, self.device = self._backend.cfg, self._backend.weights, self._backend.device
             self.model = self._backend.model
@@ -127,6 +132,7 @@ class Predictor:
 
         Raises:
             FileNotFoundError: If there is no such file, or none in a folder.
+            ImportError: If an image has to be cut into tiles, and supervision is not installed.
             TypeError: If the source is of another type.
             ValueError: If an argument is out of range, a single image or video cannot be decoded, or the model gives
                 what cannot be tiled.

@@ -51,12 +51,13 @@ def add_report_argument(parser: argparse.ArgumentParser) -> None:
 class ReportHook(Hook):
     """Writes ``report.html`` into the work dir when a training run ends, or by :meth:`write` after a test.
 
-    The samples of the evaluation are collected beside the config's metrics. Of a training run these are the samples of
-    the validation at its last iteration alone, so that the others take no longer; a run that stops early has none.
+    The samples of the evaluation are collected beside the config's metrics: in a training run only those of the
+    validation after the last iteration, so that earlier validations take no longer. A run that stops early has none.
+    The hook is not in a registry: ``mmitpn train`` and ``mmitpn test`` add it, or ``runner.register_hook``.
 
     Args:
         checkpoint: What is tested, for the page.
-        score_threshold: Of the predictions of a detector that are counted as confused, and drawn.
+        score_threshold: Lowest score of a detector's predictions that are in the confusion matrix and drawn, 0 to 1.
     """
 
     priority = 'LOWEST'
@@ -121,7 +122,8 @@ class ReportHook(Hook):
         )
         self.collector.dataset_meta = evaluator.dataset_meta
         self._evaluator_cfg = evaluator_cfg
-        evaluator.metrics.append(self.collector)
+        others = [metric for metric in evaluator.metrics if not isinstance(metric, ReportCollector)]
+        evaluator.metrics = [*others, self.collector]
 
 
 def _find_metric(evaluator_cfg: Any, name: str) -> Mapping[str, Any]:

@@ -148,6 +148,9 @@ class Result:
         Returns:
             ``sv.Detections`` of the objects; of the segments of a panoptic model (with ``data['segment_id']``) or the
             classes of a label map, with their masks; ``sv.Classifications`` of a classifier, all classes.
+
+        Raises:
+            ImportError: If supervision is not installed.
         """
         sv = import_supervision()
         if 'probabilities' in self.values:
@@ -176,7 +179,7 @@ class Result:
             no score; the five best classes of a classifier have no box.
 
         Raises:
-            ValueError: If there are fewer category ids than classes.
+            ValueError: If the number of category ids is not that of the classes.
         """
         if category_ids is not None and len(category_ids) != len(self.classes):
             raise ValueError(f'{len(category_ids)} category_ids for {len(self.classes)} classes; give one for each')
@@ -209,7 +212,11 @@ class Result:
     # --- drawing ---
 
     def draw(self) -> np.ndarray:
-        """Draw the predictions on a copy of the image: RGB, uint8 ``(H, W, 3)``."""
+        """Draw the predictions on a copy of the image: RGB, uint8 ``(H, W, 3)``.
+
+        Raises:
+            ImportError: If supervision is not installed.
+        """
         sv = import_supervision()
         from mmitpn.visualization.image_grid import class_color, text_color
 

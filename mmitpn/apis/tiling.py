@@ -88,9 +88,9 @@ def join_pieces(found: sv.Detections, size: Sequence[int]) -> dict[str, np.ndarr
     """Join what several tiles found of one object.
 
     Two boxes of one class from different tiles are of one object if, cut to the overlap of the tiles, their IoU is at
-    least one half; this is transitive, so that an object may span many tiles. An object that one tile sees whole keeps
-    the best such box and mask; the pieces of another are united. Its score is the best one. A piece that is cut by its
-    tile and lies inside a larger box of another tile is left out, whatever its class.
+    least one half; this is transitive, so that an object may span many tiles. If a tile contains the whole object, the
+    best such box and mask is kept; otherwise the pieces are united. The score is the best one. A piece that is cut by
+    its tile and lies inside a larger box of another tile is left out, whatever its class.
 
     Args:
         found: All detections in pixels of the image, with the tile of each in ``data['tile']``: x1, y1, x2, y2.

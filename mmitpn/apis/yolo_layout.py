@@ -79,7 +79,7 @@ def _folders_of_yaml(path: Path, content: dict[str, Any]) -> dict[str, list[tupl
             elif name.endswith('.txt'):
                 raise ValueError(f'{path}: {key} is {name!r}; a list of images is not read, give a folder of images')
             elif split != 'test':  # Roboflow names a test set whether there is one or not
-                raise FileNotFoundError(f'{path}: {key} is {name!r}, which is not there; correct it (or path)')
+                raise FileNotFoundError(f'{path}: {key} is {name!r}, which does not exist; correct {key} or path')
         if folders:
             found[split] = folders
     return found
@@ -114,7 +114,8 @@ def read_yolo(
         progress: Wraps what is gone through.
 
     Raises:
-        ValueError: If the classes are not known, a label file is broken, has no image, or a class that is none.
+        ValueError: If the classes are not known, or a label file is broken, has no image, or has a class index without
+            a name.
     """
     from supervision.dataset.formats.yolo import yolo_annotations_to_detections
 

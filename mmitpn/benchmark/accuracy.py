@@ -69,7 +69,7 @@ class TestData:
         cfg = load_config(config, parse_options(options) if options else None)
         missing = [name for name in ('test_dataloader', 'test_evaluator') if cfg.get(name) is None]
         if missing:
-            raise ValueError(f'the config {config} has no {" and no ".join(missing)}, which accuracy is measured with')
+            raise ValueError(f'the config {config} has no {" and no ".join(missing)}; add it to measure accuracy')
         with quiet_imports():
             init_default_scope(cfg.get('default_scope', 'mmengine'))
             dataset = DATASETS.build(cfg.test_dataloader.dataset)

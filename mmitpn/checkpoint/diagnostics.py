@@ -133,7 +133,10 @@ class LoadReport:
         return self.parts.setdefault(name, PartReport())
 
     def names(self, kind: str) -> list[str]:
-        """All names of one of ``COUNTED`` (``'missing'``, ...), over all parts.
+        """All names of one kind, over all parts.
+
+        Args:
+            kind: ``'matched'``, ``'resized'``, ``'ignored'``, ``'missing'`` or ``'unexpected'``.
 
         Raises:
             ValueError: If ``kind`` is none of them.
@@ -289,7 +292,7 @@ def explain_position_embedding(own: Mapping[str, Tensor], given: Mapping[str, Te
         return ''
     return (
         f'the position embedding in the file has {there.shape[1]} tokens, which is no square grid, and '
-        f"the module's has {here.shape[1]}: build the backbone with the img_size the file was made with"
+        f"the module's has {here.shape[1]}: resize that of the file to a square grid, or give another file"
     )
 
 

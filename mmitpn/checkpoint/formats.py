@@ -184,6 +184,9 @@ def identify(checkpoint: Mapping[str, Any], *, prefix: str | None = None) -> Fil
         checkpoint: The contents of the file, wrapped or raw: see :func:`mmitpn.checkpoint.read_checkpoint`.
         prefix: Take only the weights below this prefix (``'backbone.'``, ``'teacher.'``) and strip it.
 
+    Returns:
+        Layout, family and sizes of the network in the file, and its weights.
+
     Raises:
         ValueError: If there are no tensors in it, or none below the prefix.
     """

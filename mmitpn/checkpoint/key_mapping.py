@@ -155,6 +155,10 @@ def convert_from_authors(info: FileInfo) -> ConvertedState:
     Args:
         info: A file in one of the authors' layouts, or in ours, whose names stay.
 
+    Returns:
+        ``state``: the weights by our names; ``ignored``: names in the file that are left out by rule; ``unexpected``:
+        names that no rule knows; ``notes``: what was done beyond renaming.
+
     Raises:
         ValueError: If it is in another layout, or so incomplete that its blocks cannot be numbered.
     """
@@ -166,7 +170,7 @@ def convert_from_authors(info: FileInfo) -> ConvertedState:
     else:
         if info.arch is None:
             raise ValueError(
-                f'the two merges (blocks.N.reduction.weight) are not both in it: it is cut off ({info.examples()})'
+                f'the file lacks one or both merges (blocks.N.reduction.weight): it is cut off ({info.examples()})'
             )
         if info.family != ITPN and 'norm.weight' not in left and 'fc_norm.weight' in left:
             for kind in _WB:

@@ -381,7 +381,7 @@ def _separate_fresh(main: PartReport, info: FileInfo) -> Findings:
             f'the offsets of the gathering tokens start at 0 ({len(offsets)} weights): none in the file'
         )
     if relative:
-        instead = ': the file has tables, which vectors cannot be made from' if left_out else ': the file has none'
+        instead = ': the file has tables, which cannot be converted to vectors' if left_out else ': the file has none'
         findings.warnings.append(f'the relative positions start fresh ({len(relative)} weights){instead}')
     if resized:
         findings.notes.append(
@@ -554,8 +554,8 @@ class PretrainedModule(QuietInit):
         if not self.is_init:
             name = type(self).__name__
             warnings.warn(
-                f'{name} runs with random weights: the checkpoint of its init_cfg is loaded by init_weights(), which'
-                f' runners call and nothing called yet. Call it, or build the module by {name}.from_pretrained(FILE)',
+                f'{name} runs with random weights: init_weights(), which loads the checkpoint of its init_cfg, was not'
+                f' called. Call model.init_weights(), or build the module by {name}.from_pretrained(FILE)',
                 stacklevel=3,
             )
 

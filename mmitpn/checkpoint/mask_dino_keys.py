@@ -185,9 +185,7 @@ def _match_file(module: nn.Module, weights: Mapping[str, Tensor]) -> tuple[Findi
         else:
             own = {key: value for key, value in own.items() if key.startswith(prefix)}
             findings.parts['backbone'] = PartReport(ignored=list(backbone))
-            findings.warnings.append(
-                'the backbone of the file is another one: the backbone of the model stays as it is'
-            )
+            findings.warnings.append('the file has another backbone: the backbone of the model stays unchanged')
     own = {key: value for key, value in own.items() if not key.endswith('num_batches_tracked')}  # frozen norms: none
 
     match = match_weights(own, given)

@@ -71,8 +71,11 @@ def read_checkpoint(
 
     Raises:
         FileNotFoundError: If there is no such file, or it cannot be downloaded.
-        ValueError: If the file is empty, damaged, cut off, no checkpoint at all, or holds objects that are not allowed;
-            or if a name is unknown, or its file another one than it stands for.
+        ValueError: If the file is empty, damaged, cut off, no checkpoint at all, or has objects that are not allowed;
+            if it is a safetensors file and safetensors is not installed; or if a name is unknown, or the size or hash
+            of its file is not the one on record.
+        ImportError: If the file has to be downloaded, and gdown is not installed.
+        OSError: If there is no space for the download.
     """
     path, is_download = _fetch(source)
     if path.is_dir():
@@ -186,7 +189,7 @@ def _read_safetensors(path: Path, source: str) -> dict[str, Any]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ModuleNotFoundError:
-        raise _RefusedError(f'{source} is a safetensors file, which "pip install safetensors" reads') from None
+        raise _RefusedError(f'{source} is a safetensors file; to read it: pip install safetensors') from None
     try:
         return load_file(path)
     except SafetensorError as error:

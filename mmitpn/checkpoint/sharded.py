@@ -82,7 +82,7 @@ def read_index(folder: str | Path) -> Metadata:
             index = _IndexUnpickler(file).load()
     except _RefusedError as error:
         raise ValueError(
-            f'{path} is not read, since an index holds no {error}; only use files that you trust'
+            f'{path} is not read: it refers to {error}, which no index needs; only use files that you trust'
         ) from error
     except Exception as error:
         raise ValueError(
@@ -124,7 +124,18 @@ def load_sharded(state: Mapping[str, Any], folder: str | Path, *, alone: bool = 
 
 
 def read_sharded(folder: str | Path) -> dict[str, Tensor]:
-    """Read a model's weights, on the CPU, from a folder of shards in one process, however many processes wrote it."""
+    """Read a model's weights, on the CPU, from a folder of shards in one process, however many processes wrote it.
+
+    Args:
+        folder: A checkpoint of ``FSDPStrategy(checkpoints='sharded')``.
+
+    Returns:
+        The complete weights by name.
+
+    Raises:
+        FileNotFoundError: If the folder has no index.
+        ValueError: If the index has more than tensors, or a shard is missing or damaged.
+    """
     start = 'model.'
     found = read_index(folder).state_dict_metadata
     weights = {

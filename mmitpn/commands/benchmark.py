@@ -35,10 +35,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--size',
         type=parse_size,
         metavar='HxW',
-        help='of the inputs (default: that of a file of fixed size, of the first test image, or 512x512)',
+        help='height and width of the inputs (default: of an exported file, of the first test image, or 512x512)',
     )
-    parser.add_argument('--batch', type=_positive, default=8, metavar='N', help='for images per second (default: 8)')
-    parser.add_argument('--threads', type=_positive, metavar='N', help='of each model (default: all cores)')
+    parser.add_argument('--batch', type=_positive, default=8, metavar='N', help='batch size of images/s (default: 8)')
+    parser.add_argument('--threads', type=_positive, metavar='N', help='CPU threads per model (default: all cores)')
     parser.add_argument('--rounds', type=_positive, default=11, metavar='N', help='turns of each model (default: 11)')
     parser.add_argument(
         '--seconds', type=_seconds, default=0.5, metavar='S', help='length of a turn at each batch size (default: 0.5)'

@@ -48,7 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--max-bad-boxes',
         type=float,
         metavar='FRACTION',
-        help='boxes without area or outside their image that are accepted with a warning (default: 0.1, and 0.5 where '
+        help='largest accepted fraction of boxes without area or outside their image (default: 0.1, and 0.5 where '
         "they reach outside by at most a tenth of the image's side)",
     )
     parser.add_argument(

@@ -34,10 +34,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     for one in (inspect, convert):
         one.add_argument('folder', metavar='DIR', help='folder of the dataset')
         one.add_argument('--classes', nargs='+', metavar='NAME', help='names of the classes, where no file has them')
-        one.add_argument('--task', choices=('instances', 'semantic'), help='which data, where a folder has both')
+        one.add_argument('--task', choices=('instances', 'semantic'), help='objects or label maps, if both exist')
     convert.add_argument('out', metavar='OUT', type=Path, help='folder for the copy: new or empty')
-    convert.add_argument('--val-fraction', type=float, metavar='F', help='hold this part out, if no split is for it')
-    convert.add_argument('--split-seed', type=int, default=0, metavar='N', help='which images (default: 0)')
+    convert.add_argument('--val-fraction', type=float, metavar='F', help='fraction held out for a missing val split')
+    convert.add_argument('--split-seed', type=int, default=0, metavar='N', help='seed for val images (default: 0)')
     return parser.parse_args(argv)
 
 
@@ -47,7 +47,7 @@ def convert_data(args: argparse.Namespace) -> None:
     from mmitpn.commands.own_data import show_progress
 
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise ValueError(f'{args.out} is not empty; give a new or empty folder, so that nothing of yours is replaced')
+        raise ValueError(f'{args.out} is not an empty folder; give a new or empty folder, so that no file is replaced')
     data = read_own_data(args.folder, task=args.task, classes=args.classes, progress=show_progress)
     if args.val_fraction is not None:
         data = split_off_validation(data, fraction=args.val_fraction, seed=args.split_seed)

@@ -25,11 +25,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--batch', default='dynamic', metavar='N', help='images of a batch, or dynamic (default)')
     parser.add_argument('--precision', default='fp32', help='fp32 (default), fp16 (weights) or int8')
     parser.add_argument('--calibration', metavar='DIR', help='images for int8: a folder of 32 or more')
-    parser.add_argument('--features', action='store_true', help='backbone and pyramid only: their maps')
+    parser.add_argument('--features', action='store_true', help='only backbone and pyramid, which give feature maps')
     parser.add_argument(
         '--grid-sample', default='native', help='native (default), or gather where GridSample gives wrong results'
     )
-    parser.add_argument('-o', '--output', type=Path, metavar='FILE', help='the file (default: name of the config)')
+    parser.add_argument('-o', '--output', type=Path, metavar='FILE', help='file to write (default: name of the config)')
     parser.add_argument('--debug', action='store_true', help='show where an error was raised')
     return parser.parse_args(argv)
 

@@ -36,10 +36,10 @@ def add_own_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--batch', type=int, metavar='N', help='images per process (default: as the config)')
     group.add_argument('--epochs', type=int, metavar='N', help='length of the run; the schedule is scaled with it')
     group.add_argument(
-        '--no-scale-lr', action='store_true', help='keep the learning rate; without it, it follows the batch size'
+        '--no-scale-lr', action='store_true', help='keep the learning rate (default: scale it with the batch size)'
     )
     group.add_argument(
-        '--val-fraction', type=float, metavar='F', help='held out where there is no validation set (default: 0.15)'
+        '--val-fraction', type=float, metavar='F', help='fraction held out if no validation set exists (default: 0.15)'
     )
     group.add_argument('--split-seed', type=int, default=0, metavar='N', help='which images are held out (default: 0)')
 

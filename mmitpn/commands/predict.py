@@ -46,9 +46,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar='CONFIG_OR_NAME',
         help='config, its name, HOST::NAME, nano-shapes, or an exported file',
     )
-    parser.add_argument('--weights', metavar='FILE_OR_NAME', help='checkpoint of the whole model; nano-shapes has its')
+    parser.add_argument('--weights', metavar='FILE_OR_NAME', help='checkpoint of the model; nano-shapes has its own')
     parser.add_argument(
-        '--out', type=Path, default=Path('predictions'), metavar='DIR', help='folder for the results (predictions)'
+        '--out', type=Path, default=Path('predictions'), metavar='DIR', help='results folder (default: predictions)'
     )
     parser.add_argument('--score', type=float, default=0.3, help='lowest score of an object, 0 to 1 (default: 0.3)')
     parser.add_argument(
@@ -57,10 +57,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--batch', type=int, default=1, help='images that the model takes at once (default: 1)')
     parser.add_argument('--json', action='store_true', help=f'write DIR/{JSON_NAME}: all predictions in COCO format')
     parser.add_argument(
-        '--save-video', action='store_true', help='one video of a camera or stream too, not an image for each frame'
+        '--save-video', action='store_true', help='write a camera or stream as one video, not as one image per frame'
     )
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda:0 ... (default: auto)')
-    parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'), help='of autocast')
+    parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16', 'float16'), help='autocast dtype')
     parser.add_argument('--compile', action='store_true', help='compile the model: minutes at the first images')
     parser.add_argument('--trust', action='store_true', help='load a .pt2 file, in which torch may execute code')
     parser.add_argument('--debug', action='store_true', help='show where an error was raised')

@@ -104,7 +104,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--task', choices=tuple(TASKS), default='det', help='default: det')
     parser.add_argument('--config', help="default: the task's in configs/quickstart")
-    parser.add_argument('--seed', type=int, default=0, help='of the training run; the images are always the same')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the training run, not of the images')
     parser.add_argument('--work-dir', help='default: work_dirs/quickstart, or work_dirs/quickstart_TASK')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings')
     parser.add_argument('--resume', action='store_true', help='resume from the last checkpoint in the work dir')
@@ -137,7 +137,7 @@ def prepare_run(cfg: Config, args: argparse.Namespace) -> None:
         return
     # What an earlier run left must not be taken for this one's, should this one be killed before its first checkpoint.
     for path in Path(cfg.work_dir).glob('iter_*.pth'):
-        print(f'[quickstart] removing {path} of an earlier run (--resume continues one)')
+        print(f'[quickstart] removing {path} of an earlier run (--resume would resume that run)')
         path.unlink()
 
 

@@ -161,9 +161,7 @@ def to_json(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
     plain = []
     for sample in predictions:
         if 'pred_instances' not in sample:
-            raise ValueError(
-                '--out with .json takes boxes and masks of detectors; use a name ending in .pkl for others'
-            )
+            raise ValueError('--out FILE.json is for detectors only; give a name that ends in .pkl for this model')
         found = sample['pred_instances']
         entry = {key: sample[key] for key in ('img_id', 'img_path', 'ori_shape') if key in sample}
         entry.update({key: found[key].tolist() for key in ('labels', 'scores', 'bboxes') if key in found})
@@ -179,7 +177,7 @@ def test(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     args.checkpoint = str(resolve_weights(args.checkpoint))
     sharded = Path(args.checkpoint).is_dir()
     if '://' not in args.checkpoint and not sharded and not Path(args.checkpoint).is_file():
-        advice = advise_on_missing(args.checkpoint) or '; give the path of one that tools/train.py wrote'
+        advice = advise_on_missing(args.checkpoint) or '; give the path of one that mmitpn train wrote'
         raise FileNotFoundError(f'no checkpoint {args.checkpoint!r}{advice}')
     if args.show or args.show_dir is not None:
         apply_visualization(cfg, args)

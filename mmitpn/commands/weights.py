@@ -86,7 +86,7 @@ def list_weights(entries: Sequence[WeightsEntry], console: Console) -> None:
     console.print(table)
     console.print(
         f'top-1: ImageNet-1K in percent after fine-tuning, as published. Files: {cache_folder() / "weights"}\n'
-        f'License: {AUTHORS_LICENSE}. mmitpn weights get NAME downloads; --pretrained NAME uses.\n'
+        f'License: {AUTHORS_LICENSE}. Download: mmitpn weights get NAME. Use: --pretrained NAME.\n'
         'mmitpn weights list --all also shows the original iTPN.',
         soft_wrap=True,
         highlight=False,

@@ -292,7 +292,7 @@ def _check_purpose(file: _File, *, evaluation: bool | None) -> list[str]:
         *check_image_ids(file.images),
     ]
     if 'info' not in file.content and not file.panoptic and needs_info():
-        problems.append('the file has no "info", which the installed pycocotools reads: add "info": {}, or update it')
+        problems.append('the file lacks "info", which this pycocotools reads: add "info": {}, or update pycocotools')
     # mmitpn.PanopticMetric reads none of these fields, so a panoptic file is not refused where the metric is not known.
     if evaluation or (evaluation is None and not file.panoptic):
         _raise(file.path, problems)
@@ -336,7 +336,7 @@ def _refuse_bad(path: Path, problems: Sequence[AnnotationProblem], total: int, m
     if exceeded is not None:
         option = (
             f'that is more than {exceeded:.4g} of the annotations: correct them, or accept a larger fraction with '
-            'max_bad_boxes=1.0 in the config (check_coco.py: --max-bad-boxes 1.0)'
+            'max_bad_boxes=1.0 in the config (mmitpn data check: --max-bad-boxes 1.0)'
         )
         *texts, last = (problem.text for problem in problems)
         _raise(path, [*texts, f'{last}; {option}'])

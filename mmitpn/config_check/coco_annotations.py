@@ -30,7 +30,7 @@ from .messages import as_tuple, did_you_mean, failed, format_list
 
 NEAR = 0.1
 """Fraction of an image's side by which a box may reach outside it and still be called a little outside."""
-FIX = 'tools/data/check_coco.py FILE.json --fix OUT.json'
+FIX = 'mmitpn data check FILE.json --fix OUT.json'
 """The command that repairs a file; the name of the file is put in where a message is raised."""
 
 

@@ -27,9 +27,10 @@ def fix_coco_json(
     where it is not a number above 0 (of the mask where there is one, else of the box), ``bbox`` from the mask where it
     is absent; ``iscrowd`` becomes 0 where it is absent, and a number where it is a string; boxes are clipped to the
     image and those without area removed; an empty ``segmentation`` is removed. Panoptic files: ``iscrowd`` likewise,
-    and ``bbox`` and ``area`` from the PNGs in ``seg_dir``. Both: names of categories become strings without spaces
-    around them; with ``img_dir``, width and height become those of the image as loaded (EXIF orientation included)
-    where they are absent or not above 0, or where the boxes of the image fit that size only.
+    and ``bbox`` and ``area`` from the PNGs in ``seg_dir``. Both: an empty ``info`` is added where the installed
+    pycocotools needs one; names of categories become strings without spaces around them; with ``img_dir``, width and
+    height become those of the image as loaded (EXIF orientation included) where they are absent or not above 0, or
+    where the boxes of the image fit that size only.
 
     Args:
         path: The annotation file.

@@ -24,7 +24,7 @@ def check_config(
     open_images: bool = False,
     allow_other_classes: bool = False,
 ) -> list[CocoSummary]:
-    """Check a detector's or segmentor's config and the data it names.
+    """Check the config of a detector, segmentor or classifier, and the data that it names.
 
     The quick checks come first: how classes are written, numbers of classes, channels, files and folders; then each
     COCO annotation file is read (some ten seconds for COCO itself), and some label maps are opened.

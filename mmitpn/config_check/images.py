@@ -544,8 +544,8 @@ def _problems(found: _SizeFindings, loader: ImageLoader) -> list[str]:
 def _warnings(found: _SizeFindings, loader: ImageLoader) -> list[str]:
     """What no size can decide."""
     text = (
-        '{n} images have an EXIF orientation tag that leaves width and height as they are: {first}; look '
-        f'(tools/analysis/browse_dataset.py CONFIG) whether the boxes fit them as {loader.name} loads them'
+        '{n} images have an EXIF orientation tag that leaves width and height as they are: {first}; check '
+        f'by tools/analysis/browse_dataset.py CONFIG that the boxes fit the images as {loader.name} loads them'
     )
     return failed((found.undecided, text), limit=4)
 

@@ -391,11 +391,11 @@ def one_class_reason(cfg: Mapping[str, Any], dataset: DatasetEntry) -> str | Non
         if head['num_classes'] != 1:
             return f'{where}.num_classes is {head["num_classes"]}'
         if not _is_pixel_head(head) and where.startswith('model.decode_head'):
-            return f'mmseg makes no labels of the single score of {type_name(head)}'
+            return f'mmseg cannot make labels from the single score of {type_name(head)}'
         if output_channels(head) == 1 and any(_teaches_nothing(loss) for _, loss in _losses(head, where)):
             return f'the softmax over the single channel of {where} is always 1 and its loss 0'
     if any(compares_labels(cfg.get(f'{split}_evaluator')) for split in ('val', 'test')):
-        return 'IoUMetric counts all pixels as one class where there is one name'
+        return 'IoUMetric counts all pixels as one class if the dataset has one class'
     return None
 
 

@@ -53,7 +53,7 @@ class RandomTranspose(BaseTransform):
             return results
         unknown = [key for key in _NOT_HANDLED if results.get(key) is not None]
         if unknown:
-            raise TypeError(f'RandomTranspose does not transpose {", ".join(unknown)}; remove it from the pipeline')
+            raise TypeError(f'RandomTranspose does not transpose {", ".join(unknown)}; leave RandomTranspose out')
         results['img'] = np.ascontiguousarray(results['img'].swapaxes(0, 1))
         results['img_shape'] = results['img'].shape[:2]
         if results.get('gt_bboxes') is not None:
@@ -96,7 +96,7 @@ if find_spec('mmdet') is not None:
 
     @TRANSFORMS.register_module()
     class LoadPanopticAnnotations(MMDetLoadPanopticAnnotations):
-        """mmdet's transform, which requires panopticapi for the formula of a segment's id.
+        """mmdet's transform of this name without panopticapi, which mmdet's needs for the formula of a segment's id.
 
         Args:
             with_bbox: Load the boxes of things.

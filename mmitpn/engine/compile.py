@@ -37,8 +37,9 @@ def compile_model(model: nn.Module, *, mode: str = 'default', backend: str = 'in
     """Compile a model in place; parameters, state dict and results stay.
 
     Of DINO and MaskDINO the whole network from normalized images to outputs of fixed size is one graph, and a training
-    step is two, before and after the matching. Of other models backbone, neck and decode head are compiled, each by
-    itself. A graph is made for the first size of images, another one for all sizes when a second one comes.
+    step is two, before and after the matching. Of other models backbone, neck, decode head and auxiliary heads are
+    compiled, each by itself. The first size of images gives a graph for this size; the second size gives a graph for
+    all sizes.
 
     Args:
         model: A detector, segmentor or classifier.

@@ -61,7 +61,7 @@ def host_config_folder(host: str) -> Path:
         return config_folder()
     spec = find_spec(host) if host.isidentifier() else None
     if spec is None or spec.origin is None:
-        raise ValueError(f'the configs of {host!r} were asked for, which is not installed; install it, or give a path')
+        raise ValueError(f'the framework {host!r} is not installed; install mmdet, mmseg or mmpretrain, or give a path')
     return Path(spec.origin).parent / '.mim' / 'configs'
 
 
@@ -101,7 +101,7 @@ def _find_below(folder: Path, name: str, problem: str) -> Path:
     stems = [path.name for path in names.values()]
     near = difflib.get_close_matches(wanted, names, n=3) or difflib.get_close_matches(Path(wanted).name, stems, n=3)
     raise FileNotFoundError(
-        f'{problem} (nor in {folder}, where these are near: {", ".join(near) or "none"}); give the path of a config,'
+        f'{problem} (searched in {folder}; these are near: {", ".join(near) or "none"}); give the path of a config,'
         ' its name, or HOST::NAME for one of an installed framework'
     )
 

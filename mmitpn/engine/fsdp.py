@@ -58,6 +58,9 @@ class FSDPStrategy(DDPStrategy):
         reshard_after_forward: False keeps the weights of a unit gathered until the backward pass has used them:
             faster, and more memory.
         kwargs: As of mmengine's ``DDPStrategy``.
+
+    Raises:
+        ValueError: If ``checkpoints`` is unknown; or when the model is wrapped, if there is no launcher.
     """
 
     def __init__(self, *, checkpoints: str = 'full', reshard_after_forward: bool = True, **kwargs: Any) -> None:
@@ -115,8 +118,8 @@ class FSDPStrategy(DDPStrategy):
         """
         if any(isinstance(name, int) for name in state_dict.get('state', {})):
             raise ValueError(
-                'the optimizer state is that of a training run without FSDP, which names no weights; start from its'
-                ' weights: load_from in place of --resume'
+                'the optimizer state is of a training run without FSDP, and has no weight names; start a new run from'
+                ' the weights: --cfg-options load_from=FILE in place of --resume'
             )
         options = StateDictOptions(full_state_dict=not _is_sharded(state_dict.get('state', {})))
         set_optimizer_state_dict(self.model, self.optim_wrapper.optimizer, state_dict, options=options)
@@ -186,7 +189,7 @@ class FSDPStrategy(DDPStrategy):
 
         Args:
             filename: Either. Of a folder only the weights that fit are loaded, unless the run is resumed.
-            map_location: Not used for folders.
+            map_location: Not used: weights are read on the CPU.
             callback: Changes what was read.
             kwargs: As in mmengine, for files.
 

@@ -68,10 +68,14 @@ def read_gpu_settings(cfg: Config, option: bool | None = None) -> dict[str, bool
 
 
 def apply_gpu_settings(cfg: Config, option: bool | None = None, *, training: bool) -> list[str]:
-    """Set in a config, in place, what it leaves unset; nothing where torch sees no CUDA device.
+    """Set what makes a GPU faster and the config leaves unset; nothing where torch sees no CUDA device.
+
+    ``pin_memory`` and ``fused_optimizer`` are on by default, ``tf32`` and ``static_graph`` are off: ``gpu_settings`` of
+    the config, such as ``dict(tf32=True)``, switches single ones, and ``gpu_settings=False`` all off. ``tf32`` is a
+    setting of torch for the whole process, the others are settings of the config.
 
     Args:
-        cfg: Config after :func:`setup_distributed`, which sets its ``launcher``.
+        cfg: Config after :func:`setup_distributed`, which sets its ``launcher``; changed in place.
         option: ``--gpu-settings`` or ``--no-gpu-settings``; None if neither is given.
         training: For training, otherwise for testing.
 

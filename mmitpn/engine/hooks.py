@@ -45,7 +45,7 @@ class StopOnInvalidLossHook(Hook):
     processes stop: its gradient has reached each of them. The hook runs before the checkpoint hook: the last checkpoint
     in the work dir is from before.
 
-    Losses on a device are copied to the host for the log in one copy per iteration; of itself mmengine waits for each.
+    For the log, all losses on a device are copied to the CPU at once; without this hook, mmengine waits for each loss.
 
     Args:
         interval: Iterations between two checks of the losses; each waits for the device. Between them an invalid loss
@@ -137,7 +137,7 @@ class StopOnInvalidLossHook(Hook):
             values = ', '.join(f'{name} is {value}' for name, value in bad.items())
             what = f'{values}; the images were {", ".join(_names(self._batch)) or "not named in the batch"}'
         else:
-            what = 'a loss of another process is NaN or infinite; its message names the images'
+            what = 'a loss of another process is NaN or infinite; the error of that process names the images'
         raise FloatingPointError(
             f'iteration {runner.iter + 1}: {what}. The last good checkpoint is'
             f' {runner.message_hub.runtime_info.get("last_ckpt", "none yet")}: look at the images, lower the learning'

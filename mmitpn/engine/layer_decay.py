@@ -166,9 +166,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             if param in owner:  # a shared parameter has several names, which must agree
                 if owner[param][0] != key:
                     raise ValueError(
-                        f'one parameter is known as {owner[param][1]!r} and {name!r}, which belong to two groups:'
+                        f'{owner[param][1]!r} and {name!r} share one parameter, but belong to two groups:'
                         f' {owner[param][0]} and {key} (part, layer, scale, weight decay); make the two agree'
-                        ' by custom_keys, or do not share it'
+                        ' by custom_keys, or do not share the parameter'
                     )
                 continue
             owner[param] = (key, name)

@@ -38,7 +38,7 @@ def use_pretrained(cfg: Config, checkpoint: str) -> None:
 
     Raises:
         ValueError: If neither the backbone nor the neck is one of this project's.
-        FileNotFoundError: If the name's file is not here and cannot be downloaded, or the name is unknown.
+        FileNotFoundError: If there is no such file, or the file of a name is not here and cannot be downloaded.
     """
     parts = _own_parts(cfg)
     if not parts:
@@ -47,8 +47,8 @@ def use_pretrained(cfg: Config, checkpoint: str) -> None:
             f'--pretrained {checkpoint}: backbone and neck of the config are {types}; one of them must be of mmitpn'
             " (see README.md, 'Swap a backbone'), or set their own init_cfg"
         )
-    advice = '' if '://' in checkpoint or Path(checkpoint).exists() else advise_on_missing(checkpoint)
-    if advice and find_local_file(checkpoint) is None:
+    if '://' not in checkpoint and not Path(checkpoint).exists() and find_local_file(checkpoint) is None:
+        advice = advise_on_missing(checkpoint) or '; mmitpn weights list has the names, mmitpn weights get downloads'
         raise FileNotFoundError(f'--pretrained {checkpoint}: there is no such file{advice}')
     if resolve_weights(checkpoint) != checkpoint and '://' not in checkpoint:
         checkpoint = f'{SCHEME}{checkpoint}'

@@ -194,8 +194,8 @@ class CheckResumeHook(Hook):
         if not runner._resume:
             if total and len(mismatches) == total:
                 print_log(
-                    f'load_from: none of the {total} weights of the model are in {source}; released files of backbones'
-                    ' go by --pretrained',
+                    f'load_from: none of the {total} weights of the model are in {source}; for a released file of a'
+                    ' backbone use --pretrained',
                     'current',
                     logging.WARNING,
                 )
@@ -326,8 +326,8 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
     """mmengine's ``EpochBasedTrainLoop`` that resumes within an epoch, at the next batch.
 
     The batches before it are skipped without being loaded: the data loader needs the batch sampler
-    ``mmitpn.SkippingBatchSampler`` (``tools/train.py`` puts both into a config). mmengine starts the epoch again, with
-    the iteration count of its middle.
+    ``mmitpn.SkippingBatchSampler`` (``tools/train.py`` puts both into a config). mmengine's loop starts the epoch from
+    its first batch again, but continues the iteration count.
     """
 
     def run_epoch(self) -> None:
@@ -336,7 +336,7 @@ class ResumableEpochLoop(EpochBasedTrainLoop):
         if not 0 <= done <= len(self.dataloader):
             print_log(
                 f'iteration {self._iter} is not in epoch {self._epoch + 1} of {len(self.dataloader)} batches each: the'
-                ' checkpoint is of another number of processes or another batch size; the epoch begins again',
+                ' checkpoint was saved with another number of processes or batch size; the epoch starts again',
                 'current',
                 logging.WARNING,
             )

@@ -105,8 +105,9 @@ class PanopticMetric(BaseMetric):
 
     Args:
         backend_args: Of mmengine's file client.
-        classwise: Print a table of all classes.
+        classwise: Log a table of all classes.
         output_dir: Write the predicted segments there, as COCO's PNGs: an id is class + 1000 * index of the instance.
+            ``meta_keys`` must have ``img_path`` then, whose stem is the name of the file.
         **settings: As in mmengine's ``BaseMetric``.
     """
 
@@ -173,6 +174,10 @@ class PanopticMetric(BaseMetric):
 
         Args:
             results: Class -> tally of each image.
+
+        Returns:
+            ``PQ``, ``SQ``, ``RQ`` of all classes, and the same with ``_th`` of things and with ``_st`` of stuff, in
+            percent; mmengine puts ``coco_panoptic/`` before the names.
         """
         total: dict[int, Tally] = defaultdict(Tally)
         for of_image in results:

@@ -45,7 +45,11 @@ class LayerOutputs(NamedTuple):
     mask_features: Tensor
 
     def masks(self, index: Tensor | None = None) -> Tensor:
-        """Mask logits ``(B, Q, H, W)`` of all queries; of one image without B also of the queries of an index."""
+        """Mask logits ``(B, Q, H, W)``.
+
+        Args:
+            index: Only these queries, ``(n,)``, for outputs of a single image (without B): ``(n, H, W)``; None: all.
+        """
         return mask_logits(self.mask_embed if index is None else self.mask_embed[index], self.mask_features)
 
     def queries(self, start: int, stop: int) -> LayerOutputs:

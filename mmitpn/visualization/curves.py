@@ -144,7 +144,8 @@ def plot_history(history: History, *, title: str = '') -> Figure:
 
 def _style(axes: Axes, label: str) -> None:
     axes.set_ylabel(label)
-    axes.set_ylim(bottom=0)
+    if axes.dataLim.y0 >= 0:  # a cosine loss is negative
+        axes.set_ylim(bottom=0)
     axes.grid(visible=True, color='#e4e4e4', linewidth=0.8)
     axes.spines[['top', 'right']].set_visible(False)
     axes.spines[['left', 'bottom']].set_color('#999999')

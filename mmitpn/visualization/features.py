@@ -152,12 +152,17 @@ def draw_features(
     features = [extract_features(image, backbone, pyramid) for image in images]
     fits = {name: fit_pca([one[name] for one in features]) for name in (features[0] if features else ())}
     panels = []
+    width = 1 + len(backbone.strides)
+    columns = max(width, len(fits) + 1 - width)
     for image, maps in zip(images, features, strict=True):
-        panels.append(AnnotatedImage(image, f'image, {_size(image.shape[:2])}'))
+        found = [AnnotatedImage(image, f'image, {_size(image.shape[:2])}')]
         for name, one in maps.items():
             text = f'{name}: {_size(one.shape[1:])}, {fits[name].explained:.0%}'
-            panels.append(AnnotatedImage(fits[name].to_image(one), text))
-    return save_figure(draw_image_grid(panels, columns=1 + len(backbone.strides), tile=tile, title=title), out_file)
+            found.append(AnnotatedImage(fits[name].to_image(one), text))
+        blank = AnnotatedImage(np.full_like(image, 255))
+        for row in filter(None, (found[:width], found[width:])):
+            panels += [*row, *(columns - len(row)) * [blank]]
+    return save_figure(draw_image_grid(panels, columns=columns, tile=tile, title=title), out_file)
 
 
 def _size(shape: Sequence[int]) -> str:

@@ -57,9 +57,10 @@ def resolve_weights(source: str | os.PathLike, *, recheck: bool = False) -> str 
         Path of the file. Anything else, such as a path or a URL, is returned as it is.
 
     Raises:
-        ValueError: If the name is unknown, or the file is not the one that its size or hash stands for.
+        ValueError: If the name is unknown, or the size or hash of the file is not the one on record.
         FileNotFoundError: If the file is not here and cannot be downloaded; the message says where to get it and where
             to put it.
+        ImportError: If the file has to be downloaded, and gdown is not installed.
         OSError: If there is no space for it, or the cache cannot be written.
     """
     wanted = _parse(source)

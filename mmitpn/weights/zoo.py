@@ -277,6 +277,6 @@ def advise_on_missing(path: str) -> str:
     file = PurePath(path).name
     named = next((entry.name for entry in WEIGHTS.values() if entry.file == file and not entry.shipped), None)
     if named is not None:
-        return f'; {SCHEME}{named} in its place downloads it'
+        return f'; give {SCHEME}{named} to download it'
     near = nearest_names(path) if not PurePath(path).suffix and file == path else []
     return f'; weights by name: {", ".join(near)}' if near else ''

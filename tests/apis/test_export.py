@@ -184,7 +184,7 @@ def test_a_classifier(small_model, images, arrays, tmp_path):
         ({'size': '8x64'}, r'size is 8x64; the network takes sides from 32'),
         ({'size': '96x96'}, r'size is 96x96, but the test pipeline crops images to 64x64'),
         ({'batch': 0}, r'batch is 0'),
-        ({'output': 'a.xml'}, r'a.xml does not end with .onnx, the ending of onnx'),
+        ({'output': 'a.xml'}, r'the output file is a.xml; its name must end in .onnx for format onnx'),
     ],
 )
 def test_options(small_model, tmp_path, monkeypatch, options, message):
@@ -224,6 +224,26 @@ def test_modules_give_features_only():
 def tiny_file(tmp_path_factory) -> Path:
     backbone = mmitpn.FastITPN({'depths': (1, 0, 1), 'embed_dim': 32, 'num_heads': 1})
     return mmitpn.export(backbone, features=True, output=tmp_path_factory.mktemp('tiny') / 'a.onnx', size=(64, 96))
+
+
+@pytest.mark.parametrize('ending', ['pt2', 'xml'])
+def test_an_export_that_fails_leaves_the_earlier_file(ending, tmp_path, monkeypatch):
+    formats = {'pt2': 'torch', 'xml': 'openvino'}
+    if ending == 'xml':
+        pytest.importorskip('openvino')
+    backbone = mmitpn.FastITPN({'depths': (1, 0, 1), 'embed_dim': 32, 'num_heads': 1})
+    earlier = tmp_path / f'a.{ending}'
+    earlier.write_text('earlier')
+
+    def fail(file, *_):
+        assert file.is_file()
+        raise RuntimeError('out of memory')
+
+    monkeypatch.setattr(sys.modules['mmitpn.apis.export'], '_verify', fail)
+    with pytest.raises(RuntimeError, match='out of memory'):
+        mmitpn.export(backbone, features=True, format=formats[ending], output=earlier, size=(64, 96))
+    assert [one.name for one in tmp_path.iterdir()] == [earlier.name]
+    assert earlier.read_text() == 'earlier'
 
 
 def test_features(tiny_file):

@@ -355,7 +355,7 @@ def test_a_missing_buffer_is_refused(tmp_path):
         predictor.predict(np.zeros((50, 60, 3), np.uint8), tile=32)
     del state['backbone.bn1.running_mean']
     torch.save({'state_dict': state}, tmp_path / 'some.pth')
-    with pytest.raises(ValueError, match=r'missing or of another shape are some of backbone \(1\)'):
+    with pytest.raises(ValueError, match=r'the others are missing or have another shape, in backbone \(1\)'):
         mmitpn.Predictor(config, tmp_path / 'some.pth')
 
 

@@ -331,7 +331,7 @@ def read(tmp_path) -> Callable:
 
 
 def test_an_index_with_code_in_it_is_refused(read, tmp_path):
-    with pytest.raises(ValueError, match=r'is not read, since an index holds no builtins\.print'):
+    with pytest.raises(ValueError, match=r'is not read: it refers to builtins\.print, which no index needs'):
         read(Call(print, 'run'))
     (tmp_path / '.metadata').unlink()
     with pytest.raises(FileNotFoundError, match=r'it is no checkpoint of shards'):
@@ -349,7 +349,7 @@ def test_an_enumeration_as_some_releases_of_python_write_it(read, member):
     ('owner', 'name'), [(_MEM_FORMAT_ENCODING, 'mro'), (Metadata, '__init__'), (OrderedDict, 'pop')]
 )
 def test_no_other_attribute_is_read(read, owner, name):
-    with pytest.raises(ValueError, match=r'is not read, since an index holds no builtins\.getattr'):
+    with pytest.raises(ValueError, match=r'is not read: it refers to builtins\.getattr, which no index needs'):
         read(Call(getattr, owner, name))
 
 

@@ -111,7 +111,7 @@ def test_frames_of_a_camera(save_video, tmp_path):
         (['SOURCE', '--weights', 'gone.pth'], 'gone.pth'),
         (
             ['SOURCE', '--weights', 'BACKBONE'],
-            'of the 246 weights of the model; missing or of another shape are some of decoder',
+            'of the 246 weights of the model; the others are missing or have another shape, in decoder',
         ),
         (['SOURCE', '--out', 'FILE'], 'is a file; give a folder'),
     ],

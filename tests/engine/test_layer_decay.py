@@ -260,3 +260,24 @@ def test_mmpretrain_backbones_work():
     found = settings(model, build(model))
     assert found['backbone.layers.1.ffn.layers.1.weight'][0] == pytest.approx(DECAY)
     assert found['backbone.pos_embed'] == (pytest.approx(DECAY**3), 0.0)
+
+
+def test_mmpretrains_constructor_takes_the_backbone():
+    """It asks ``get_layer_depth`` for the parameters of the head too."""
+    mmpretrain = pytest.importorskip('mmpretrain')
+    from mmpretrain.engine.optimizers import LearningRateDecayOptimWrapperConstructor
+    from mmpretrain.models import ImageClassifier
+
+    del mmpretrain
+    backbone = {'type': 'mmitpn.FastITPN', 'arch': {'depths': (1, 1, 2), 'embed_dim': 32, 'num_heads': 1}}
+    model = ImageClassifier(
+        backbone | {'out_indices': (2,)}, head={'type': 'LinearClsHead', 'num_classes': 3, 'in_channels': 32}
+    )
+    build = LearningRateDecayOptimWrapperConstructor(
+        {'optimizer': {'type': 'AdamW', 'lr': 1.0, 'weight_decay': 0.05}}, {'layer_decay_rate': 0.5}
+    )
+    rates = {id(param): group['lr'] for group in build(model).param_groups for param in group['params']}
+    groups = {name: rates[id(param)] for name, param in model.named_parameters()}
+    assert groups['head.fc.weight'] == 1
+    assert groups['backbone.blocks.1.norm1.weight'] == 0.5
+    assert groups['backbone.patch_embed.proj.weight'] == 0.5 ** model.backbone.get_layer_depth('norm.weight')[0]

@@ -300,17 +300,37 @@ def config_with(**model) -> Config:
     return Config({'model': {**parts, **model}})
 
 
-def test_one_file_for_backbone_and_neck():
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """A file that is not read here."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'weights.pt').touch()
+    return 'weights.pt'
+
+
+@pytest.mark.parametrize(
+    ('missing', 'advice'),
+    [
+        ('out/epoch_12.pth', 'mmitpn weights list has the names'),
+        ('fast-itpn-bb', 'weights by name: fast-itpn-b'),
+    ],
+)
+def test_a_missing_file_is_reported_at_once(missing, advice):
+    with pytest.raises(FileNotFoundError, match=f'--pretrained {missing}: there is no such file; {advice}'):
+        use_pretrained(config_with(), missing)
+
+
+def test_one_file_for_backbone_and_neck(weights):
     cfg = config_with()
-    use_pretrained(cfg, 'weights.pt')
+    use_pretrained(cfg, weights)
     expected = {'type': 'Pretrained', 'checkpoint': 'weights.pt'}
     assert cfg.model.backbone.init_cfg == expected
     assert cfg.model.neck.init_cfg == expected
 
 
-def test_a_neck_of_the_framework_is_left_unchanged():
+def test_a_neck_of_the_framework_is_left_unchanged(weights):
     cfg = config_with(neck={'type': 'FPN'})
-    use_pretrained(cfg, 'weights.pt')
+    use_pretrained(cfg, weights)
     assert 'init_cfg' not in cfg.model.neck
 
 
@@ -320,12 +340,12 @@ def test_nothing_to_load_into():
 
 
 @pytest.mark.parametrize('loaded', [False, True])
-def test_random_weights_are_reported(loaded, monkeypatch):
+def test_random_weights_are_reported(loaded, weights, monkeypatch):
     logged = []
     monkeypatch.setattr(pretrained, 'print_log', lambda text, *_, level: logged.append((text, level)))
     cfg = config_with()
     if loaded:
-        use_pretrained(cfg, 'weights.pt')
+        use_pretrained(cfg, weights)
     warn_if_random(cfg)
     assert (
         logged == []

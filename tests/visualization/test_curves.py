@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mmitpn.visualization import draw_curve, find_scalars, read_history
+from mmitpn.visualization.curves import plot_history
 
 
 def write(path: Path, entries: list[dict]) -> Path:
@@ -71,6 +72,16 @@ def test_draws(tmp_path: Path, metrics: list[dict]) -> None:
         assert image.format == 'PNG'
         assert image.size == (1000, 800)
         assert len(image.convert('L').getcolors()) > 10
+
+
+def test_negative_losses_are_in_the_plot(tmp_path: Path) -> None:
+    """The cosine loss of pre-training; other losses have an axis that starts at 0."""
+    bottoms = []
+    for sign in (1, -1):
+        log = write(tmp_path / f'{sign}.json', [train_line(20, 0.9 * sign), train_line(40, 0.8 * sign)])
+        bottoms.append(plot_history(read_history(log)).axes[0].get_ylim()[0])
+    assert bottoms[0] == 0
+    assert bottoms[1] < -0.9
 
 
 def test_missing_and_empty_logs_are_reported(tmp_path: Path) -> None:

@@ -149,6 +149,21 @@ def test_tool_draws(
     assert tool.build(tool.parse_args(['a.jpg', '--random', 'tiny']))[1].in_channels == (96, 192, 384)
 
 
+@pytest.mark.parametrize('num_outs', [3, 5])
+def test_each_image_starts_a_row(num_outs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the number of levels is."""
+    drawn = {}
+    monkeypatch.setattr(features, 'save_figure', lambda *_: None)
+    monkeypatch.setattr(features, 'draw_image_grid', lambda panels, **kw: drawn.update(kw, panels=panels))
+    backbone, pyramid = FastITPN.from_pretrained(NANO), ITPNPyramid.from_pretrained(NANO, num_outs=num_outs)
+    images = [np.random.default_rng(i).integers(0, 255, (33, 47, 3), np.uint8) for i in range(2)]
+    features.draw_features(images, tmp_path / 'a.png', backbone=backbone, pyramid=pyramid)
+    columns, titles = drawn['columns'], [one.title.partition(',')[0] for one in drawn['panels']]
+    rows = [titles[start : start + columns] for start in range(0, len(titles), columns)]
+    assert [row[0] for row in rows] == 2 * ['image', 'pyramid']
+    assert [len(list(filter(None, row))) for row in rows] == 2 * [4, num_outs]
+
+
 def test_tool_takes_a_file_without_a_pyramid(tool: ModuleType, finetuned: dict, tmp_path: Path) -> None:
     torch.save(finetuned, tmp_path / 'classifier.pth')
     backbone, pyramid, words = tool.build(tool.parse_args(['a.jpg', '--weights', str(tmp_path / 'classifier.pth')]))

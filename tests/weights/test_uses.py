@@ -118,7 +118,7 @@ def test_a_run_that_resumes_downloads_nothing_for_init_cfg(cache, offline):
 @pytest.mark.parametrize(
     ('missing', 'advice'),
     [
-        ('weights/fast_itpn_base_clipl_e1600.pt', r'; mmitpn://fast-itpn-b in its place downloads it'),
+        ('weights/fast_itpn_base_clipl_e1600.pt', r'; give mmitpn://fast-itpn-b to download it'),
         ('fast-itpn-bb', r'; weights by name: fast-itpn-b, fast-itpn-t'),
         ('epoch_12.pth', ''),
     ],

@@ -28,7 +28,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--splits', nargs='+', default=['train', 'val'], choices=['train', 'val', 'test'], help='data loaders of CONFIG'
     )
-    parser.add_argument('--sample', type=int, metavar='N', help='look at N images of each dataset, not at all')
+    parser.add_argument('--sample', type=int, metavar='N', help='check only N images of each dataset (default: all)')
     parser.add_argument('--strict', action='store_true', help='fail on warnings too')
     parser.add_argument(
         '--fix', metavar='OUT', help='write repaired label maps into a new folder, and print the settings that use them'

@@ -43,14 +43,14 @@ def generate_shapes(
     size: tuple[int, int] = (128, 192),
     overwrite: bool = False,
 ) -> Path:
-    """Generate the dataset of shapes before textures, in COCO's and ADE20K's layout.
+    """Generate the dataset of the quick start: shapes on textured backgrounds, in COCO's and ADE20K's layout.
 
     An image depends on the seed, its split and its index alone, on any machine. A complete dataset is kept.
 
     Args:
         out_dir: Folder of the dataset; ``coco/`` and ``ade/`` are created in it.
-        num_train: Number of training images, at least 1.
-        num_val: Number of held-out images, at least 1.
+        num_train: Number of training images, 1 to 499,999.
+        num_val: Number of held-out images, 1 to 499,999.
         seed: An integer from 0.
         size: Shortest and longest side of an image in pixels, at least 32.
         overwrite: Generate the dataset again, and replace another one.
@@ -88,7 +88,7 @@ def generate_images(
 
     Args:
         out_dir: Folder of the dataset; ``images/`` is created in it.
-        num_images: Number of images, at least 1.
+        num_images: Number of images, 1 to 499,999.
         seed: An integer from 0.
         size: Shortest and longest side of an image in pixels, at least 32.
         overwrite: Generate the dataset again, and replace another one.

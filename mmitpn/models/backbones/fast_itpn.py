@@ -58,7 +58,13 @@ _FIELDS = ('depths', 'embed_dim', 'num_heads')
 
 @dataclass(frozen=True)
 class Arch:
-    """Size of a network: blocks of the three stages, channels and heads of the main one."""
+    """Size of a network.
+
+    Attributes:
+        depths: Number of blocks at strides 4, 8 and 16.
+        embed_dim: Channels of the main stage, at stride 16; the others have a half and a quarter of them.
+        num_heads: Attention heads of the main stage.
+    """
 
     depths: tuple[int, int, int]
     embed_dim: int
@@ -275,13 +281,17 @@ class BaseITPN(StateDictAdapter, PretrainedModule):
     def forward_stages(
         self, x: Tensor, pos_embed: Tensor | None = None, *, mask_tokens: Callable[[Tensor], Tensor] | None = None
     ) -> list[Tensor]:
-        """The stages' maps of embedded patches, channels last, up to the last that is returned; then ``out_blocks``'.
+        """Run the stages on embedded patches, up to the last one whose map is returned.
 
         Args:
             x: What ``patch_embed`` gives, ``(B, H / 4, W / 4, C / 4)``, with sides that 4 divides.
             pos_embed: Position embedding of the main stage, ``(B or 1, H / 16, W / 16, C)``, for patches that are not
                 the cells of one image; None: that of the grid.
             mask_tokens: Changes the main stage's tokens before the position embedding: pre-training masks some there.
+
+        Returns:
+            The maps of the stages that were run, channels last, ``(B, H / s, W / s, C_i)`` with stride s = 4, 8, 16
+            (the one of stride 16 only if 2 is in ``out_indices``); then those of ``out_blocks``.
         """
         maps = [run_blocks(self.stage1, x, recompute=self.with_cp)]  # B, H / 4, W / 4, C / 4
         if self.last_stage >= 1:
@@ -372,17 +382,18 @@ class BaseITPN(StateDictAdapter, PretrainedModule):
             prefix: What precedes this backbone's own names, such as ``'backbone.'``.
 
         Returns:
-            ``(layer, number of layers)``; a usual scale is ``decay ** (number of layers - 1 - layer)``.
+            ``(layer, number of layers)``; a usual scale is ``decay ** (number of layers - 1 - layer)``. A name without
+            the prefix, such as that of a head, belongs to the last layer, as in mmpretrain's backbones.
 
         Raises:
-            ValueError: If no such parameter is in the backbone.
+            ValueError: If the name has the prefix, and no such parameter is in the backbone.
         """
-        if not param_name.startswith(prefix):
-            raise ValueError(f'{param_name!r} does not start with the prefix {prefix!r} of this backbone')
         first, second, main = self.depths
         starts = {'stage1': 1, 'merge1': 1 + first, 'stage2': 2 + first, 'merge2': 2 + first + second}
         starts['blocks'] = 3 + first + second
         num_layers = starts['blocks'] + main + 1
+        if not param_name.startswith(prefix):
+            return num_layers - 1, num_layers
         part, *rest = param_name[len(prefix) :].split('.')
         if part in ('patch_embed', 'pos_embed'):
             return 0, num_layers
@@ -556,7 +567,7 @@ class FastITPN(BaseITPN):
     def set_token_reduction(
         self, *, token_migration: Mapping | None = None, token_gathering: Mapping | None = None
     ) -> None:
-        """Work with fewer tokens from now on, or with all again: the arguments of that name, of a built network.
+        """Set ``token_migration`` and ``token_gathering`` of a built network; without arguments, switch both off.
 
         Weights stay as they are; offsets that ``learned=True`` adds start at 0, and go with the setting.
 
@@ -605,8 +616,8 @@ class FastITPN(BaseITPN):
 
         Raises:
             TypeError: If ``images`` is no list, or an image no floating-point tensor.
-            ValueError: If there is no image, one has another shape, the main stage is not run because of
-                ``out_indices``, or it has token migration or gathering, which work on the grid of one image.
+            ValueError: If there is no image, one has another shape, the batch sizes differ, the main stage is not run
+                because of ``out_indices``, or it has token migration or gathering, which work on the grid of one image.
         """
         self._check_joint(images, 'images')
         return self.forward_joint([self.embed_tokens(image) for image in images])

@@ -32,21 +32,19 @@ class ITPN(BaseITPN):
 
     The outputs are those that its pre-trained pyramid (``mmitpn.ITPNPyramid`` with ``kind='linear'``) takes: stages 1
     and 2 just before their merges, and the main stage, which has no final norm. The authors keep tokens in groups of
-    4x4; here they are plain maps, which gives the same values. Where the original stops with an error, on rectangles
-    with a relative position table, the table is resized, as for any other grid.
+    4x4; here they are plain maps, which gives the same values. With a relative position table the original raises an
+    error for images that are not square; here the table is resized for them, as for any other grid.
 
-    ==============================  =================  ======================
-    supervision, task               relative_position  layer_scale_init_value
-    ==============================  =================  ======================
-    pixel, detection                None               None
-    pixel, segmentation             'table'            None
-    CLIP, detection (the authors')  'decomposed'       0.1
-    CLIP, otherwise                 'table'            0.1
-    ==============================  =================  ======================
+    | supervision, task | ``relative_position`` | ``layer_scale_init_value`` |
+    |---|---|---|
+    | pixel, detection | None | None |
+    | pixel, segmentation | ``'table'`` | None |
+    | CLIP, detection (the authors') | ``'decomposed'`` | 0.1 |
+    | CLIP, otherwise | ``'table'`` | 0.1 |
 
     Args:
-        arch: ``'base'``, ``'large'`` (published), any other name of the family, or a dict of ``depths``,
-            ``embed_dim``, ``num_heads``.
+        arch: ``'base'``, ``'large'`` (published), ``'nano'``, ``'tiny'``, ``'small'`` (Fast-iTPN's sizes), or a dict of
+            ``depths``, ``embed_dim``, ``num_heads``.
         img_size: Side in pixels of the square image that the position embedding is learned for, a multiple of 16. None
             (default): that of the file that is loaded, so that its outputs at that size are those of the authors'
             network; 224 without a file. A number: the embedding of a file of another size is resized once, when it is

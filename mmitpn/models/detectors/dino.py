@@ -71,8 +71,9 @@ class DINO(QuietInit, MMDetDINO):
         as_two_stage: Must be True. Accepted because mmdet's configs contain it.
         dn_cfg: Denoising queries: ``label_noise_scale``, ``box_noise_scale`` and ``group_cfg``, as in mmdet. None:
             the published setting, 0.5, 1.0 and groups for 100 queries.
-        train_cfg: Config of the assigner.
-        test_cfg: ``dict(max_per_img=300)``.
+        train_cfg: ``assigner``: config of mmdet's assigner, whose costs match queries to objects; None: the detector
+            cannot be trained.
+        test_cfg: ``max_per_img``: maximum number of detections per image; None: the number of queries.
         data_preprocessor: Config of the data preprocessor.
         init_cfg: As in mmengine; ``Pretrained`` loads a complete detector here.
 

@@ -59,7 +59,11 @@ class DINOHead(MMDetDINOHead):
         dn_meta: Mapping[str, int],
         batch_gt_instances_ignore: None = None,
     ) -> dict[str, Tensor]:
-        """Losses from mmdet's ground truth; see :meth:`loss_by_targets`."""
+        """Losses from mmdet's ground truth; see :meth:`loss_by_assignment`.
+
+        Raises:
+            ValueError: If ``batch_gt_instances_ignore`` is given.
+        """
         if batch_gt_instances_ignore is not None:
             raise ValueError('DINO does not use batch_gt_instances_ignore: leave it out')
         targets = BoxTargets.of(batch_gt_instances, batch_img_metas)

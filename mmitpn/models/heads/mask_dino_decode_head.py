@@ -36,6 +36,9 @@ class MaskDINODecodeHead(BaseModule):
         init_cfg: As in mmengine.
         **settings: See :class:`~mmitpn.models.mask_dino.MaskDINOCore`. Defaults are those published for ADE20K: 100
             learned queries, ``box_start='no'``, a softmax loss with a background class.
+
+    Raises:
+        ValueError: If settings are inconsistent; the message names the allowed values.
     """
 
     def __init__(

@@ -21,10 +21,11 @@ class MaskDINOFusionHead(BaseModule):
     Args:
         num_things_classes: Number of thing classes.
         num_stuff_classes: Number of stuff classes.
-        test_cfg: ``instance_on``, ``panoptic_on``, ``semantic_on``: the results to compute. ``max_per_image``: maximum
-            number of instances per image. ``object_mask_thr``: minimum score of a panoptic segment; ``iou_thr``:
-            minimum fraction of its mask that is not covered by others. ``temperature``: of the softmax over sigmoid
-            scores that weights segments and label maps; None: the scores themselves.
+        test_cfg: The results to compute: ``instance_on`` (default True), ``panoptic_on`` and ``semantic_on`` (False).
+            ``max_per_image`` (100): maximum number of instances per image. ``object_mask_thr`` (0.25): minimum score of
+            a panoptic segment; ``iou_thr`` (0.8): minimum fraction of its mask that is not covered by others.
+            ``temperature`` (0.06): of the softmax over sigmoid scores that weights segments and label maps; None: the
+            scores themselves.
         init_cfg: As in mmengine.
 
     Raises:
@@ -64,7 +65,8 @@ class MaskDINOFusionHead(BaseModule):
         Returns:
             One dict per image, with the results that ``test_cfg`` switches on: ``ins_results`` (``InstanceData``:
             bboxes, labels, scores, masks), ``pan_results`` (``PixelData``: ``sem_seg`` ``(1, h, w)``, class + 1000 *
-            number of the thing), ``sem_results`` (``PixelData``: ``sem_seg`` ``(1, h, w)``).
+            number of the thing, from 1; stuff has number 0, and pixels without a segment are ``num_things_classes +
+            num_stuff_classes``), ``sem_results`` (``PixelData``: ``sem_seg`` ``(1, h, w)``).
         """
         results = []
         metas = [sample.metainfo for sample in batch_data_samples]

@@ -56,7 +56,13 @@ class ITPNPyramid(PretrainedModule):
             4 F of the linear kind.
         with_cp: Recompute every block in the backward pass instead of keeping its activations.
         weight_init: ``'trunc_normal'`` or ``'xavier'``, see :func:`initialize_weights`.
-        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` loads the pyramid of any Fast-iTPN pre-training file.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` loads the pyramid of any pre-training file: of Fast-iTPN
+            with ``kind='fast'``, of iTPN with ``kind='linear'``.
+
+    Attributes:
+        strides: Strides of the returned levels.
+        level_channels: Channels of each returned level: F, or F + C_i with ``concat_backbone``; C_i of strides from 32
+            on is that of stride 16.
 
     Raises:
         ValueError: If an argument is outside what is allowed; the message says what is.

@@ -37,13 +37,15 @@ class FeatureTeacher(Teacher):
         image_size: Side in pixels that images are resized to; None: as the student sees them.
         channels: Channels of the map. If they are given, the network is built when the model's weights are initialized
             (``init_weights``); None: it is built at once and run on zeros to find them.
-        mean: Mean that the network's images are normalized with, of 0 to 255.
-        std: Deviation that they are normalized with.
-        student_mean: Mean that the student's images are normalized with.
-        student_std: Deviation that they are normalized with.
+        mean: Mean that the network's images are normalized with, for pixel values from 0 to 255.
+        std: Standard deviation that the network's images are normalized with.
+        student_mean: Mean that the student's images are normalized with, for pixel values from 0 to 255.
+        student_std: Standard deviation that the student's images are normalized with.
 
     Raises:
-        ValueError: If there are no weights, or they do not fit, or there is no such layer.
+        ValueError: If there are no weights, they do not fit, there is no such layer, or its output is no map.
+        ImportError: If ``model`` is ``'timm::NAME'`` and timm is not installed.
+        FileNotFoundError: If there is no file ``weights``.
     """
 
     def __init__(
@@ -117,7 +119,7 @@ class FeatureTeacher(Teacher):
         )
         if found.shape[1] != self.channels:
             raise ValueError(
-                f'the teacher {self.name} has {found.shape[1]} channels, not {self.channels}: set channels'
+                f'channels is {self.channels}, but the teacher {self.name} gives {found.shape[1]}: set channels to that'
             )
         return found.permute(0, 2, 3, 1)
 

@@ -63,15 +63,13 @@ TEACHERS = {
 class ITPNPretrain(QuietInit, BaseModel):
     """Pre-trains a backbone together with its pyramid (arXiv 2211.12735, 3.1).
 
-    =========  ===================================  ========================  ===============================
-    form       masked patches                       teacher                   loss
-    =========  ===================================  ========================  ===============================
-    'fast'     replaced after the patch embedding   given (CLIP-L/14)         negative cosine, masked patches
-    'clip'     replaced before the main stage       given (CLIP-B/16)         two SmoothL1, all patches
-    'pixel'    removed                              normalized pixels         squared error, masked patches
-    'mfm'      replaced after the patch embedding   moving average, pixels    squared error, all patches
-    'hog'      replaced after the patch embedding   HOG (FastMIM)             squared error, all patches
-    =========  ===================================  ========================  ===============================
+    | ``form`` | masked patches | teacher | loss |
+    |---|---|---|---|
+    | ``'fast'`` | replaced after the patch embedding | given (CLIP-L/14) | negative cosine, masked patches |
+    | ``'clip'`` | replaced before the main stage | given (CLIP-B/16) | two SmoothL1, all patches |
+    | ``'pixel'`` | removed | normalized pixels | squared error, masked patches |
+    | ``'mfm'`` | replaced after the patch embedding | moving average, pixels | squared error, all patches |
+    | ``'hog'`` | replaced after the patch embedding | HOG (FastMIM) | squared error, all patches |
 
     The first three are those of the released code: Fast-iTPN's, and iTPN's with CLIP and with pixel supervision. 'mfm'
     is the paper's own description, of which no code is public: see :class:`FeatureHead` for our interpretation (pixels
@@ -167,12 +165,16 @@ class ITPNPretrain(QuietInit, BaseModel):
         """The entry of mmengine's runner.
 
         Args:
-            inputs: Normalized images ``(B, 3, H, W)``, sides multiples of 16.
-            data_samples: One per image; with ``masking='pipeline'`` they hold ``mask``.
+            inputs: Normalized images ``(B, 3, H, W)``; for ``'loss'`` with sides that are multiples of 16.
+            data_samples: One per image; with ``masking='pipeline'`` they have ``mask``.
             mode: ``'loss'``, or ``'tensor'``: the pyramid's levels of the whole images.
 
         Returns:
-            Losses by name, or maps.
+            Losses by name, or the levels ``(B, F, ceil(H / s), ceil(W / s))`` with stride s = 4, 8, 16.
+
+        Raises:
+            ValueError: If ``mode`` is another one, such as ``'predict'``; or, for ``'loss'``, if a side is not a
+                multiple of 16.
         """
         if mode == 'loss':
             return self.loss(inputs, data_samples)
@@ -218,5 +220,5 @@ class ITPNPretrain(QuietInit, BaseModel):
         return self.head(self.backbone, self.neck, inputs, masks), self.head.targets(given, inputs)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """For layer-wise learning-rate decay, as mmpretrain asks for it: see the backbone's."""
+        """Depth of a parameter for layer-wise learning-rate decay; those of neck and head are in the last layer."""
         return self.backbone.get_layer_depth(param_name, f'{prefix}backbone.')

@@ -174,7 +174,7 @@ class TokenHead(nn.Module):
         neck: Its pyramid.
         channels: Channels of the teacher's tokens.
         mask_at: ``'embedding'`` replaces masked patches right after the patch embedding; ``'main'`` before the main
-            stage, so that the pyramid sees them through its two finer levels.
+            stage, so that the content of masked patches still reaches the pyramid's two finer levels.
         embed: See :class:`PyramidFusion`.
         norm: ``'shared'``: the backbone's last norm also follows the sum (Fast-iTPN); ``'own'``: one of its own.
         loss: See :func:`loss_map`.
@@ -513,8 +513,8 @@ class FeatureHead(nn.Module):
             counts: Not needed.
 
         Returns:
-            ``stride4``, ``stride8``, ``stride16``, each ``(B, H_i, W_i, C_i)``, and ``tokens``, the pixels,
-            ``(B, h, w, 768)``.
+            ``stride4``, ``stride8``, ``stride16``, each ``(B, H_i, W_i, C_i)``, and, unless ``pixel_weight`` is 0,
+            ``tokens``, the pixels, ``(B, h, w, 768)``.
         """
         del counts
         maps = backbone.forward_stages(self.mask(backbone.patch_embed(images), masks))

@@ -67,7 +67,7 @@ class TokenGathering:
         )
 
     def windows(self, height: int, width: int) -> WindowPartition:
-        """The windows of a grid of tokens; one where no block would use them."""
+        """The windows of a grid of ``height`` x ``width`` tokens; one where ``window_size`` covers both sides."""
         return WindowPartition(height, width, self.window_size)
 
     def attention(self, tokens: WindowedTokens) -> GatheringAttention:
@@ -279,10 +279,10 @@ class QueryGatheringAttention(GatheringAttention):
 
     The weight of a cell in the softmax of a query q is the sum of exp(q k) over its keys k. Its logarithm is expanded
     around the mean query of the window to first order: the value there, and as gradient the mean of the keys weighted
-    by the attention of the mean query. So a gathering token is exact for the mean query, where
-    :class:`GatheringAttention` is exact for the query 0 only, which looks nowhere in particular. Its value is the mean
-    of the values with the same weights. With as many cells as tokens this is exactly global attention. The cost is
-    that of 1 + 2 ``num_tokens`` further queries per window with global attention.
+    by the attention of the mean query. So the key of a gathering token is exact for the mean query, while that of
+    :class:`GatheringAttention` is exact only for the query 0, which attends to all keys equally. The value of a
+    gathering token is the mean of the values with the same weights. With as many cells as tokens this is exactly global
+    attention. The cost is that of 1 + 2 ``num_tokens`` further queries per window with global attention.
 
     Args:
         tokens: Windows, positions and weights.
@@ -375,3 +375,4 @@ def _join(own: Tensor, far: Tensor) -> Tensor:
 
 
 POOLS: dict[str, type[GatheringAttention]] = {'mean': GatheringAttention, 'query': QueryGatheringAttention}
+"""Attention by the ``pool`` of :class:`TokenGathering`."""

@@ -42,11 +42,16 @@ class BaseTokenReducer(nn.Module):
 
     Args:
         depth: Blocks of the main stage.
-        at: The blocks before which tokens are taken away; None: a sixth of the way, block 2 at the earliest.
-        keep_ratio: Fraction of the tokens present that stay, at each of ``at``.
-        test_keep_ratio: The fraction while not training; None: the same.
-        whole_blocks: Number of blocks at the end that work on all tokens again; 0: they are back after the last
-            attention. None: 1, or 0 where tokens are taken away before the last block.
+        at: The blocks before which tokens are taken away: indices from 0, or from -1 backwards, ascending. None: one
+            block, ``round(depth / 6)`` but at least 2, such as block 4 of 24.
+        keep_ratio: Fraction of the present tokens that stay, at each of ``at``: more than 0, at most 1.
+        test_keep_ratio: The same fraction in evaluation mode; None: ``keep_ratio``.
+        whole_blocks: Number of blocks at the end that work on all tokens again; 0: all tokens are back after the
+            attention of the last block. None: 1, or 0 where tokens are taken away before the last block.
+
+    Raises:
+        ValueError: If an argument is outside what is allowed; the message says what is.
+        TypeError: If ``at`` is no sequence.
     """
 
     def __init__(
@@ -88,15 +93,33 @@ class BaseTokenReducer(nn.Module):
         return tokens if keep == count else self.reduce(tokens, block, keep)
 
     def reduce(self, tokens: WindowedTokens, block: nn.Module, keep: int) -> WindowedTokens:
-        """Keep ``keep`` tokens of every window."""
+        """Keep ``keep`` tokens of every window; subclasses define this.
+
+        Args:
+            tokens: The present tokens.
+            block: The block that comes next.
+            keep: Number of tokens of every window that stay: at least 1, and fewer than are present.
+
+        Returns:
+            The tokens that stay, as :meth:`WindowedTokens.select` gives them: it also notes how the others come back.
+        """
         raise NotImplementedError
 
 
 REDUCERS: dict[str, type[BaseTokenReducer]] = {}
+"""Methods by the ``type`` of ``token_migration``: ``TokenMigration`` and those of :func:`register_reducer`."""
 
 
 def register_reducer(cls: type[BaseTokenReducer]) -> type[BaseTokenReducer]:
     """Make a reducer available as ``token_migration=dict(type=NAME)``, by the name of its class.
+
+    The backbone builds it by ``cls(depth, **settings)``, where the settings are all other entries of the dict.
+
+    Args:
+        cls: A subclass of :class:`BaseTokenReducer`.
+
+    Returns:
+        The class itself, so that this can be used as a decorator.
 
     Raises:
         ValueError: If the name is taken.
@@ -127,7 +150,10 @@ class TokenMigration(BaseTokenReducer):
             alternate between the two colors of a checkerboard, so that no token is dropped for its similarity to one
             that is dropped too. 1: all at once, of both colors.
         follow: Whether dropped tokens receive the updates of kept ones.
-        **ratios: See :class:`BaseTokenReducer`.
+        **ratios: ``at``, ``keep_ratio``, ``test_keep_ratio`` and ``whole_blocks``, see :class:`BaseTokenReducer`.
+
+    Raises:
+        ValueError: If an argument is outside what is allowed; the message says what is.
     """
 
     def __init__(
@@ -210,13 +236,21 @@ def nearest(tokens: WindowedTokens, features: Tensor, kept: Tensor, dropped: Ten
 # redundant, in a range of at most 4
 Score = Callable[[Tensor, Tensor, WindowPartition], Tensor]
 SCORES: dict[str, Score] = {}
+"""Scores of :class:`TokenMigration` by name: ``bipartite``, ``neighborhood`` and those of :func:`register_score`."""
 
 
 def register_score(name: str) -> Callable[[Score], Score]:
     """Make a score available as ``token_migration=dict(score=name)``.
 
+    The decorated function gets features ``(B, windows, m, C)`` of length 1 (:func:`unit_features`), positions
+    ``(B, windows, m)`` in the full window, and the :class:`WindowPartition`. It returns the redundancy of each token,
+    ``(B, windows, m)``: tokens with the highest values are dropped first. Any two values may differ by at most 4.
+
     Args:
-        name: Its name in configs. Scores must differ by at most 4, as cosines do.
+        name: Its name in configs.
+
+    Returns:
+        The decorator, which returns the function.
 
     Raises:
         ValueError: If the name is taken.

@@ -22,6 +22,10 @@ class TokenReduction(nn.Module):
         depth: Blocks of the main stage.
         migration: ``token_migration`` of the backbone: ``type`` (a name of ``REDUCERS``) and its arguments.
         gathering: ``token_gathering`` of the backbone: the arguments of :class:`TokenGathering`.
+
+    Raises:
+        TypeError: If one of the two is neither a dict nor None, or has an unknown argument.
+        ValueError: If ``type`` is no name of ``REDUCERS``, or an argument is outside what is allowed.
     """
 
     def __init__(self, depth: int, *, migration: Mapping | None, gathering: Mapping | None) -> None:
@@ -41,7 +45,7 @@ class TokenReduction(nn.Module):
     def forward(
         self, blocks: Sequence[nn.Module], x: Tensor, *, last_block: int, out_blocks: Sequence[int], recompute: bool
     ) -> list[Tensor]:
-        """Run the blocks. Dropped tokens are back for the last of them, or after its attention.
+        """Run the blocks. Dropped tokens are put back as ``whole_blocks`` of :class:`BaseTokenReducer` says.
 
         Args:
             blocks: The main stage: blocks whose attention is :class:`WindowedAttention`.

@@ -179,7 +179,10 @@ class WindowedTokens:
             kept: Indices among the present tokens, ``(B, windows, k)``.
             dropped: The indices of all others, ``(B, windows, d)``.
             nearest_kept: For each of ``dropped`` the index in ``kept`` of the token whose updates it receives,
-                ``(B, windows, d)``: that one counts for both meanwhile. None: dropped tokens return unchanged.
+                ``(B, windows, d)``; this kept token counts for both meanwhile. None: dropped tokens return unchanged.
+
+        Returns:
+            The kept tokens ``(B, windows, k, C)``, with the way back to all of them.
         """
         order = torch.cat((kept, dropped), -1)
         ranks = torch.arange(order.shape[-1], device=order.device).expand_as(order)
@@ -215,7 +218,7 @@ class WindowedTokens:
 
 
 def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
-    """Tokens ``index`` ``(B, windows, k)`` of ``x`` ``(B, windows, m, C)``, as full rows."""
+    """The tokens ``(B, windows, k, C)`` of ``x`` ``(B, windows, m, C)`` at ``index`` ``(B, windows, k)``."""
     batch, windows, count, dim = x.shape
     first = torch.arange(0, batch * windows * count, count, device=x.device).view(batch, windows, 1)
     return x.reshape(-1, dim).index_select(0, (index + first).flatten()).view(batch, windows, -1, dim)

@@ -498,7 +498,7 @@ def test_convert_to_coco(tmp_path, layouts, capsys):
         content_of(old, split) for split in ('train', 'val')
     ]
     assert data_command.main(['convert', str(tmp_path / 'voc'), str(tmp_path / 'coco')]) == 2
-    assert 'is not empty; give a new or empty folder' in capsys.readouterr().err
+    assert 'is not an empty folder; give a new or empty folder' in capsys.readouterr().err
 
 
 def test_convert_label_maps(tmp_path, layouts):

@@ -190,8 +190,7 @@ def test_layer_depth_partitions_the_parameters():
     assert depths['stage2.1.mlp.fc1.weight'][0] == 4
     assert depths['blocks.0.gamma_1'][0] == 6
     assert depths['blocks.1.attn.qkv.weight'][0] == 7  # the last block: exactly one step below the head
-    with pytest.raises(ValueError, match='prefix'):
-        model.get_layer_depth('neck.align16.weight', 'backbone.')
+    assert model.get_layer_depth('neck.align16.weight', 'backbone.') == (8, 9)
     with pytest.raises(ValueError, match='not a parameter'):
         model.get_layer_depth('backbone.head.weight', 'backbone.')
 
