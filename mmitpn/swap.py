@@ -321,7 +321,7 @@ def try_model(config: str | Path, *, size: tuple[int, int] = TRIAL_SIZE) -> floa
         The loss.
 
     Raises:
-        ValueError: If the loss is not finite, or the backbone gets no gradient.
+        ValueError: If the model has no FastITPN, the loss is not finite, or the backbone gets no gradient.
     """
     demo_inputs.set_training_progress()
     with ExitStack() as stack:
@@ -335,7 +335,9 @@ def try_model(config: str | Path, *, size: tuple[int, int] = TRIAL_SIZE) -> floa
     loss.backward()
     if not loss.isfinite():
         raise ValueError(f'the loss of the first step is {float(loss)}')
-    backbone = next(module for module in model.modules() if isinstance(module, FastITPN))
+    backbone = next((module for module in model.modules() if isinstance(module, FastITPN)), None)
+    if backbone is None:
+        raise ValueError('the model has no mmitpn.FastITPN; give the config that mmitpn swap wrote')
     if backbone.blocks[0].attn.qkv.weight.grad is None:
         raise ValueError('the backbone gets no gradient')
     model.eval()

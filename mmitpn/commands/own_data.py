@@ -41,7 +41,7 @@ def add_own_data_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--val-fraction', type=float, metavar='F', help='fraction held out if no validation set exists (default: 0.15)'
     )
-    group.add_argument('--split-seed', type=int, default=0, metavar='N', help='which images are held out (default: 0)')
+    group.add_argument('--split-seed', type=int, metavar='N', help='seed for the images held out (default: 0)')
 
 
 def check_own_data_arguments(args: argparse.Namespace) -> None:
@@ -52,6 +52,7 @@ def check_own_data_arguments(args: argparse.Namespace) -> None:
         '--epochs': args.epochs,
         '--no-scale-lr': args.no_scale_lr,
         '--val-fraction': args.val_fraction,
+        '--split-seed': args.split_seed is not None,
     }
     given = [name for name, value in values.items() if value]
     if args.data is None and given:
@@ -69,7 +70,7 @@ def apply_own_data(cfg: Config, args: argparse.Namespace) -> list[str]:
         The changes, for the log of the run.
     """
     data = read_own_data(args.data, task=task_of(cfg), classes=args.classes, progress=show_progress)
-    data = split_off_validation(data, fraction=args.val_fraction, seed=args.split_seed)
+    data = split_off_validation(data, fraction=args.val_fraction, seed=args.split_seed or 0)
     data = write_own_data(data, Path(cfg.work_dir, 'data'))
     if is_main_process():
         print(data.describe())
@@ -101,7 +102,7 @@ def evaluate(runner: Runner, resolved: Config, report: ReportHook | None) -> Non
     rows = [(name, f'{value:.4f}' if isinstance(value, float) else value) for name, value in metrics.items()]
     print_log(
         f'{"best checkpoint " + best if best else "weights at the end of the run"}:\n'
-        f'{format_table(["metric", "value"], rows)}\nthe config that trains and tests again alone: {path}',
+        f'{format_table(["metric", "value"], rows)}\nthe complete config of the run: {path}',
         'current',
     )
     content = {'config': str(path), 'checkpoint': best, 'metrics': metrics}

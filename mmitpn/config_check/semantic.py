@@ -25,7 +25,7 @@ from .messages import format_list, numbered, quoted
 from .model import check_segmentor_heads, compares_labels, one_class_reason, segmentor_heads, two_class_options
 
 IGNORED = 255
-FIX = 'tools/data/check_semantic.py CONFIG --fix OUT'
+FIX = 'python tools/data/check_semantic.py CONFIG --fix OUT'
 """The command that fixes what can be fixed without asking."""
 SEARCHED = 1000
 """Label maps opened at most before a run is refused because of what a sample of them shows."""

@@ -152,7 +152,9 @@ class _LabelMapFolder:
         path = str(info.get('seg_map_path'))
         stored = read_stored(path)
         if stored is None:
-            raise ValueError(f'{self.entry.where}: label map {path} is missing or cannot be read; --fix cannot help')
+            raise ValueError(
+                f'{self.entry.where}: label map {path} is missing or cannot be read; restore it, or remove its image'
+            )
         gray = stored.ndim == 3
         if gray and not is_gray(stored):
             raise ValueError(

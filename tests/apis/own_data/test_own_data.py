@@ -154,6 +154,7 @@ def test_configs_for_other_data(config, folder, message, folders, tmp_path, caps
     ('options', 'message'),
     [
         (['--epochs', '3'], '--epochs belongs to --data DIR'),
+        (['--split-seed', '0'], '--split-seed belongs to --data DIR'),
         (['--data', 'nowhere'], "no folder 'nowhere' for --data"),
     ],
 )
