@@ -126,8 +126,8 @@ def read_own_data(
     if len(wanted) > 1:
         raise ValueError(
             f'{root} has several layouts: {", ".join(wanted)}; keep the files of one of them in the folder, so that it '
-            'is clear which annotations count (between objects and label maps, a config chooses, or mmitpn data inspect DIR'
-            ' --task)'
+            'is clear which annotations count (a config, or mmitpn data inspect DIR --task, chooses between objects and'
+            ' label maps)'
         )
     kind, _, read = LAYOUTS[wanted[0]]
     data = read(root, found[wanted[0]], classes, progress)
