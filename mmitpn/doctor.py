@@ -200,7 +200,7 @@ CHECKS = (
 
 
 def check_data(found: Diagnosis, config: str, options: Sequence[str]) -> None:
-    """Look for the data of a config (a file, or HOST::NAME) with overrides (``a.b.c=1``), then check it."""
+    """Look for the data of a config (a file, or FRAMEWORK::NAME) with overrides (``a.b.c=1``), then check it."""
     if try_import('mmengine') is not None or try_import('mmitpn.config_check.config') is not None:
         found.row('data', None, f'not checked: {config} cannot be read before the problems below are fixed')
         return
@@ -221,7 +221,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line; a mistake is one line and status 2."""
     layout = {'usage': argparse.SUPPRESS, 'formatter_class': argparse.RawDescriptionHelpFormatter}
     parser = argparse.ArgumentParser(prog='mmitpn doctor', description=__doc__, **layout)
-    parser.add_argument('--config', metavar='CONFIG', help='also look for the data of this config, or of HOST::NAME')
+    parser.add_argument('--config', metavar='CONFIG', help='also look for the data of this config or FRAMEWORK::NAME')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='override settings of CONFIG')
     args = parser.parse_args(argv)
     if wrong := [option for option in args.cfg_options if '=' not in option]:

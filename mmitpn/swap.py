@@ -273,7 +273,7 @@ def write_config(original: str, options: Mapping[str, Any], out: Path, *, commen
     All settings are written where a pure Python original cannot be imported (``faster-rcnn.py`` is no Python name).
 
     Args:
-        original: Path of the config it inherits, or ``HOST::NAME``.
+        original: Path of the config it inherits, or ``FRAMEWORK::NAME``.
         options: The settings that differ.
         out: File to write; its folder is created.
         comment: First line, without the sign.

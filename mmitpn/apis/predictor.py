@@ -33,8 +33,8 @@ class Predictor:
     test-time augmentation.
 
     Args:
-        config: Path of a config of mmdet, mmseg or mmpretrain; the name of one of ours; ``HOST::NAME`` for one of an
-            installed framework; or the name of a complete model, ``nano-shapes``, whose weights are then known too.
+        config: Path of a config of mmdet, mmseg or mmpretrain; the name of one of ours; ``FRAMEWORK::NAME`` for one of
+            an installed framework; or the name of a complete model, ``nano-shapes``, whose weights are then known too.
             Also a file of ``mmitpn export`` (``.onnx``, ``.xml``, ``.pt2``), which has its weights inside and runs on
             the CPU.
         weights: The checkpoint of the whole model: a file, an address, a sharded checkpoint (a folder), or a name

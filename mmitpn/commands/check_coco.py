@@ -25,7 +25,7 @@ from mmitpn.engine.config_utils import register_host_configs, resolve_config
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('target', metavar='CONFIG|FILE.json', help='config file, HOST::NAME, or COCO annotation file')
+    parser.add_argument('target', metavar='CONFIG|FILE.json', help='config file, FRAMEWORK::NAME, or COCO JSON file')
     parser.add_argument('--images', type=Path, metavar='DIR', help='folder of the images of FILE.json')
     parser.add_argument('--classes', nargs='+', metavar='NAME', help='classes to compare FILE.json with')
     parser.add_argument(

@@ -16,7 +16,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog='mmitpn predict SOURCE --model FILE predicts with the file.'
     )
-    parser.add_argument('model', metavar='MODEL', help='config file, its name, HOST::NAME, or nano-shapes')
+    parser.add_argument('model', metavar='MODEL', help='config file, its name, FRAMEWORK::NAME, or nano-shapes')
     parser.add_argument('weights', nargs='?', metavar='WEIGHTS', help='checkpoint of the whole model, or its name')
     parser.add_argument('--format', default='onnx', help='onnx (default), openvino or torch')
     parser.add_argument(

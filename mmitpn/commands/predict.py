@@ -44,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--model',
         required=True,
         metavar='CONFIG_OR_NAME',
-        help='config, its name, HOST::NAME, nano-shapes, or an exported file',
+        help='config, its name, FRAMEWORK::NAME, nano-shapes, or an exported file',
     )
     parser.add_argument('--weights', metavar='FILE_OR_NAME', help='checkpoint of the model; nano-shapes has its own')
     parser.add_argument(

@@ -1,6 +1,6 @@
 """Evaluate a checkpoint with the metrics of its config; the figures also go into WORK_DIR/test_metrics.json.
 
-CONFIG is a file, the name of one of ours, or HOST::NAME for one of an installed framework; CHECKPOINT a file, an
+CONFIG is a file, the name of one of ours, or FRAMEWORK::NAME for one of an installed framework; CHECKPOINT a file, an
 address, a folder (sharded), or a name (nano-shapes).
 """
 
@@ -48,7 +48,7 @@ MASK_HEADS = ('mask_head', 'panoptic_head', 'panoptic_fusion_head')
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', metavar='CONFIG', help='config file, its name, or HOST::NAME')
+    parser.add_argument('config', metavar='CONFIG', help='config file, its name, or FRAMEWORK::NAME')
     parser.add_argument('checkpoint', metavar='CHECKPOINT', help='checkpoint file, address or name')
     parser.add_argument('--out', metavar='FILE', help='save the predictions: .pkl (any model) or .json (detectors)')
     parser.add_argument('--show', action='store_true', help='show each prediction in a window')

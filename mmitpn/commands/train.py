@@ -1,7 +1,7 @@
 """Train a model from a config.
 
-CONFIG is a file, the name of one of ours (dino-4scale_fast-itpn-b_8xb2-12e_coco), or HOST::NAME for one of an installed
-framework (mmdet::dino/dino-4scale_r50_8xb2-12e_coco). With --data DIR it is trained on the dataset in that folder.
+CONFIG is a file, the name of one of ours (dino-4scale_fast-itpn-b_8xb2-12e_coco), or FRAMEWORK::NAME for one of an
+installed framework (mmdet::dino/dino-4scale_r50_8xb2-12e_coco). With --data DIR it is trained on the dataset in that folder.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from mmitpn.weights import find_local_file
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', metavar='CONFIG', help='config file, its name, or HOST::NAME')
+    parser.add_argument('config', metavar='CONFIG', help='config file, its name, or FRAMEWORK::NAME')
     parser.add_argument(
         '--amp', action='store_true', help='mixed precision: bf16, or fp16 with loss scaling on GPUs without it'
     )

@@ -69,8 +69,8 @@ def resolve_config(name: str | Path) -> Path:
     """Find a config file by path or by name.
 
     Args:
-        name: A path; ``HOST::NAME`` with an installed framework (mmdet, mmseg, mmpretrain, mmitpn) and the path of the
-            file below its ``configs`` folder, ``mmdet::dino/dino-4scale_r50_8xb2-12e_coco``; or a config of this
+        name: A path; ``FRAMEWORK::NAME`` with an installed framework (mmdet, mmseg, mmpretrain, mmitpn) and the path of
+            the file below its ``configs`` folder, ``mmdet::dino/dino-4scale_r50_8xb2-12e_coco``; or a config of this
             project by its file name, ``dino-4scale_fast-itpn-b_8xb2-12e_coco``, or its path below ``configs``. Names
             are written with or without ``.py``.
 
@@ -102,7 +102,7 @@ def _find_below(folder: Path, name: str, problem: str) -> Path:
     near = difflib.get_close_matches(wanted, names, n=3) or difflib.get_close_matches(Path(wanted).name, stems, n=3)
     raise FileNotFoundError(
         f'{problem} (searched in {folder}; these are near: {", ".join(near) or "none"}); give the path of a config,'
-        ' its name, or HOST::NAME for one of an installed framework'
+        ' its name, or FRAMEWORK::NAME for one of an installed framework'
     )
 
 

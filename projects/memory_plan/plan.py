@@ -3,7 +3,7 @@ r"""Estimate the memory that a training run needs on each GPU, before it is queu
     python projects/memory_plan/plan.py configs/dino/dino-4scale_fast-itpn-l_8xb2-12e_coco.py --gpus 8 --size 1333x800
     python projects/memory_plan/plan.py CONFIG --size 512 --check
 
-CONFIG is a file, or HOST::NAME. Parameters, gradients and the states of the config's own optimizer are counted;
+CONFIG is a file, or FRAMEWORK::NAME. Parameters, gradients and the states of the config's own optimizer are counted;
 activations and temporaries are measured in real steps on small images on this machine's CPU and extrapolated to the
 size and batch of the run. --check trains at that size on the CPU and compares. README.md says how far to trust it. GB
 are 10^9 bytes.
@@ -51,7 +51,7 @@ TRIM = {'MALLOC_TRIM_THRESHOLD_': '131072'}
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse and check the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', metavar='CONFIG', help='config of a training run: a file, or HOST::NAME')
+    parser.add_argument('config', metavar='CONFIG', help='config of a training run: a file, or FRAMEWORK::NAME')
     parser.add_argument('--size', type=parse_size, required=True, metavar='HxW', help='of the images in pixels')
     parser.add_argument(
         '--gpus',

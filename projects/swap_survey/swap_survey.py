@@ -40,7 +40,7 @@ class TrialResult:
     """The result of one config.
 
     Attributes:
-        config: ``HOST::NAME``.
+        config: ``FRAMEWORK::NAME``.
         reason: Why it does not work; empty where it does.
     """
 
@@ -97,7 +97,7 @@ def try_config(config: str, *, arch: str = 'nano', seconds: float = 120) -> Tria
     """Swap the backbone of a config, train it for one step and let it predict, in a process of its own.
 
     Args:
-        config: A path, or ``HOST::NAME``.
+        config: A path, or ``FRAMEWORK::NAME``.
         arch: Architecture of the backbone.
         seconds: Time limit.
     """

@@ -24,7 +24,7 @@ from mmitpn.visualization.predictions import read_coco_images
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('target', metavar='CONFIG|FILE.json', help='config file, HOST::NAME, or COCO annotation file')
+    parser.add_argument('target', metavar='CONFIG|FILE.json', help='config file, FRAMEWORK::NAME, or COCO JSON file')
     parser.add_argument('--out', type=Path, required=True, metavar='FILE.png', help='the grid of images')
     parser.add_argument('--images', type=Path, metavar='DIR', help='folder of the images of FILE.json')
     parser.add_argument('--split', default='train', choices=['train', 'val', 'test'], help='data loader of CONFIG')

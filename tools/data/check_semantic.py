@@ -24,7 +24,7 @@ from mmitpn.engine.config_utils import register_host_configs, resolve_config
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', metavar='CONFIG', help='config file, or HOST::NAME')
+    parser.add_argument('config', metavar='CONFIG', help='config file, or FRAMEWORK::NAME')
     parser.add_argument(
         '--splits', nargs='+', default=['train', 'val'], choices=['train', 'val', 'test'], help='data loaders of CONFIG'
     )
