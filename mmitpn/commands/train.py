@@ -1,7 +1,8 @@
 """Train a model from a config.
 
 CONFIG is a file, the name of one of ours (dino-4scale_fast-itpn-b_8xb2-12e_coco), or FRAMEWORK::NAME for one of an
-installed framework (mmdet::dino/dino-4scale_r50_8xb2-12e_coco). With --data DIR it is trained on the dataset in that folder.
+installed framework (mmdet::dino/dino-4scale_r50_8xb2-12e_coco). With --data DIR it is trained on the dataset in that
+folder.
 """
 
 from __future__ import annotations
