@@ -42,7 +42,7 @@ def read_image(path: str | None, *, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ValueError(f'the image has more than {Image.MAX_IMAGE_PIXELS:,} pixels; {limit}') from error
     except Exception as error:  # any error of a decoder is about the upload
-        raise ValueError(f'the file ({size:,} bytes) is no image; {kinds}; choose another one') from error
+        raise ValueError(f'the file ({size:,} bytes) is not an image; {kinds}; choose another one') from error
     width, height = image.size
     if width * height > max_pixels:
         raise ValueError(f'the image has {width} x {height} = {width * height:,} pixels; {limit}')

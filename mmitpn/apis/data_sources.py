@@ -252,7 +252,7 @@ def _download(url: str) -> np.ndarray:
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     if image is None:
         raise ValueError(
-            f'{url} is no image ({len(content):,} bytes); addresses of videos end in one of {" ".join(VIDEOS)}'
+            f'{url} is not an image ({len(content):,} bytes); addresses of videos end in one of {" ".join(VIDEOS)}'
         )
     return np.ascontiguousarray(image[..., ::-1])
 

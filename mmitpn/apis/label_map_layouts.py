@@ -242,7 +242,7 @@ def read_stored_map(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             pixels = np.asarray(image)
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f'{path} is no label map that can be read: {error}; write it again') from error
+        raise ValueError(f'{path} is not a readable label map: {error}; write it again') from error
     if pixels.dtype == bool:
         return pixels.astype(np.uint8)
     if pixels.ndim == 3:

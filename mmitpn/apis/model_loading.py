@@ -251,7 +251,7 @@ def find_outputs(model: nn.Module) -> tuple[str, ...]:
         return ('probabilities',)
     if 'BaseDetector' not in bases:
         raise ValueError(
-            f'{type(model).__name__} is no detector of mmdet, segmentor of mmseg or classifier of mmpretrain'
+            f'{type(model).__name__} is not a detector of mmdet, segmentor of mmseg or classifier of mmpretrain'
         )
     fusion = getattr(model, 'panoptic_fusion_head', None)
     if fusion is None:

@@ -271,7 +271,7 @@ class Result:
         """
         path = Path(path)
         if path.suffix.lower() not in Image.registered_extensions():
-            raise ValueError(f'{path}: {path.suffix!r} is no ending of an image file; use .jpg or .png')
+            raise ValueError(f'{path}: {path.suffix!r} is not a suffix of an image file; use .jpg or .png')
         drawing = Image.fromarray(self.draw())
         path.parent.mkdir(parents=True, exist_ok=True)
         drawing.save(path, **({'quality': 95} if path.suffix.lower() in ('.jpg', '.jpeg', '.webp') else {}))

@@ -103,7 +103,7 @@ def _read_xml(path: Path, file: Path) -> tuple[Path, tuple[int, int], list[tuple
                 element.remove(polygon)  # read above, without drawing it
         found, names = detections_from_xml_obj(tree, [], size)
     except (ParseError, ValueError) as error:
-        raise ValueError(f'{file} is no annotation file of Pascal VOC: {error}') from error
+        raise ValueError(f'{file} is not an annotation file of Pascal VOC: {error}') from error
     labels = [] if found.class_id is None else found.class_id.tolist()
     return (
         path,

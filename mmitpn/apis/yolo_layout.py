@@ -141,7 +141,7 @@ def read_yolo(
             try:
                 read = yolo_annotations_to_detections([' '.join(line) for line in lines], size, with_masks=False)
             except ValueError as error:
-                raise ValueError(f'{file} is no label file of YOLO: {error}') from error
+                raise ValueError(f'{file} is not a label file of YOLO: {error}') from error
             labels = [] if read.class_id is None else read.class_id.tolist()
             wrong = sorted({label for label in labels if not 0 <= label < len(names)})
             if wrong:

@@ -291,7 +291,7 @@ def explain_position_embedding(own: Mapping[str, Tensor], given: Mapping[str, Te
     if there is None or there.shape[::2] != here.shape[::2]:
         return ''
     return (
-        f'the position embedding in the file has {there.shape[1]} tokens, which is no square grid, and '
+        f'the position embedding in the file has {there.shape[1]} tokens, which is not a square grid, and '
         f"the module's has {here.shape[1]}: resize that of the file to a square grid, or give another file"
     )
 

@@ -164,7 +164,7 @@ def _released_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
     if not is_mask_dino(content):
         inner = content.get('model', content)
         raise ValueError(
-            f'this is no released MaskDINO checkpoint: no weight is below sem_seg_head. (it holds'
+            f'this is not a released MaskDINO checkpoint: no weight is below sem_seg_head. (it holds'
             f' {some(list(map(str, inner)))})'
         )
     return unwrap_state_dict(content)[0]

@@ -76,7 +76,7 @@ def read_index(folder: str | Path) -> Metadata:
     """
     path = Path(folder) / INDEX
     if not path.is_file():
-        raise FileNotFoundError(f'{folder} has no {INDEX}: it is no checkpoint of shards, or not written to its end')
+        raise FileNotFoundError(f'{folder} has no {INDEX}: it is not a sharded checkpoint, or not a complete one')
     try:
         with path.open('rb') as file:
             index = _IndexUnpickler(file).load()
@@ -91,7 +91,7 @@ def read_index(folder: str | Path) -> Metadata:
         ) from error
     found = getattr(index, 'state_dict_metadata', None)
     if found is None:
-        raise ValueError(f'{path} is no index of a checkpoint in shards: it holds a {type(index).__name__}')
+        raise ValueError(f'{path} is not the index of a sharded checkpoint: it holds a {type(index).__name__}')
     other = [name for name, entry in found.items() if not isinstance(entry, TensorStorageMetadata)]
     if other:
         raise ValueError(f'{folder} holds more than tensors ({", ".join(other[:3])}), which is not read')

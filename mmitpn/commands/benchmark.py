@@ -62,7 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text!r} is no integer of at least 1')
+        raise argparse.ArgumentTypeError(f'{text!r} is not an integer of at least 1')
     return int(text)
 
 

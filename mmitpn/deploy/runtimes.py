@@ -163,7 +163,7 @@ def load_session(path: str | os.PathLike, *, threads: int | None = None, trust: 
         raise FileNotFoundError(f'no file {path} (seen from {Path.cwd()})')
     kind = format_of(path)
     if kind is None:
-        raise ValueError(f'{path}: {path.suffix!r} is no ending of an exported network; allowed: {", ".join(SUFFIXES)}')
+        raise ValueError(f'{path}: {path.suffix!r} is not a suffix of exported files; allowed: {", ".join(SUFFIXES)}')
     if threads is not None:
         check_int('threads', threads)
     if kind == 'torch':

@@ -179,7 +179,7 @@ def _problem(node: Any, graph: _Graph) -> str | None:
     if (node.domain, node.op_type) in graph.functions:
         return None  # its body is checked
     if node.domain not in ('', 'ai.onnx'):
-        return 'is no operator of ONNX: it needs a plugin'
+        return 'is not an operator of ONNX: it needs a plugin'
     if node.op_type not in SUPPORTED:
         return f'is not supported by {LIST_VERSION}'
     index = _DATA_INPUT.get(node.op_type, 0)

@@ -130,7 +130,8 @@ def model_kind(model: nn.Module) -> str:
         if isinstance(model, ITPNPretrain):
             return 'pretraining'
     raise TypeError(
-        f'{type(model).__name__} is no detector of mmdet, segmentor of mmseg, classifier of mmpretrain or ITPNPretrain'
+        f'{type(model).__name__} is not a detector of mmdet, segmentor of mmseg, classifier of mmpretrain or'
+        ' ITPNPretrain'
     )
 
 

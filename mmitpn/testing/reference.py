@@ -64,7 +64,7 @@ def build_reference_case(name: str, checkpoint: str | os.PathLike | Mapping[str,
     content = checkpoint if isinstance(checkpoint, Mapping) else read_checkpoint(checkpoint)
     info = identify(content)
     if info.arch is None or info.pyramid is None:
-        raise ValueError(f'{name}: the weights are no backbone with its pyramid, but {info.description}')
+        raise ValueError(f'{name}: the weights are not a backbone with its pyramid, but {info.description}')
     arch = {'depths': info.arch.depths, 'embed_dim': info.arch.embed_dim, 'num_heads': info.arch.num_heads}
     scale = 0.1 if info.layer_scale else None
     size = 16 * (info.grid[0] if info.grid else 14)
@@ -119,7 +119,7 @@ def build_pretrain_case(checkpoint: str | os.PathLike | Mapping[str, Any], *, fo
         The network, in evaluation mode and fp32; its teacher is random.
 
     Raises:
-        ValueError: If the weights are no backbone with its pyramid, or the prediction layers are not in them.
+        ValueError: If the weights are not a backbone with its pyramid, or the prediction layers are not in them.
     """
     from mmitpn.models.selfsup import ITPNPretrain, RandomTeacher  # needs mmpretrain
 

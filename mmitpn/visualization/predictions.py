@@ -56,18 +56,18 @@ def read_coco_images(
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is no COCO file, the two do not belong together, or an argument is out of range.
+        ValueError: If a file is not a COCO file, the two do not belong together, or an argument is out of range.
     """
     if number < 1 or not 0 <= score_threshold <= 1:
         raise ValueError(f'number is {number} and score_threshold {score_threshold}; allowed: 1 and up, 0 to 1')
     content = _read_json(ann_file, 'annotation file')
     keys = {'images', 'annotations', 'categories'}
     if not isinstance(content, dict) or not keys <= set(content) or not content['images']:
-        raise ValueError(f'{ann_file} is no COCO file with images, annotations and categories')
+        raise ValueError(f'{ann_file} is not a COCO file with images, annotations and categories')
     found = _read_json(results, 'file of results') if isinstance(results, str | Path) else list(results or ())
     if not isinstance(found, list) or any(not {'image_id', 'category_id', 'bbox', 'score'} <= set(r) for r in found):
         raise ValueError(
-            'the results are no list of COCO detections (image_id, category_id, bbox, score each); mmdet writes them'
+            'the results are not a list of COCO detections (image_id, category_id, bbox, score each); mmdet writes them'
             " with test_evaluator.outfile_prefix='...', into '....bbox.json'"
         )
     names = {category['id']: category['name'] for category in content['categories']}
@@ -143,7 +143,7 @@ def draw_predictions(
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is no COCO file, the two do not belong together, or an argument is out of range.
+        ValueError: If a file is not a COCO file, the two do not belong together, or an argument is out of range.
     """
     *both, names = read_coco_images(
         ann_file, img_dir, results, number=number, score_threshold=score_threshold, masks=masks

@@ -81,7 +81,7 @@ def test_an_image_from_the_web(server):
     assert [item.frame for item in DataSource(f'{server}/clip.avi')] == [0, 1, 2, 3]
     with pytest.raises(FileNotFoundError, match='cannot be downloaded'):
         next(iter(DataSource(f'{server}/gone.png')))
-    with pytest.raises(ValueError, match='is no image'):
+    with pytest.raises(ValueError, match='is not an image'):
         next(iter(DataSource(f'{server}/notes.txt')))
 
 

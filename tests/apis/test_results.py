@@ -137,7 +137,7 @@ def test_labels_stay_inside_the_image():
 
 
 def test_mistakes_in_saving(instances, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"'\.pth' is no ending of an image file"):
+    with pytest.raises(ValueError, match=r"'\.pth' is not a suffix of an image file"):
         instances.save(tmp_path / 'a.pth')
     monkeypatch.setitem(sys.modules, 'supervision', None)
     with pytest.raises(ImportError, match='need supervision: pip install supervision'):

@@ -527,7 +527,7 @@ def test_a_mistake_is_one_sentence(arguments, message, capsys, tmp_path):
     ('arguments', 'message'),
     [
         (['--images', '3'], '--images and --cfg-options belong to --data CONFIG'),
-        (['--batch', '0'], "'0' is no integer of at least 1"),
+        (['--batch', '0'], "'0' is not an integer of at least 1"),
         (['--seconds', 'x'], "'x' seconds; give a number above 0"),
         (['--data', 'a', '--cfg-options', 'b'], "--cfg-options 'b' must be KEY=VALUE"),
     ],

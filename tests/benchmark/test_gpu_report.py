@@ -87,7 +87,7 @@ def test_reports_of_other_cards_are_not_mixed(tmp_path):
     with pytest.raises(ValueError, match=r"'card': 'another'.*give another folder"):
         open_report(tmp_path)
     (tmp_path / 'report.json').write_text('[]')
-    with pytest.raises(ValueError, match='is no report of this tool'):
+    with pytest.raises(ValueError, match='is not a report of this tool'):
         open_report(tmp_path)
 
 

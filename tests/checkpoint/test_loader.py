@@ -378,7 +378,7 @@ def test_a_pyramid_with_missing_weights(pretrained, small_neck, logged):
 
 def test_position_embeddings_of_no_square(pretrained, small_backbone, logged):
     state = {**pretrained, 'pos_embed': torch.zeros(1, 190, 64)}
-    _fails(small_backbone(), state, '190 tokens, which is no square grid', logged)
+    _fails(small_backbone(), state, '190 tokens, which is not a square grid', logged)
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])

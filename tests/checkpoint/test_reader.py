@@ -334,7 +334,7 @@ def test_an_index_with_code_in_it_is_refused(read, tmp_path):
     with pytest.raises(ValueError, match=r'is not read: it refers to builtins\.print, which no index needs'):
         read(Call(print, 'run'))
     (tmp_path / '.metadata').unlink()
-    with pytest.raises(FileNotFoundError, match=r'it is no checkpoint of shards'):
+    with pytest.raises(FileNotFoundError, match=r'it is not a sharded checkpoint'):
         read_sharded(tmp_path)
 
 

@@ -181,7 +181,7 @@ def large_png(side: int) -> bytes:
     ('content', 'message'),
     [
         (None, 'there is no image: upload one'),
-        (b'text', r'the file \(4 bytes\) is no image; allowed: JPEG, PNG, WEBP, BMP; choose another one'),
+        (b'text', r'the file \(4 bytes\) is not an image; allowed: JPEG, PNG, WEBP, BMP; choose another one'),
         (EXAMPLE.read_bytes()[:4000], r'the JPEG file \(4,000 bytes\) is damaged; allowed: .*; save it again'),
         (large_png(1001), r'has 1001 x 1001 = 1,002,001 pixels; allowed: up to 1,000,000 \(--max-pixels\); make it'),
         (large_png(60_000), r'has more than [\d,]+ pixels; allowed: up to 1,000,000'),  # 10.8 GB if it were decoded
@@ -291,7 +291,7 @@ def test_in_a_browser(address: str, expected: dict[bool, mmitpn.Result], tmp_pat
         page.locator('input[type=file]').first.set_input_files(damaged)
         page.locator('img[src*="damaged.jpg"]').wait_for(state='attached')
         run.click()
-        page.get_by_text('the file (12 bytes) is no image').wait_for()
+        page.get_by_text('the file (12 bytes) is not an image').wait_for()
 
         page.locator('img[src*="shapes_1.jpg"]').first.click()
         page.locator('img[src*="damaged.jpg"]').wait_for(state='detached')

@@ -118,7 +118,7 @@ INT64, UINT8, BOOL = TensorProto.INT64, TensorProto.UINT8, TensorProto.BOOL
         ([node('DequantizeLinear', 'x', 's')], {'types': {'x': UINT8}}, 'DequantizeLinear is not supported for UINT8'),
         (
             [node('Sample', 'x', domain='mmdeploy')], {'opsets': [helper.make_opsetid('mmdeploy', 1)]},
-            'mmdeploy.Sample is no operator of ONNX: it needs a plugin',
+            'mmdeploy.Sample is not an operator of ONNX: it needs a plugin',
         ),
         ([node('Relu', 'x')], {'opset': 8}, 'opset 8 is outside 9 to 24'),
     ],

@@ -82,7 +82,7 @@ class GpuReport:
             found = json.loads(self.file.read_text(encoding='utf-8'))
             platform, rows = found['platform'], found['rows']
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f'{self.file} is no report of this tool; remove it or give another folder') from error
+            raise ValueError(f'{self.file} is not a report of this tool; remove it or give another folder') from error
         if platform != self.platform:
             raise ValueError(f'{self.file} is of {platform}, and this is {self.platform}; give another folder')
         return rows
