@@ -321,7 +321,7 @@ def test_a_file_without_the_head_is_refused(small_model, tmp_path):
     state = {key: value for key, value in case.model.state_dict().items() if not key.startswith('bbox_head')}
     torch.save({'state_dict': state}, path)
     missing = len(case.model.state_dict()) - len(state)
-    text = rf'has {len(state)} of the {len(state) + missing} weights of the model; .* some of bbox_head \({missing}\)'
+    text = rf'has {len(state)} of the {len(state) + missing} weights of the model; .*, in bbox_head \({missing}\)'
     with pytest.raises(ValueError, match=text):
         mmitpn.Predictor(case.config, path)
 

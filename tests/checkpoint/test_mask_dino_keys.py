@@ -155,7 +155,7 @@ def test_a_swin_transformer():
 
 def test_other_files_are_refused():
     assert not is_mask_dino({'state_dict': {'a': torch.zeros(1)}})
-    with pytest.raises(ValueError, match='no released MaskDINO checkpoint'):
+    with pytest.raises(ValueError, match='not a released MaskDINO checkpoint'):
         load_mask_dino_checkpoint(MaskDINOHead(**SMALL), {'a': torch.zeros(1)})
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
+from mmengine.registry import DefaultScope
 from torch import nn
 
 DECAY = 0.8
@@ -264,15 +265,14 @@ def test_mmpretrain_backbones_work():
 
 def test_mmpretrains_constructor_takes_the_backbone():
     """It asks ``get_layer_depth`` for the parameters of the head too."""
-    mmpretrain = pytest.importorskip('mmpretrain')
+    pytest.importorskip('mmpretrain')
     from mmpretrain.engine.optimizers import LearningRateDecayOptimWrapperConstructor
     from mmpretrain.models import ImageClassifier
 
-    del mmpretrain
     backbone = {'type': 'mmitpn.FastITPN', 'arch': {'depths': (1, 1, 2), 'embed_dim': 32, 'num_heads': 1}}
-    model = ImageClassifier(
-        backbone | {'out_indices': (2,)}, head={'type': 'LinearClsHead', 'num_classes': 3, 'in_channels': 32}
-    )
+    head = {'type': 'LinearClsHead', 'num_classes': 3, 'in_channels': 32}
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = ImageClassifier(backbone | {'out_indices': (2,)}, head=head)
     build = LearningRateDecayOptimWrapperConstructor(
         {'optimizer': {'type': 'AdamW', 'lr': 1.0, 'weight_decay': 0.05}}, {'layer_decay_rate': 0.5}
     )

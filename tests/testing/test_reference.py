@@ -47,7 +47,7 @@ def test_sizes_are_read_off_the_weights(authors_itpn_weights, relative):
 def test_unknown_names_and_weights_are_refused(authors_itpn_weights, finetuned):
     with pytest.raises(ValueError, match="the case is 'cls_base'; give a name that starts with det_ or seg_"):
         build_reference_case('cls_base', authors_itpn_weights())
-    with pytest.raises(ValueError, match='no backbone with its pyramid'):
+    with pytest.raises(ValueError, match='not a backbone with its pyramid'):
         build_reference_case('det_fast', finetuned)
 
 

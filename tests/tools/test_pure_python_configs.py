@@ -267,8 +267,8 @@ def test_a_class_derived_from_ours_takes_pretrained_weights(folder):
         pass
 
     cfg = Config({'model': {'backbone': {'type': Derived}, 'neck': {'type': torch.nn.Identity}}})
-    use_pretrained(cfg, 'w.pth')
-    assert cfg.model.backbone.init_cfg.checkpoint == 'w.pth'
+    use_pretrained(cfg, __file__)
+    assert cfg.model.backbone.init_cfg.checkpoint == __file__
     assert 'init_cfg' not in cfg.model.neck
     with pytest.raises(ValueError, match=r"\['Identity', None\]"):
         use_pretrained(Config({'model': {'backbone': {'type': torch.nn.Identity}}}), 'w.pth')

@@ -196,7 +196,7 @@ def test_wrong_files_are_reported(data: dict, tmp_path: Path) -> None:
         read({**data, 'results': tmp_path / 'no.json'})
     with pytest.raises(FileNotFoundError, match='no image at'):
         read({**data, 'img_dir': tmp_path / 'elsewhere'})
-    with pytest.raises(ValueError, match='no list of COCO detections'):
+    with pytest.raises(ValueError, match='not a list of COCO detections'):
         read({**data, 'results': data['ann_file']})
     with pytest.raises(ValueError, match='no COCO file'):
         read({**data, 'ann_file': data['results']})
