@@ -198,7 +198,7 @@ def test_wrong_files_are_reported(data: dict, tmp_path: Path) -> None:
         read({**data, 'img_dir': tmp_path / 'elsewhere'})
     with pytest.raises(ValueError, match='not a list of COCO detections'):
         read({**data, 'results': data['ann_file']})
-    with pytest.raises(ValueError, match='no COCO file'):
+    with pytest.raises(ValueError, match='not a COCO file'):
         read({**data, 'ann_file': data['results']})
     broken = tmp_path / 'broken.json'
     broken.write_text('{"images": [')
