@@ -136,7 +136,7 @@ def train(args: argparse.Namespace, steps: list[FirstStepHook]) -> None:
     if args.auto_scale_lr:
         apply_auto_scale_lr(cfg)
     if args.pretrained is not None:
-        use_pretrained(cfg, args.pretrained)
+        use_pretrained(cfg, args.pretrained, resumes=args.resume is not None or bool(cfg.get('resume')))
     apply_train_options(cfg, args)
     if args.resume is not None:
         apply_resume(cfg, args.resume)

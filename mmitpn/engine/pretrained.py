@@ -27,7 +27,7 @@ SCHEMES = ('', 'file', 'http', 'https', *NAMED)  # of addresses that are read he
 # --- --pretrained ----------------------------------------------------------------------------------------------------
 
 
-def use_pretrained(cfg: Config, checkpoint: str) -> None:
+def use_pretrained(cfg: Config, checkpoint: str, *, resumes: bool = False) -> None:
     """Let backbone and neck start from one file.
 
     Args:
@@ -35,6 +35,8 @@ def use_pretrained(cfg: Config, checkpoint: str) -> None:
         checkpoint: Path or URL of any layout that :func:`mmitpn.checkpoint.load_pretrained` knows, or weights by name
             (:func:`mmitpn.weights.resolve_weights`), which are downloaded now. The config gets their name, not the
             path on this machine.
+        resumes: Whether the run may resume, which does not need the file: a missing one is reported only where its
+            name looks like weights by name.
 
     Raises:
         ValueError: If neither the backbone nor the neck is one of this project's.
@@ -48,8 +50,10 @@ def use_pretrained(cfg: Config, checkpoint: str) -> None:
             " (see README.md, 'Swap a backbone'), or set their own init_cfg"
         )
     if '://' not in checkpoint and not Path(checkpoint).exists() and find_local_file(checkpoint) is None:
-        advice = advise_on_missing(checkpoint) or '; mmitpn weights list has the names, mmitpn weights get downloads'
-        raise FileNotFoundError(f'--pretrained {checkpoint}: there is no such file{advice}')
+        advice = advise_on_missing(checkpoint)
+        if advice or not resumes:
+            advice = advice or '; mmitpn weights list has the names, mmitpn weights get downloads'
+            raise FileNotFoundError(f'--pretrained {checkpoint}: there is no such file{advice}')
     if resolve_weights(checkpoint) != checkpoint and '://' not in checkpoint:
         checkpoint = f'{SCHEME}{checkpoint}'
     for part in parts.values():

@@ -320,6 +320,13 @@ def test_a_missing_file_is_reported_at_once(missing, advice):
         use_pretrained(config_with(), missing)
 
 
+def test_a_run_that_resumes_does_not_need_the_file():
+    """A queue starts the same command again, when the file may be gone."""
+    cfg = config_with()
+    use_pretrained(cfg, 'gone.pth', resumes=True)
+    assert cfg.model.backbone.init_cfg.checkpoint == 'gone.pth'
+
+
 def test_one_file_for_backbone_and_neck(weights):
     cfg = config_with()
     use_pretrained(cfg, weights)
