@@ -49,7 +49,7 @@ _format_configs_once()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--thorough``."""
-    parser.addoption('--thorough', action='store_true', help='also the tests that compile and export for minutes')
+    parser.addoption('--thorough', action='store_true', help='also the tests that take minutes, and every size')
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     reasons = {} if torch.cuda.is_available() else {'gpu': 'torch sees no CUDA device'}
     if not config.getoption('--thorough'):
-        reasons['thorough'] = 'compiles or exports for minutes: --thorough runs it'
+        reasons['thorough'] = 'minutes of compiling, or another size: --thorough runs it'
     for item in items:
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):

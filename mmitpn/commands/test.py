@@ -43,7 +43,8 @@ from mmitpn.weights import resolve_weights
 from mmitpn.weights.zoo import advise_on_missing
 
 BOX_TTA = 'DetTTAModel'
-MASK_HEADS = ('mask_head', 'panoptic_head', 'panoptic_fusion_head')
+# Of models that predict masks; the box head of RTMDet-Ins does, and has a threshold only.
+MASK_KEYS = ('mask_head', 'panoptic_head', 'panoptic_fusion_head', 'mask_thr_binary')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -117,7 +118,7 @@ def require_tta(cfg: Config) -> None:
                 f'--tta needs {name} in the config, which has none; there is a default for mmdet models only'
             )
     merges_boxes = not cfg.get('tta_model') or is_type(cfg.tta_model, BOX_TTA)
-    if merges_boxes and (head := find_key(cfg.model, MASK_HEADS)):
+    if merges_boxes and (head := find_key(cfg.model, MASK_KEYS)):
         raise ValueError(
             f"--tta merges boxes only (mmdet's {BOX_TTA}), and the model of the config predicts masks ({head}): leave"
             ' --tta out, or give a tta_model of yours that merges masks'

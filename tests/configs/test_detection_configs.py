@@ -21,8 +21,21 @@ MASK_DINO = sorted(path for path in (ROOT / 'configs/mask_dino').glob('*.py') if
 QUICKSTART = sorted((ROOT / 'configs/quickstart').glob('mask-dino_*.py'))
 
 
+# One of each kind of network is run by default; the other sizes by --thorough.
+RUN = (
+    *('dino-4scale_fast-itpn-t_8xb2-12e_coco', 'dino-5scale_fast-itpn-t_8xb2-12e_coco', *RCNN_TRAINED),
+    *('mask-dino_fast-itpn-t_8xb2-12e_coco-instance', 'mask-dino_fast-itpn-t_8xb2-50e_coco-panoptic'),
+    'mask-dino_r50_8xb2-50e_coco-instance',
+)
+
+
 def name(path: Path) -> str:
     return path.stem
+
+
+def trained(paths: list[Path]) -> list:
+    """Parameters of a test that trains: those that are not in ``RUN`` are marked."""
+    return [pytest.param(path, marks=() if path.stem in RUN else pytest.mark.thorough) for path in paths]
 
 
 def test_dino_has_every_size():
@@ -43,7 +56,7 @@ def test_dino_channels_and_levels_fit(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('path', [path for path in DINO if not path.stem.endswith('-fsdp')], ids=name)
+@pytest.mark.parametrize('path', trained([path for path in DINO if not path.stem.endswith('-fsdp')]), ids=name)
 def test_dino_trains_and_tests_one_iteration(path, photos, tmp_path, run_once):
     cfg = Config.fromfile(path)
     small = [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations', 'with_bbox': True}]
@@ -134,7 +147,7 @@ NETWORKS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('path', NETWORKS, ids=name)
+@pytest.mark.parametrize('path', trained(NETWORKS), ids=name)
 def test_mask_dino_trains_and_tests_one_iteration(path, photos, tmp_path, run_once):
     cfg = Config.fromfile(path)
     panoptic = 'panoptic' in path.stem

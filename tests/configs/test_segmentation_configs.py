@@ -17,8 +17,20 @@ MASK_DINO_ADE20K = sorted((ROOT / 'configs/mask_dino').glob('*ade20k*.py'))
 SHAPES = ROOT / 'configs/quickstart/upernet_fast-itpn-nano_shapes.py'
 
 
+# One of each kind of network is run by default; the other sizes by --thorough.
+RUN = (
+    *('upernet_fast-itpn-t_8xb2-160k_ade20k-512x512', 'upernet_itpn-b-pixel_8xb2-160k_ade20k-512x512'),
+    'mask-dino_fast-itpn-t_8xb2-160k_ade20k-512x512',
+)
+
+
 def name(path: Path) -> str:
     return path.stem
+
+
+def trained(paths: list[Path]) -> list:
+    """Parameters of a test that trains: those that are not in ``RUN`` are marked."""
+    return [pytest.param(path, marks=() if path.stem in RUN else pytest.mark.thorough) for path in paths]
 
 
 def build(cfg: Config) -> torch.nn.Module:
@@ -87,7 +99,7 @@ def test_an_image_smaller_than_the_crop_is_one_window():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('path', [p for p in UPERNET if '-l' not in p.stem], ids=name)
+@pytest.mark.parametrize('path', trained([path for path in UPERNET if '-l' not in path.stem]), ids=name)
 def test_upernet_trains_and_tests_one_iteration(path, photos, tmp_path, run_once):
     cfg = Config.fromfile(path)
     cfg.model.data_preprocessor.size = (128, 128)
@@ -109,7 +121,7 @@ def test_upernet_trains_and_tests_one_iteration(path, photos, tmp_path, run_once
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('path', MASK_DINO_ADE20K, ids=name)
+@pytest.mark.parametrize('path', trained(MASK_DINO_ADE20K), ids=name)
 def test_mask_dino_trains_and_tests_one_iteration(path, photos, tmp_path, run_once):
     pytest.importorskip('mmdet')
     cfg = Config.fromfile(path)

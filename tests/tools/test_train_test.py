@@ -476,6 +476,7 @@ def test_mistakes_in_training_are_one_line(mistake, options, says):
         (['mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco', 'toy.py', '--tta'],
          "--tta merges boxes only (mmdet's DetTTAModel), and the model of the config predicts masks (mask_head)"),
         (['mask-dino_fast-itpn-t_8xb2-50e_coco-panoptic', 'toy.py', '--tta'], '(panoptic_head)'),
+        (['mmdet::rtmdet/rtmdet-ins_l_8xb32-300e_coco', 'toy.py', '--tta'], '(mask_thr_binary)'),
     ],
 )  # fmt: skip
 def test_mistakes_in_testing_are_one_line(mistake, options, says):
