@@ -48,7 +48,9 @@ def test_detectors_train_and_predict(name, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', SEGMENTORS)
+@pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=() if name == 'fcn' else pytest.mark.thorough) for name in SEGMENTORS]
+)
 def test_segmentors_train_and_predict(name, tmp_path, capsys):
     pytest.importorskip('mmseg')
     register_host_configs()

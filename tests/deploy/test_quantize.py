@@ -174,7 +174,8 @@ def test_presets_are_for_tasks_and_have_reasons():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', ['onnx', pytest.param('openvino', marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize('kind', ['onnx', 'openvino'])
 def test_a_detector_in_int8_finds_the_same_objects(kind, tmp_path):
     import mmitpn
     from mmitpn.datasets import generate_shapes

@@ -247,6 +247,7 @@ def test_mask_dino(train):
     assert_the_same_curve(train, 'mask-dino_fast-itpn-nano_shapes-instance', MASK_DINO)
 
 
+@pytest.mark.thorough
 def test_upernet(train):
     assert_the_same_curve(train, 'upernet_fast-itpn-nano_shapes', UPERNET)
 
@@ -288,6 +289,7 @@ def test_metrics_of_a_detector(train, run, folder):
     assert 0 < metrics['coco/segm_mAP'] < 1
 
 
+@pytest.mark.thorough
 def test_metrics_of_a_segmentor(train, run):
     metrics = assert_the_same_metrics(run, train('upernet_fast-itpn-nano_shapes', UPERNET, 1))
     assert 0 < metrics['mIoU'] < 100

@@ -139,7 +139,7 @@ def test_both_kinds_have_the_same_scores(runs, train):
     assert reports[0]['metrics'] == reports[1]['metrics']
 
 
-@pytest.mark.parametrize('kind', ['full', 'sharded'])
+@pytest.mark.parametrize('kind', [pytest.param('full', marks=pytest.mark.thorough), 'sharded'])
 def test_a_sharded_run_resumes(runs, train, kind):
     checkpoint = str(train.folder / kind / 'iter_2.pth')
     more = f'strategy = dict(checkpoints={kind!r})'

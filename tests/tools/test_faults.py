@@ -233,7 +233,7 @@ def two_uninterrupted(launch) -> Path:
     ('fault', 'rank', 'resumes_from'),
     [
         ('kill:8', 1, 6),  # one process
-        ('all:7', 0, 6),
+        pytest.param('all:7', 0, 6, marks=pytest.mark.thorough),
         ('launcher:7', 0, 10),  # its processes save, at the step at which they ask each other, and end
     ],
 )

@@ -301,6 +301,7 @@ def test_two_hosts_restart_together(launch_toy, hosts, steps):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_two_hosts_evaluate(launch_toy, hosts, restarted):
     work_dir = launch_toy.folder / 'hosts_evaluated'
     on_both(

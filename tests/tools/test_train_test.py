@@ -426,6 +426,7 @@ def test_two_processes_take_the_same_first_step_as_one(toy, trained, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_two_processes_evaluate_as_one(toy, trained, tmp_path):
     call(toy, 'bash', ROOT / 'tools' / 'dist_test.sh', 'toy.py', trained / 'epoch_2.pth', 2, '--work-dir', tmp_path)
     assert 'coco/bbox_mAP' in json.loads((tmp_path / 'test_metrics.json').read_text())['metrics']

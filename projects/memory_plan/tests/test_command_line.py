@@ -107,6 +107,7 @@ def test_precision_of_a_config(tool: ModuleType) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_training_process_needs_what_was_predicted(tool: ModuleType, tmp_path: Path) -> None:
     out = tmp_path / 'check.json'
     command = [str(QUICKSTART), '--size', '384x416', '--batch', '4', '--check', '--json', str(out)]

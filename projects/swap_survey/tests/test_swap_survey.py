@@ -47,7 +47,7 @@ def test_what_hangs_or_ends_its_process_stops_nothing():
     'config',
     [
         'detr/detr_r50_8xb2-150e_coco.py',  # one map of stride 32
-        'htc/htc_r50_fpn_1x_coco.py',  # semantic ground truth
+        pytest.param('htc/htc_r50_fpn_1x_coco.py', marks=pytest.mark.thorough),  # semantic ground truth
         'ddod/ddod_r50_fpn_1x_coco.py',  # 3x3 positions at the coarsest level
     ],
 )

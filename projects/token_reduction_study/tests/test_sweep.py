@@ -49,6 +49,7 @@ def test_every_dtype_has_its_own_global_row():
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_sweep_is_measured_shown_and_drawn(tmp_path):
     cases = sweep_cases('nano', (320, 320), methods=['gathering+migration', 'gathering+ToMe'], keep_ratios=[0.5])
     steps = []
