@@ -217,6 +217,14 @@ def test_the_marks_of_sphinx_are_gone(site: Site) -> None:
     assert '<code>ExportedModel</code>' in pages[site.folder / 'api/predict.html']
 
 
+def test_examples_are_blocks_of_code(site: Site) -> None:
+    """A section that griffe does not know, such as ``Example:``, becomes text in which ``>>>`` are quotations."""
+    for path in site.pages:
+        assert 'class="example"' not in path.read_text(encoding='utf-8'), path.name
+    text = (site.folder / 'api/predict.html').read_text(encoding='utf-8')
+    assert re.search(r'class="gp">&gt;&gt;&gt; ', text)
+
+
 # --- search and llms.txt --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(('word', 'page'), SEARCHES.items(), ids=SEARCHES)
 def test_the_search_finds(site: Site, word: str, page: str) -> None:

@@ -64,7 +64,7 @@ class Predictor:
             the device cannot be used; a ``.pt2`` file is not trusted; or an argument is for another kind of model, such
             as ``threads`` for a config, or ``dtype`` for an exported file.
 
-    Example:
+    Examples:
         >>> import mmitpn
         >>> model = mmitpn.Predictor('nano-shapes')
         >>> for result in model.predict('images/'):

@@ -168,9 +168,9 @@ def test_options_that_do_not_fit(options, message, tmp_path, capsys):
 
 @pytest.fixture(scope='module')
 def three_classes(tmp_path_factory) -> Path:
-    """364 generated images, three of the five classes."""
+    """52 generated images, three of the five classes."""
     root = tmp_path_factory.mktemp('shapes')
-    generate_shapes(root, 300, 64, seed=5, size=(48, 64))
+    generate_shapes(root, 40, 12, seed=5, size=(48, 64))
     for split in ('train', 'val'):
         path = root / f'coco/annotations/instances_{split}2017.json'
         content = json.loads(path.read_text())
@@ -253,7 +253,7 @@ def runs(three_classes, tmp_path_factory, layouts) -> SimpleNamespace:
 def test_three_layouts_give_the_same_run(runs):
     found = {name: read_own_data(folder) for name, folder in runs.folders.items()}
     assert {data.layout for data in found.values()} == {'COCO', 'YOLO', 'Pascal VOC'}
-    assert sum(split.num_images for split in found['coco'].splits.values()) == 364
+    assert sum(split.num_images for split in found['coco'].splits.values()) == 52
     logs = {
         name: [
             {key: value for key, value in line.items() if not key.endswith('time') and key != 'memory'} for line in log
