@@ -319,6 +319,7 @@ MINUTES, DATA, FILES = 'takes minutes or hours', 'needs COCO, ADE20K or ImageNet
 NOT_RUN = {
     'bash tools/install.sh': 'makes environments: tests/test_installation.py',
     'bash tools/quickstart.sh': MINUTES,
+    'python tools/quickstart.py --seed 0 --cfg-options': MINUTES,
     'bash tests/run.sh': 'is what runs this',
     'python tools/train.py configs/quickstart/mask-dino_fast-itpn-nano_photos': DATA,
     'python -m pytest': 'is a part of what runs this',

@@ -13,7 +13,7 @@ pytest.importorskip('mmpretrain')
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / 'configs/classification').glob('*.py'))
-TRAINED = ('fast-itpn-t_16xb64-100e_in1k-224', 'fast-itpn-t_16xb64-100e_in1k-384')
+TRAINED = ('fast-itpn-t_16xb64-100e_in1k-224', 'fast-itpn-t_16xb64-100e_in1k-384')  # the second by --thorough
 
 
 def name(path: Path) -> str:
@@ -51,7 +51,15 @@ def folders(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('path', [path for path in CONFIGS if path.stem in TRAINED], ids=name)
+@pytest.mark.parametrize(
+    'path',
+    [
+        pytest.param(path, marks=() if path.stem == TRAINED[0] else pytest.mark.thorough)
+        for path in CONFIGS
+        if path.stem in TRAINED
+    ],
+    ids=name,
+)
 def test_trains_and_tests_one_iteration(path, folders, tmp_path, run_once):
     cfg = Config.fromfile(path)
     for loader in (cfg.train_dataloader, cfg.val_dataloader):

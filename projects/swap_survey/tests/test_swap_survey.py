@@ -48,7 +48,7 @@ def test_what_hangs_or_ends_its_process_stops_nothing():
     [
         'detr/detr_r50_8xb2-150e_coco.py',  # one map of stride 32
         pytest.param('htc/htc_r50_fpn_1x_coco.py', marks=pytest.mark.thorough),  # semantic ground truth
-        'ddod/ddod_r50_fpn_1x_coco.py',  # 3x3 positions at the coarsest level
+        pytest.param('ddod/ddod_r50_fpn_1x_coco.py', marks=pytest.mark.thorough),  # 3x3 positions at the coarsest level
     ],
 )
 def test_heads_of_other_kinds_work(config):

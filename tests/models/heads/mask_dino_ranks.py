@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from datetime import timedelta
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def work(rank: int, folder: str, heads: dict[str, nn.Module], cases: dict) -> No
     own = {
         name: ([x[rank : rank + 1] for x in maps], samples[rank : rank + 1]) for name, (maps, samples) in cases.items()
     }
-    results = {kind: _learn(head, own) for kind, head in heads.items()}
+    # Tensors that a process is started with share their memory with the other process.
+    results = {kind: _learn(deepcopy(head), own) for kind, head in heads.items()}
     torch.save(results, Path(folder) / f'{rank}.pth')
     dist.destroy_process_group()
 

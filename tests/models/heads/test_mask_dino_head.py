@@ -333,6 +333,8 @@ def test_two_processes_train_as_one_even_if_one_has_no_objects(
                 torch.testing.assert_close(mean, value, rtol=1e-4, atol=1e-5, msg=lambda m, w=where: f'{w}: {m}')
         for name, value in rank0['weights'].items():
             assert torch.equal(value, rank1['weights'][name]), name
+        start = heads[kind].state_dict()
+        assert any(not torch.equal(value, start[name]) for name, value in rank0['weights'].items())
 
 
 def outputs(masks, logits, boxes=None):
