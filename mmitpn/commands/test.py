@@ -43,7 +43,7 @@ from mmitpn.weights import resolve_weights
 from mmitpn.weights.zoo import advise_on_missing
 
 BOX_TTA = 'DetTTAModel'
-# Of models that predict masks; the box head of RTMDet-Ins does, and has a threshold only.
+# Keys of models that predict masks. In RTMDet-Ins the box head does, and only its test_cfg shows it.
 MASK_KEYS = ('mask_head', 'panoptic_head', 'panoptic_fusion_head', 'mask_thr_binary')
 
 
